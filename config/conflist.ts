@@ -1,0 +1,34 @@
+import { inSandbox } from "./paths.ts";
+import { addressAt, parseNetwork } from "./network.ts";
+import type { StackConfig } from "./schema.ts";
+
+/** Where the conflist lies in the sandbox; containerd takes the first file by name. */
+export const conflistPath = `${inSandbox.cniConfig}/10-gvisor-k3s.conflist`;
+
+/** The addresses of the node's pods: the first /24 of the cluster's network, which is what the controller manager gives the first node. */
+export function podSubnet(clusterCidr: string): string {
+  return `${addressAt(parseNetwork(clusterCidr)!, 0)}/24`;
+}
+
+/** The CNI configuration of the pod network; it holds for pods that start from now on. */
+export function renderConflist(options: StackConfig["network"], clusterCidr: string): string {
+  const conflist = {
+    cniVersion: "1.1.0",
+    name: "gvisor-k3s",
+    plugins: [
+      {
+        type: "gvisor-bridge",
+        bridge: options.bridge,
+        mtu: options.mtu,
+        ipam: {
+          type: "host-local",
+          // A pod's address dies with the sandbox, so its reservation must too: /run is a tmpfs.
+          dataDir: "/run/cni",
+          ranges: [[{ subnet: podSubnet(clusterCidr) }]],
+          routes: [{ dst: "0.0.0.0/0" }],
+        },
+      },
+    ],
+  };
+  return `${JSON.stringify(conflist, null, 2)}\n`;
+}

@@ -1,0 +1,39 @@
+import { stringify } from "yaml";
+import { inSandbox } from "./paths.ts";
+import type { StackConfig } from "./schema.ts";
+
+/**
+ * The server's config file, in k3s's own keys (k3s's docs, "Configuration File"): both distributions read it.
+ * A change takes effect by a restart of the server, which running pods survive.
+ */
+export function renderNodeConfig(name: string, address: string, options: StackConfig["node"]): string {
+  const lists = {
+    "node-label": Object.entries(options.labels).map(([key, value]) => `${key}=${value}`),
+    "kubelet-arg": options.kubeletArgs,
+    "kube-apiserver-arg": options.apiServerArgs,
+    "kube-controller-manager-arg": options.controllerManagerArgs,
+    "kube-scheduler-arg": options.schedulerArgs,
+  };
+  return stringify({
+    "data-dir": inSandbox.nodeData,
+    "node-name": name,
+    "node-ip": address,
+    "bind-address": address,
+    "https-listen-port": options.httpsListenPort,
+    "write-kubeconfig": inSandbox.kubeconfig,
+    "write-kubeconfig-mode": "0600",
+    "cluster-cidr": options.clusterCidr,
+    "service-cidr": options.serviceCidr,
+    "cluster-dns": options.clusterDns,
+    "cluster-domain": options.clusterDomain,
+    "container-runtime-endpoint": `unix://${inSandbox.containerdSocket}`,
+    "resolv-conf": "/etc/resolv.conf",
+    // Without netfilter none of these can work in gVisor, and the embedded server does not have them.
+    "flannel-backend": "none",
+    "disable-kube-proxy": true,
+    "disable-network-policy": true,
+    "disable-helm-controller": true,
+    "disable-cloud-controller": true,
+    ...Object.fromEntries(Object.entries(lists).filter(([, values]) => values.length > 0)),
+  });
+}

@@ -1,0 +1,234 @@
+import { createHash } from "node:crypto";
+import { z } from "zod";
+import { addressAt, contains, overlap, parseNetwork } from "./network.ts";
+import { type Problem, refuse } from "./problems.ts";
+
+/** Ports that the node's own servers take beside `node.httpsListenPort`, by who takes them. */
+export const NODE_PORTS = { kubelet: 10250, "kubelet health": 10248, "controller manager": 10257, scheduler: 10259 } as const;
+
+/** Sandboxes without a `sandbox.subnet` of their own get one from here, chosen by their name. */
+const SUBNET_POOL = parseNetwork("10.107.0.0/16")!;
+
+const quantity = z.string().regex(/^[1-9]\d*(Mi|Gi)$/, "a whole number with Mi or Gi behind it, such as 4Gi, is allowed");
+const cidr = z.string().refine((text) => parseNetwork(text) !== undefined, "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed");
+const port = z.int("a whole number from 1 to 65535 is allowed").min(1, "a whole number from 1 to 65535 is allowed").max(65535, "a whole number from 1 to 65535 is allowed");
+const absolutePath = z.string().regex(/^\//, "an absolute path is allowed");
+const dnsLabel = z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/, "up to 63 lower-case letters, digits and dashes are allowed, no dash at either end");
+const imageName = z.string().regex(/^[a-z0-9.-]+(:\d+)?\/[a-z0-9._/-]+(:[\w.-]+|@sha256:[0-9a-f]{64})$/, "a full image name with registry and tag or digest is allowed, such as registry.example/team/app:1.2");
+const componentArguments = (program: string) =>
+  z
+    .array(z.string().regex(/^[a-z][a-z0-9-]*=.*$/s, `name=value without leading dashes is allowed, such as v=2`))
+    .default([])
+    .describe(`Arguments for ${program} as \`name=value\`, over those that this project sets. Changing them restarts the node's server; pods live on.`);
+
+const ociRule = z.union([
+  z.strictObject({ dropNamespace: z.enum(["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"]) }),
+  z.strictObject({ dropMaskedPath: absolutePath }),
+  z.strictObject({ dropMount: absolutePath }),
+  z.strictObject({ unset: z.string().min(1) }),
+  z.strictObject({ set: z.string().min(1), value: z.json() }),
+]);
+
+/** One change that the runtime wrapper makes to every container's OCI spec. */
+export type OciRule = z.infer<typeof ociRule>;
+
+/**
+ * Every option of the stack, its default and its doc. The README's table is generated from here.
+ * Values are checked one by one here, and against each other in {@link parseStackConfig}.
+ */
+export const stackSchema = z.strictObject({
+  name: z
+    .string()
+    .regex(/^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$/, "up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last")
+    .describe("The sandbox's name, one per machine; also the node's name. Default: the stack's name. Changing it replaces the sandbox, and the cluster in it is lost."),
+  distribution: z
+    .enum(["embedded", "k3s"])
+    .default("embedded")
+    .describe("The server binary: `embedded` is built from the Kubernetes modules; `k3s`, the official release, is not available yet."),
+  sandbox: z
+    .strictObject({
+      subnet: cidr
+        .optional()
+        .describe("The link between host and sandbox: an IPv4 network of 4 to 256 addresses; the host takes the first address, the node the second. Default: four addresses of 10.107.0.0/16, chosen by `name`. Changing it replaces the sandbox."),
+      memory: quantity
+        .nullable()
+        .default("4Gi")
+        .describe("What the whole sandbox may use at most, from 512Mi; `null` for no limit. Changing it restarts the sandbox."),
+      cpus: z
+        .number()
+        .min(0.1, "a number from 0.1 is allowed")
+        .nullable()
+        .default(null)
+        .describe("How many CPUs' worth of time the sandbox may use, from 0.1; `null` for no limit. Changing it restarts the sandbox."),
+      platform: z
+        .enum(["systrap", "kvm", "ptrace"])
+        .default("systrap")
+        .describe("How gVisor intercepts system calls. Changing it restarts the sandbox."),
+      runsc: absolutePath
+        .optional()
+        .describe("A `runsc` to use in place of the one that is built from the pinned module. Changing it restarts the sandbox."),
+    })
+    .prefault({}),
+  runtime: z
+    .strictObject({
+      patches: z
+        .array(z.string())
+        .default([])
+        .describe("Patches by id (`toolchain/runc/patches/ID.patch`) that runc is built with. Changing them restarts containerd; running pods keep their runc's containers."),
+      rules: z
+        .array(ociRule)
+        .default([])
+        .describe("Changes to every container's OCI spec, in order: `{dropNamespace}`, `{dropMaskedPath}`, `{dropMount}`, `{unset}` or `{set, value}`. Without any there is no wrapper."),
+      runc: absolutePath.optional().describe("A static `runc` to use in place of the one that is built."),
+    })
+    .prefault({}),
+  containerd: z
+    .strictObject({
+      snapshotter: z
+        .enum(["overlayfs", "native"])
+        .default("overlayfs")
+        .describe("How image layers become a container's root: `overlayfs` shares them, `native` copies them. Changing it restarts containerd; running pods live on."),
+      logLevel: z.enum(["debug", "info", "warn", "error"]).default("info").describe("Changing it restarts containerd; running pods live on."),
+      containerd: absolutePath.optional().describe("A static `containerd` to use in place of the one that is built; `shim` must then be of the same version."),
+      shim: absolutePath.optional().describe("A static `containerd-shim-runc-v2` to use in place of the one that is built; it must be of containerd's version."),
+    })
+    .prefault({}),
+  node: z
+    .strictObject({
+      httpsListenPort: port.default(6443).describe("The API server's port, on the node's address only. Changing it restarts the node's server."),
+      clusterDomain: z
+        .string()
+        .regex(/^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$/, "a DNS name is allowed")
+        .default("cluster.local")
+        .describe("The DNS domain of Services and pods."),
+      clusterCidr: cidr.default("10.42.0.0/16").describe("The pods' addresses; 256 addresses (a /24) are the node's. Changing it does not move pods that run."),
+      serviceCidr: cidr.default("10.43.0.0/16").describe("The Services' addresses."),
+      clusterDns: z.ipv4("an IPv4 address is allowed").optional().describe("The address of the cluster's DNS Service, inside `serviceCidr`. Default: its tenth address."),
+      labels: z.record(z.string(), z.string()).default({}).describe("Labels that the node registers with."),
+      kubeletArgs: componentArguments("the kubelet"),
+      apiServerArgs: componentArguments("kube-apiserver"),
+      controllerManagerArgs: componentArguments("kube-controller-manager"),
+      schedulerArgs: componentArguments("kube-scheduler"),
+    })
+    .prefault({}),
+  network: z
+    .strictObject({
+      bridge: z
+        .string()
+        .regex(/^[a-z][a-z0-9-]{0,14}$/, "up to 15 lower-case letters, digits and dashes are allowed, a letter first")
+        .default("cni0")
+        .describe("The bridge in the sandbox that pods are attached to."),
+      mtu: z.int("a whole number from 1280 to 65535 is allowed").min(1280, "a whole number from 1280 to 65535 is allowed").max(65535, "a whole number from 1280 to 65535 is allowed").default(1500).describe("The MTU of pods that start from now on."),
+    })
+    .prefault({}),
+  images: z
+    .array(absolutePath)
+    .default([])
+    .describe("Archives (OCI layout or docker save, plain tar) to import before the test pod starts. Images that are already there stay when an archive is taken off the list."),
+  pod: z
+    .strictObject({
+      enabled: z.boolean().default(true).describe("Whether the test pod is part of the stack."),
+      namespace: dnsLabel.default("default").describe("The test pod's namespace, which must exist. Changing it replaces the pod."),
+      image: imageName.optional().describe("The test pod's image. Default: the project's own test image, which is built here. Changing it replaces the pod."),
+      args: z.array(z.string()).default([]).describe("Arguments for the image's entry point. Changing them replaces the pod."),
+    })
+    .prefault({}),
+});
+
+/** What a user may write: everything but the name is optional. */
+export type StackConfigInput = z.input<typeof stackSchema>;
+
+/** A checked configuration: every default is filled in. */
+export type StackConfig = ReturnType<typeof parseStackConfig>;
+
+/**
+ * Fills in the defaults and checks everything.
+ * @throws InputError that lists every problem at once
+ */
+export function parseStackConfig(input: unknown) {
+  const parsed = stackSchema.safeParse(input, { reportInput: true });
+  if (!parsed.success) refuse(parsed.error.issues.flatMap(toProblems));
+  const config = parsed.data!;
+  const complete = {
+    ...config,
+    sandbox: { ...config.sandbox, subnet: config.sandbox.subnet ?? defaultSubnet(config.name) },
+    node: { ...config.node, clusterDns: config.node.clusterDns ?? addressAt(parseNetwork(config.node.serviceCidr)!, 10) },
+  };
+  refuse(crossChecks(complete));
+  return complete;
+}
+
+/** Four addresses of the pool; the same name always gets the same ones. */
+export function defaultSubnet(name: string): string {
+  const slot = createHash("sha256").update(name).digest().readUInt32BE() % (SUBNET_POOL.size / 4);
+  return `${addressAt(SUBNET_POOL, slot * 4)}/30`;
+}
+
+type Complete = z.output<typeof stackSchema> & { sandbox: { subnet: string }; node: { clusterDns: string } };
+
+function crossChecks({ sandbox, node, containerd, distribution }: Complete): Problem[] {
+  const problems: Problem[] = [];
+  const named = { "sandbox.subnet": sandbox.subnet, "node.clusterCidr": node.clusterCidr, "node.serviceCidr": node.serviceCidr };
+  const networks = Object.entries(named).map(([option, text]) => ({ option, ...parseNetwork(text)! }));
+  for (const [i, a] of networks.entries()) {
+    for (const b of networks.slice(i + 1)) {
+      if (overlap(a, b)) problems.push({ option: b.option, value: b.cidr, message: `it overlaps ${a.option} (${a.cidr}); choose networks that share no address` });
+    }
+  }
+  const [subnet, cluster, service] = networks;
+  if (subnet!.size < 4 || subnet!.size > 256) problems.push({ option: "sandbox.subnet", value: sandbox.subnet, message: "a prefix from /24 to /30 is allowed" });
+  if (cluster!.size < 256) problems.push({ option: "node.clusterCidr", value: node.clusterCidr, message: "a prefix up to /24 is allowed: the node needs 256 addresses" });
+  if (service!.size < 16 || service!.size > 2 ** 20) problems.push({ option: "node.serviceCidr", value: node.serviceCidr, message: "a prefix from /12 to /28 is allowed" });
+  else if (!contains(service!, node.clusterDns)) problems.push({ option: "node.clusterDns", value: node.clusterDns, message: `it must lie in node.serviceCidr (${node.serviceCidr})` });
+  for (const [owner, taken] of Object.entries(NODE_PORTS)) {
+    if (node.httpsListenPort === taken) problems.push({ option: "node.httpsListenPort", value: taken, message: `the port is in use by the node's ${owner}; choose another` });
+  }
+  if (sandbox.memory !== null && bytes(sandbox.memory) < bytes("512Mi")) {
+    problems.push({ option: "sandbox.memory", value: sandbox.memory, message: "at least 512Mi is allowed: the node alone needs about 350 MiB" });
+  }
+  if ((containerd.containerd === undefined) !== (containerd.shim === undefined)) {
+    const [given, missing] = containerd.shim === undefined ? (["containerd", "shim"] as const) : (["shim", "containerd"] as const);
+    problems.push({ option: `containerd.${given}`, value: containerd[given], message: `containerd and its shim belong together: set containerd.${missing} as well, or neither` });
+  }
+  if (distribution === "k3s") {
+    problems.push({ option: "distribution", value: "k3s", message: "the official release is not available in this version; use embedded" });
+  }
+  return problems;
+}
+
+/** The bytes that a quantity such as "4Gi" stands for. */
+export function bytes(text: string): number {
+  return Number.parseInt(text, 10) * 2 ** (text.endsWith("Gi") ? 30 : 20);
+}
+
+function toProblems(issue: z.core.$ZodIssue): Problem[] {
+  const option = issue.path.map((part) => (typeof part === "number" ? `[${part}]` : `.${String(part)}`)).join("").replace(/^\./, "");
+  switch (issue.code) {
+    case "unrecognized_keys": {
+      const allowed = knownKeys(issue.path).join(", ");
+      return issue.keys.map((key) => ({ option: option ? `${option}.${key}` : key, message: `there is no such option; allowed here: ${allowed}` }));
+    }
+    case "invalid_type":
+      if (issue.input === undefined) return [{ option, message: "it is missing" }];
+      return [{ option, value: issue.input, message: issue.message.startsWith("Invalid") ? `a value of type ${issue.expected} is allowed` : issue.message }];
+    case "invalid_value":
+      return [{ option, value: issue.input, message: `allowed: ${issue.values.map(String).join(", ")}` }];
+    case "invalid_union":
+      return [{ option, value: issue.input, message: "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed" }];
+    default:
+      return [{ option, value: issue.input, message: issue.message }];
+  }
+}
+
+function knownKeys(path: readonly PropertyKey[]): string[] {
+  let schema: z.ZodType = stackSchema;
+  for (const part of path) schema = unwrap((unwrap(schema) as z.ZodObject).shape[String(part)] as z.ZodType);
+  return Object.keys((unwrap(schema) as z.ZodObject).shape);
+}
+
+/** The schema beneath optional, nullable and default wrappers. */
+export function unwrap(schema: z.ZodType): z.ZodType {
+  let inner = schema;
+  while ("innerType" in inner.def) inner = inner.def.innerType as z.ZodType;
+  return inner;
+}

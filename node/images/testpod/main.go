@@ -1,0 +1,131 @@
+// Command testpod is the program of the test pod: a small HTTP server that says
+// where it runs, and the few commands that tests and probes run in a container
+// that has no shell.
+//
+//	testpod [--port N]   serves / (host name and address) and /healthz until SIGTERM
+//	testpod get URL      prints a URL's body; fails unless the status is 2xx
+//	testpod sleep        waits for SIGTERM
+//	testpod true         does nothing, for exec probes
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+const (
+	defaultPort = 8080
+	// getTimeout ends a request to something that does not answer.
+	getTimeout = 10 * time.Second
+)
+
+func main() {
+	// From the start: PID 1 has no default action for SIGTERM.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "testpod:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("testpod", flag.ContinueOnError)
+	port := flags.Int("port", defaultPort, "TCP `port` to serve on, 1 to 65535")
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "usage: testpod [--port N] | testpod get URL | testpod sleep | testpod true")
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	switch command, rest := flags.Arg(0), flags.NArg()-1; {
+	case command == "" && *port >= 1 && *port <= 65535:
+		return serve(ctx, *port, out)
+	case command == "":
+		return fmt.Errorf("--port %d is not within 1 to 65535", *port)
+	case command == "get" && rest == 1:
+		return get(ctx, flags.Arg(1), out)
+	case command == "sleep" && rest == 0:
+		<-ctx.Done()
+		return nil
+	case command == "true" && rest == 0:
+		return nil
+	default:
+		return fmt.Errorf("unknown command %q: allowed are get URL, sleep, true, or none to serve", flags.Args())
+	}
+}
+
+// serve answers until ctx ends; open connections are cut then, so that a pod is gone at once.
+func serve(ctx context.Context, port int, out io.Writer) error {
+	hostname, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(port)))
+	if err != nil {
+		return err
+	}
+	var kernel syscall.Utsname
+	if err := syscall.Uname(&kernel); err != nil {
+		return fmt.Errorf("uname: %w", err)
+	}
+	fmt.Fprintf(out, "gvisor-k3s test pod %s is running on kernel %s\n", hostname, release(&kernel))
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) {
+		// The address that this request came to: the pod's own.
+		local := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+		fmt.Fprintf(w, "%s %s\n", hostname, local.IP)
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: getTimeout}
+	context.AfterFunc(ctx, func() { server.Close() })
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func get(ctx context.Context, url string, out io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, getTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if _, err := io.Copy(out, response.Body); err != nil {
+		return err
+	}
+	if response.StatusCode/100 != 2 {
+		return fmt.Errorf("get %s: status %s", url, response.Status)
+	}
+	return nil
+}
+
+// release is uname -r. The field's element type differs between architectures.
+func release(u *syscall.Utsname) string {
+	var b []byte
+	for _, c := range u.Release {
+		if c == 0 {
+			break
+		}
+		b = append(b, byte(c))
+	}
+	return string(b)
+}

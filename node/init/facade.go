@@ -1,0 +1,109 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Plan is what a sandbox lacks and gets: files first, then mounts in order, then device nodes.
+// Everything that is there already is left as it is, so a plan can be applied again at any time.
+type Plan struct {
+	Files  []File  `json:"files"`
+	Mounts []Mount `json:"mounts"`
+	Nodes  []Node  `json:"nodes"`
+}
+
+// File is written if it does not exist; its folders are made.
+type File struct {
+	Path    string `json:"path"`
+	Content string `json:"content"`
+}
+
+// Mount is made unless something of this type is mounted on Target already. Target and Folders are created before.
+type Mount struct {
+	Type    string   `json:"type"`
+	Source  string   `json:"source"`
+	Target  string   `json:"target"`
+	Options string   `json:"options"` // as in mount(8)'s -o, without generic flags
+	Folders []string `json:"folders"`
+	// Optional leaves the target out, without an error, where the kernel does not know the file system or its options.
+	Optional bool `json:"optional"`
+}
+
+// Node is a character device, made with mode 0666.
+type Node struct {
+	Path  string `json:"path"`
+	Major uint32 `json:"major"`
+	Minor uint32 `json:"minor"`
+}
+
+// Apply carries the plan out and reports everything that failed.
+func (p Plan) Apply() error {
+	var problems []error
+	for _, file := range p.Files {
+		problems = append(problems, file.write())
+	}
+	for _, mount := range p.Mounts {
+		problems = append(problems, mount.make())
+	}
+	for _, node := range p.Nodes {
+		if err := unix.Mknod(node.Path, unix.S_IFCHR|0o666, int(unix.Mkdev(node.Major, node.Minor))); err != nil && err != unix.EEXIST {
+			problems = append(problems, fmt.Errorf("mknod %s: %w", node.Path, err))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (f File) write() error {
+	if err := os.MkdirAll(filepath.Dir(f.Path), 0o755); err != nil {
+		return err
+	}
+	file, err := os.OpenFile(f.Path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteString(f.Content)
+	return errors.Join(err, file.Close())
+}
+
+func (m Mount) make() error {
+	mounted, err := mountedType(m.Target)
+	if err != nil || mounted == m.Type {
+		return err
+	}
+	for _, folder := range append(m.Folders, m.Target) {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount(m.Source, m.Target, m.Type, 0, m.Options); err != nil {
+		if m.Optional && (err == unix.EINVAL || err == unix.ENODEV || err == unix.ENOENT) {
+			return os.Remove(m.Target)
+		}
+		return fmt.Errorf("mount -t %s -o %q %s %s: %w", m.Type, m.Options, m.Source, m.Target, err)
+	}
+	return nil
+}
+
+// mountedType is the type of the newest file system on target, "" if nothing is mounted there.
+func mountedType(target string) (string, error) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return "", err
+	}
+	found := ""
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[1] == target {
+			found = fields[2]
+		}
+	}
+	return found, nil
+}

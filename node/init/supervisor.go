@@ -1,0 +1,299 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gopkg.in/natefinch/lumberjack.v2"
+)
+
+// Service is a program that is kept running.
+type Service struct {
+	Name    string   `json:"name"`    // lower-case letters, digits and dashes
+	Command []string `json:"command"` // the program by absolute path, and its arguments
+	Env     []string `json:"env"`     // NAME=value; the whole environment of the program
+	Log     string   `json:"log"`     // the file that takes its output; rotated at 10 MiB, three old ones are kept
+	// StopSeconds is how long the program has to end after SIGTERM before SIGKILL; 1 to 600.
+	StopSeconds int `json:"stopSeconds"`
+	// Revision has no meaning here: a change of it restarts the service, as one of any other field does.
+	Revision string `json:"revision"`
+}
+
+var serviceName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+
+func (s Service) validate() error {
+	var problems []error
+	if !serviceName.MatchString(s.Name) {
+		problems = append(problems, fmt.Errorf("name %q: lower-case letters, digits and dashes are allowed", s.Name))
+	}
+	if len(s.Command) == 0 || !filepath.IsAbs(s.Command[0]) {
+		problems = append(problems, fmt.Errorf("command %q: the program's absolute path must come first", s.Command))
+	}
+	if !filepath.IsAbs(s.Log) {
+		problems = append(problems, fmt.Errorf("log %q: an absolute path is needed", s.Log))
+	}
+	if s.StopSeconds < 1 || s.StopSeconds > 600 {
+		problems = append(problems, fmt.Errorf("stopSeconds %d: 1 to 600 is allowed", s.StopSeconds))
+	}
+	return errors.Join(problems...)
+}
+
+// State is what Status tells of a service.
+type State struct {
+	PID      int    `json:"pid"`      // 0 while it waits to be started again
+	Restarts int    `json:"restarts"` // how often it was started again because it had ended by itself
+	LastExit string `json:"lastExit"` // how it ended the last time, empty if it never did
+}
+
+const (
+	firstBackoff = 100 * time.Millisecond
+	lastBackoff  = 5 * time.Second
+	// stableAfter is how long a program must have run for its next failure to count as a first one.
+	stableAfter = 30 * time.Second
+)
+
+// Supervisor runs services and reaps every child of this process.
+type Supervisor struct {
+	mu       sync.Mutex // guards all below, and makes "start a process and note its pid" one step for the reaper
+	services map[string]*supervised
+	order    []string // of the first start
+	exits    map[int]chan<- unix.WaitStatus
+}
+
+type supervised struct {
+	service Service
+	state   State
+	stop    chan struct{} // closed to end it
+	started chan error    // the outcome of the first start
+	done    chan struct{} // closed when it has ended for good
+}
+
+// NewSupervisor begins to reap the children of this process. Only one can exist in a process, and nothing else may wait for one.
+func NewSupervisor() *Supervisor {
+	s := &Supervisor{services: map[string]*supervised{}, exits: map[int]chan<- unix.WaitStatus{}}
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, unix.SIGCHLD)
+	go func() {
+		for range children {
+			s.reap()
+		}
+	}()
+	return s
+}
+
+func (s *Supervisor) reap() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		if exit, ours := s.exits[pid]; ours {
+			delete(s.exits, pid)
+			exit <- status
+		}
+	}
+}
+
+// Put starts service, or restarts it if it runs with another description; the same description again changes nothing.
+// An error means that the program could not be started at all; one that ends later is started again and shows in Status.
+func (s *Supervisor) Put(service Service) error {
+	if err := service.validate(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	current, exists := s.services[service.Name]
+	s.mu.Unlock()
+	if exists && reflect.DeepEqual(current.service, service) {
+		return nil
+	}
+	if exists {
+		current.end()
+	}
+	return s.start(service)
+}
+
+// Restart ends the service's process and starts it anew.
+func (s *Supervisor) Restart(name string) error {
+	current, err := s.find(name)
+	if err != nil {
+		return err
+	}
+	current.end()
+	return s.start(current.service)
+}
+
+// Stop ends the service and forgets it; one that is not there is no error.
+func (s *Supervisor) Stop(name string) error {
+	if current, err := s.find(name); err == nil {
+		current.end()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.services, name)
+		s.order = slices.DeleteFunc(s.order, func(other string) bool { return other == name })
+	}
+	return nil
+}
+
+// StopAll ends every service, the last started first.
+func (s *Supervisor) StopAll() {
+	s.mu.Lock()
+	order := slices.Clone(s.order)
+	s.mu.Unlock()
+	for _, name := range slices.Backward(order) {
+		s.Stop(name)
+	}
+}
+
+// Status tells the state of every service by name.
+func (s *Supervisor) Status() map[string]State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	states := make(map[string]State, len(s.services))
+	for name, current := range maps.All(s.services) {
+		states[name] = current.state
+	}
+	return states
+}
+
+func (s *Supervisor) find(name string) (*supervised, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if current, exists := s.services[name]; exists {
+		return current, nil
+	}
+	return nil, fmt.Errorf("no service %q; there are %q", name, s.order)
+}
+
+func (s *Supervisor) start(service Service) error {
+	current := &supervised{service: service, stop: make(chan struct{}), started: make(chan error, 1), done: make(chan struct{})}
+	s.mu.Lock()
+	s.services[service.Name] = current
+	if !slices.Contains(s.order, service.Name) {
+		s.order = append(s.order, service.Name)
+	}
+	s.mu.Unlock()
+	go s.keepRunning(current)
+	return <-current.started
+}
+
+func (c *supervised) end() {
+	select {
+	case <-c.stop:
+	default:
+		close(c.stop)
+	}
+	<-c.done
+}
+
+// keepRunning starts the program again whenever it ends, with a delay that doubles while it keeps failing.
+func (s *Supervisor) keepRunning(current *supervised) {
+	defer close(current.done)
+	log := &lumberjack.Logger{Filename: current.service.Log, MaxSize: 10, MaxBackups: 3}
+	defer log.Close()
+	backoff := firstBackoff
+	for first := true; ; first = false {
+		begin := time.Now()
+		process, exit, err := s.spawn(current, log)
+		if first {
+			current.started <- err
+			if err != nil {
+				return
+			}
+		}
+		ending := ""
+		if err != nil {
+			ending = err.Error()
+		} else {
+			select {
+			case status := <-exit:
+				ending = describe(status)
+			case <-current.stop:
+				terminate(process, exit, time.Duration(current.service.StopSeconds)*time.Second)
+				s.note(current, func(state *State) { state.PID = 0 })
+				return
+			}
+		}
+		s.note(current, func(state *State) { *state = State{Restarts: state.Restarts + 1, LastExit: ending} })
+		if time.Since(begin) > stableAfter {
+			backoff = firstBackoff
+		}
+		fmt.Fprintf(log, "sandbox-init: %s ended: %s; it starts again in %s\n", current.service.Name, ending, backoff)
+		select {
+		case <-time.After(backoff):
+		case <-current.stop:
+			return
+		}
+		backoff = min(2*backoff, lastBackoff)
+	}
+}
+
+func (s *Supervisor) note(current *supervised, change func(*State)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&current.state)
+}
+
+// spawn starts the program with its output going to log, and promises its exit status on the channel.
+func (s *Supervisor) spawn(current *supervised, log *lumberjack.Logger) (*os.Process, <-chan unix.WaitStatus, error) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer null.Close()
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer writer.Close()
+	exit := make(chan unix.WaitStatus, 1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	process, err := os.StartProcess(current.service.Command[0], current.service.Command, &os.ProcAttr{
+		Dir: "/", Env: current.service.Env, Files: []*os.File{null, writer, writer},
+		Sys: &unix.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		reader.Close()
+		return nil, nil, err
+	}
+	s.exits[process.Pid] = exit
+	current.state.PID = process.Pid
+	go func() { // ends when the last holder of the pipe's other end does
+		defer reader.Close()
+		reader.WriteTo(log)
+	}()
+	return process, exit, nil
+}
+
+func terminate(process *os.Process, exit <-chan unix.WaitStatus, patience time.Duration) {
+	process.Signal(unix.SIGTERM)
+	select {
+	case <-exit:
+	case <-time.After(patience):
+		process.Kill()
+		<-exit
+	}
+}
+
+func describe(status unix.WaitStatus) string {
+	if status.Signaled() {
+		return "signal " + unix.SignalName(status.Signal())
+	}
+	return fmt.Sprintf("exit code %d", status.ExitStatus())
+}

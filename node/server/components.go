@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/spf13/pflag"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	cliflag "k8s.io/component-base/cli/flag"
+	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	apiserveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	controlleroptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+)
+
+// components starts the upstream programs as parts of this process. They are started below their command lines' outermost layer, which
+// would catch signals once per program, and can be caught once per process only.
+type components struct {
+	config  *Config
+	pki     *pki
+	cancel  context.CancelCauseFunc
+	running sync.WaitGroup
+}
+
+// start runs a component; its end is the end of all, because a supervisor can only start the whole again.
+func (c *components) start(ctx context.Context, name string, run func(context.Context) error) {
+	c.running.Go(func() {
+		err := run(ctx)
+		if ctx.Err() == nil {
+			c.cancel(fmt.Errorf("%s ended: %w", name, errors.Join(err, errors.New("it should not"))))
+		}
+	})
+}
+
+// wait gives the components the time that a supervisor's patience leaves.
+func (c *components) wait() {
+	ended := make(chan struct{})
+	go func() { c.running.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+	}
+}
+
+func (c *components) apiServer(ctx context.Context) error {
+	config, pki := c.config, c.pki
+	options := apiserveroptions.NewServerRunOptions()
+	err := parse(options.Flags(), config.APIServerArgs, map[string]string{
+		"advertise-address":                  config.AdvertiseAddress,
+		"bind-address":                       config.BindAddress,
+		"secure-port":                        fmt.Sprint(config.HTTPSListenPort),
+		"service-cluster-ip-range":           config.ServiceCIDR,
+		"service-node-port-range":            config.ServiceNodePorts,
+		"etcd-servers":                       "unix://" + config.datastoreSocket(),
+		"storage-media-type":                 "application/vnd.kubernetes.protobuf",
+		"anonymous-auth":                     "false",
+		"authorization-mode":                 "Node,RBAC",
+		"enable-admission-plugins":           "NodeRestriction",
+		"allow-privileged":                   "true",
+		"profiling":                          "false",
+		"endpoint-reconciler-type":           "lease",
+		"client-ca-file":                     pki.cert(clientCA),
+		"tls-cert-file":                      pki.cert("apiserver"),
+		"tls-private-key-file":               pki.key("apiserver"),
+		"kubelet-certificate-authority":      pki.cert(serverCA),
+		"kubelet-client-certificate":         pki.cert("apiserver-kubelet"),
+		"kubelet-client-key":                 pki.key("apiserver-kubelet"),
+		"kubelet-preferred-address-types":    "InternalIP,Hostname",
+		"service-account-issuer":             "https://kubernetes.default.svc." + config.ClusterDomain,
+		"service-account-key-file":           pki.key(serviceKey),
+		"service-account-signing-key-file":   pki.key(serviceKey),
+		"proxy-client-cert-file":             pki.cert("auth-proxy"),
+		"proxy-client-key-file":              pki.key("auth-proxy"),
+		"requestheader-client-ca-file":       pki.cert(requestHeaderCA),
+		"requestheader-allowed-names":        "system:auth-proxy",
+		"requestheader-username-headers":     "X-Remote-User",
+		"requestheader-group-headers":        "X-Remote-Group",
+		"requestheader-extra-headers-prefix": "X-Remote-Extra-",
+		// Nothing routes the Services' addresses from this process to a pod here; an aggregated API server is reached by its endpoint.
+		"enable-aggregator-routing": "true",
+	})
+	if err != nil {
+		return err
+	}
+	if err := options.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
+		return err
+	}
+	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	completed, err := options.Complete(ctx)
+	if err != nil {
+		return err
+	}
+	if problems := completed.Validate(); len(problems) > 0 {
+		return utilerrors.NewAggregate(problems)
+	}
+	return apiserver.Run(ctx, completed)
+}
+
+func (c *components) controllerManager(ctx context.Context) error {
+	config, pki := c.config, c.pki
+	options, err := controlleroptions.NewKubeControllerManagerOptions()
+	if err != nil {
+		return err
+	}
+	known, disabled, aliases := controllermanager.KnownControllers(), controllermanager.ControllersDisabledByDefault(), controllermanager.ControllerAliases()
+	flags := options.Flags(known, disabled, aliases)
+	options.ParsedFlags = &flags
+	err = parse(flags, config.ControllerManagerArgs, map[string]string{
+		"kubeconfig":                       pki.kubeconfig("controller-manager"),
+		"bind-address":                     "127.0.0.1",
+		"leader-elect":                     "false",
+		"profiling":                        "false",
+		"allocate-node-cidrs":              "true",
+		"cluster-cidr":                     config.ClusterCIDR,
+		"service-cluster-ip-range":         config.ServiceCIDR,
+		"use-service-account-credentials":  "true",
+		"root-ca-file":                     pki.cert(serverCA),
+		"service-account-private-key-file": pki.key(serviceKey),
+		"cluster-signing-cert-file":        pki.cert(clientCA),
+		"cluster-signing-key-file":         pki.key(clientCA),
+	})
+	if err != nil {
+		return err
+	}
+	if err := options.ComponentGlobalsRegistry.Set(); err != nil {
+		return err
+	}
+	complete, err := options.Config(ctx, known, disabled, aliases)
+	if err != nil {
+		return err
+	}
+	return controllermanager.Run(ctx, complete.Complete())
+}
+
+func (c *components) scheduler(ctx context.Context) error {
+	options := scheduleroptions.NewOptions()
+	err := parse(*options.Flags, c.config.SchedulerArgs, map[string]string{
+		"kubeconfig":   c.pki.kubeconfig("scheduler"),
+		"bind-address": "127.0.0.1",
+		"leader-elect": "false",
+		"profiling":    "false",
+	})
+	if err != nil {
+		return err
+	}
+	if err := options.ComponentGlobalsRegistry.Set(); err != nil {
+		return err
+	}
+	complete, instance, err := scheduler.Setup(ctx, options)
+	if err != nil {
+		return err
+	}
+	return scheduler.Run(ctx, complete, instance)
+}
+
+// parse sets a program's flags: ours first, then the user's, which win.
+func parse(sets cliflag.NamedFlagSets, user []string, ours map[string]string) error {
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	for _, set := range sets.FlagSets {
+		flags.AddFlagSet(set)
+	}
+	return flags.Parse(flagList(user, ours))
+}
+
+func flagList(user []string, ours map[string]string) []string {
+	var list []string
+	for _, name := range sortedKeys(ours) {
+		list = append(list, "--"+name+"="+ours[name])
+	}
+	for _, arg := range user {
+		list = append(list, "--"+arg)
+	}
+	return list
+}
+
+// adminConfig is how this process calls its own API server.
+func adminConfig(c *Config) (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", pki{c}.kubeconfig("admin"))
+	if err == nil {
+		config.QPS, config.Burst = 50, 100
+	}
+	return config, err
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
+)
+
+// kubelet runs the kubelet by its own command, which is the one place where this process's signals are caught a second time.
+// Settings lie in files: ours in 00-gvisor-k3s.conf, and a user's drop-ins in the same folder after it.
+func (c *components) kubelet(ctx context.Context) error {
+	dropIns := c.config.path("agent", "etc", "kubelet.conf.d")
+	for _, folder := range []string{dropIns, c.config.path("agent", "pod-manifests")} {
+		if err := os.MkdirAll(folder, 0o700); err != nil {
+			return err
+		}
+	}
+	content, err := json.MarshalIndent(c.kubeletSettings(), "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writePrivate(dropIns+"/00-gvisor-k3s.conf", content); err != nil {
+		return err
+	}
+	flags := map[string]string{
+		"config-dir":        dropIns,
+		"kubeconfig":        c.pki.kubeconfig("kubelet"),
+		"hostname-override": c.config.NodeName,
+		"node-ip":           c.config.NodeIP,
+	}
+	if len(c.config.NodeLabels) > 0 {
+		flags["node-labels"] = strings.Join(c.config.NodeLabels, ",")
+	}
+	if len(c.config.NodeTaints) > 0 {
+		flags["register-with-taints"] = strings.Join(c.config.NodeTaints, ",")
+	}
+	command := kubelet.NewKubeletCommand(ctx)
+	command.SetArgs(flagList(c.config.KubeletArgs, flags))
+	command.SilenceErrors = true
+	return command.ExecuteContext(ctx)
+}
+
+func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
+	yes, no := true, false
+	settings := &kubeletconfig.KubeletConfiguration{
+		TypeMeta:      metav1.TypeMeta{APIVersion: kubeletconfig.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
+		StaticPodPath: c.config.path("agent", "pod-manifests"),
+		Authentication: kubeletconfig.KubeletAuthentication{
+			Anonymous: kubeletconfig.KubeletAnonymousAuthentication{Enabled: &no},
+			Webhook:   kubeletconfig.KubeletWebhookAuthentication{Enabled: &yes},
+			X509:      kubeletconfig.KubeletX509Authentication{ClientCAFile: c.pki.cert(clientCA)},
+		},
+		Authorization:            kubeletconfig.KubeletAuthorization{Mode: kubeletconfig.KubeletAuthorizationModeWebhook},
+		TLSCertFile:              c.pki.cert("kubelet-serving"),
+		TLSPrivateKeyFile:        c.pki.key("kubelet-serving"),
+		ContainerRuntimeEndpoint: c.config.RuntimeEndpoint,
+		ClusterDNS:               []string{c.config.ClusterDNS},
+		ClusterDomain:            c.config.ClusterDomain,
+		ContainerLogMaxSize:      "10Mi",
+		CgroupDriver:             "cgroupfs",
+		// gVisor's cgroups are version 1, account, and do not enforce; there is nothing that a hierarchy per QoS class would change.
+		FailCgroupV1:           &no,
+		CgroupsPerQOS:          &no,
+		EnforceNodeAllocatable: []string{},
+		// The root file system's size is the host's, so what it says of free space is no ground to evict pods.
+		LocalStorageCapacityIsolation: &no,
+		EvictionHard:                  map[string]string{"memory.available": "100Mi"},
+		FailSwapOn:                    &no,
+		MakeIPTablesUtilChains:        &no,
+		// The node is alone: whether it lives is known from its process, so its heartbeats can be rare.
+		NodeStatusUpdateFrequency: metav1.Duration{Duration: 10 * time.Second},
+		EnableServer:              &yes,
+	}
+	if c.config.ResolvConf != "" {
+		settings.ResolverConfig = &c.config.ResolvConf
+	}
+	return settings
+}

@@ -1,0 +1,36 @@
+import { mkdir, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { inSandbox, sandboxPaths } from "../config/paths.ts";
+import { pathInSandbox } from "../toolchain/artifacts.ts";
+import { runsWell } from "./run.ts";
+import { execIn, type SandboxRef } from "./sandbox.ts";
+import { ensureService, serviceAnswers } from "./service.ts";
+
+export interface ContainerdParams extends SandboxRef {
+  /** containerd by its path in the sandbox. */
+  containerd: string;
+}
+
+/** ctr by its path in the sandbox. */
+export const ctr = () => pathInSandbox({ name: "containerd" }, "ctr");
+
+/**
+ * Writes containerd's config (standard input) and has containerd run with it.
+ * @throws Error with the end of containerd's log if it does not answer or its CRI plugin did not load
+ */
+export async function ensureContainerd(params: ContainerdParams, config: string): Promise<void> {
+  const paths = sandboxPaths(params.name, params.home);
+  const file = join(paths.state, inSandbox.containerdConfig);
+  for (const folder of [dirname(file), join(paths.state, inSandbox.registries), join(paths.state, inSandbox.cniConfig)]) await mkdir(folder, { recursive: true, mode: 0o755 });
+  await writeFile(file, config);
+  await ensureService(params, "containerd", [params.containerd, "--config", inSandbox.containerdConfig], config, 10);
+  const plugins = await serviceAnswers(params, "containerd", 60, () =>
+    // ctr waits by itself for a socket that is about to appear.
+    runsWell(params.runsc, [`--root=${paths.runsc}`, "exec", params.name, ctr(), "--connect-timeout=2s", "plugins", "list"], { timeout: 20_000 }),
+  );
+  const failed = plugins.split("\n").map((row) => row.trim().split(/\s+/)).filter(([type, id, , status]) => type?.includes(".cri") && id && status === "error");
+  if (failed.length > 0) {
+    const { stdout } = await execIn(params, [ctr(), "plugins", "list", "--detailed", ...failed.map(([, id]) => `id==${id}`)]);
+    throw new Error(`containerd's CRI plugin did not load:\n${stdout}`);
+  }
+}

@@ -1,0 +1,50 @@
+/**
+ * What the stack's commands run: `node steps/main.ts STEP`, with the step's parameters as JSON in the variable STEP_PARAMS and, where it
+ * has one, the file that it is about on standard input. Every step is idempotent: it makes the described state so and says what it found.
+ * @module
+ */
+import { text } from "node:stream/consumers";
+import { ensureContainerd } from "./containerd.ts";
+import { importImages } from "./images.ts";
+import { ensureNetwork, ensureServer, printKubeconfig } from "./node.ts";
+import { applyFacade, buildArtifacts, checkRuntime, installWrapper } from "./parts.ts";
+import { podLogs } from "./pod.ts";
+import { ensureSandbox, removeSandbox } from "./sandbox.ts";
+
+/** A step takes its parameters and its standard input, and returns what becomes the command's output. */
+// biome-ignore lint/suspicious/noExplicitAny: each step knows its own parameters; the component that calls it passes them typed (see StepParams)
+type Step = (params: any, input: string) => Promise<unknown>;
+
+/** The steps by name. */
+export const steps = {
+  build: buildArtifacts,
+  sandbox: ensureSandbox,
+  "sandbox-remove": removeSandbox,
+  facade: applyFacade,
+  wrapper: installWrapper,
+  "runtime-check": checkRuntime,
+  containerd: ensureContainerd,
+  server: ensureServer,
+  kubeconfig: printKubeconfig,
+  network: ensureNetwork,
+  images: importImages,
+  "pod-logs": podLogs,
+} satisfies Record<string, Step>;
+
+export type StepName = keyof typeof steps;
+
+/** The parameters of a step. */
+export type StepParams<S extends StepName> = Parameters<(typeof steps)[S]>[0];
+
+if (import.meta.main) {
+  const name = process.argv[2] ?? "";
+  const step: Step | undefined = Object.hasOwn(steps, name) ? steps[name as StepName] : undefined;
+  try {
+    if (!step) throw new Error(`no step ${JSON.stringify(name)}; there are ${Object.keys(steps).join(", ")}`);
+    const result = await step(JSON.parse(process.env.STEP_PARAMS ?? "{}"), await text(process.stdin));
+    if (result !== undefined) process.stdout.write(typeof result === "string" ? result : `${JSON.stringify(result)}\n`);
+  } catch (error) {
+    console.error(`${name}: ${error instanceof Error ? error.message : String(error)}`);
+    process.exitCode = 1;
+  }
+}

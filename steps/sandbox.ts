@@ -1,0 +1,255 @@
+/**
+ * A managed sandbox on this host: a runsc container with a network namespace of its own, a veth pair to the host, and a state folder.
+ * @module
+ */
+import { createHash } from "node:crypto";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { copyFile, mkdir, readFile, rm, rmdir, statfs, symlink, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { addressAt, parseNetwork } from "../config/network.ts";
+import { sandboxSpec } from "../config/ociSpec.ts";
+import { sandboxPaths } from "../config/paths.ts";
+import type { StackConfig } from "../config/schema.ts";
+import { artifactsFolder, pathInSandbox } from "../toolchain/artifacts.ts";
+import { isAlive, nextIncarnation, processStart, readRecord, type SandboxRecord } from "./record.ts";
+import { lastLines, type RunOptions, run, runsWell } from "./run.ts";
+import { waitFor } from "./wait.ts";
+
+/** What it takes to find a sandbox and run something in it. */
+export interface SandboxRef {
+  name: string;
+  home: string;
+  /** The path of runsc. */
+  runsc: string;
+}
+
+export interface SandboxParams extends SandboxRef {
+  subnet: string;
+  limits: Pick<StackConfig["sandbox"], "memory" | "cpus">;
+  platform: StackConfig["sandbox"]["platform"];
+}
+
+/** What the node's state takes on an empty cluster, with room for a few images. */
+const NEEDED_MIB = 512;
+
+/** Runs a program in the sandbox. */
+export function execIn(ref: SandboxRef, args: readonly string[], options: RunOptions = {}): Promise<{ stdout: string; stderr: string }> {
+  return run(ref.runsc, [`--root=${sandboxPaths(ref.name, ref.home).runsc}`, "exec", ref.name, ...args], options);
+}
+
+/** Runs sandbox-init as the tool that it is beside process 1. */
+export function initIn(ref: SandboxRef, args: readonly string[], options: RunOptions = {}) {
+  return execIn(ref, [pathInSandbox({ name: "init" }, "sandbox-init"), ...args], options);
+}
+
+/** The last lines of a service's log. */
+export function serviceLog(ref: SandboxRef, service: string, count = 15): string {
+  const file = join(sandboxPaths(ref.name, ref.home).logs, `${service}.log`);
+  return existsSync(file) ? `the last lines of ${file}:\n${lastLines(readFileSync(file, "utf8"), count)}` : `there is no ${file}`;
+}
+
+/**
+ * Makes the sandbox run as described: starts one that is new or dead, restarts one that was described otherwise, leaves alone one that is
+ * as it should be. A first start that fails leaves nothing behind.
+ * @throws Error that names what is in the way
+ */
+export async function ensureSandbox(params: SandboxParams): Promise<SandboxRecord> {
+  const paths = sandboxPaths(params.name, params.home);
+  const spec = sandboxSpec({ name: params.name, paths, artifacts: artifactsFolder(), init: pathInSandbox({ name: "init" }, "sandbox-init"), limits: params.limits });
+  const revision = createHash("sha256").update(JSON.stringify([spec, params])).digest("hex");
+  const previous = readRecord(paths);
+  if (previous && isAlive(previous)) {
+    if (previous.revision === revision) return previous;
+    await stopSandbox(params, 30);
+  }
+  const incarnation = nextIncarnation(paths);
+  await needDiskSpace(params.home);
+  try {
+    await clearRuntime(params);
+    await writeBundle(params, spec);
+    await linkNetwork(params);
+    const record = { incarnation, revision, ...(await startSandbox(params)) };
+    await writeFile(paths.record, JSON.stringify(record), { mode: 0o600 });
+    return record;
+  } catch (error) {
+    await clearRuntime(params);
+    if (previous === undefined) await removeState(params);
+    throw error;
+  }
+}
+
+/** Ends the sandbox and removes everything of it; one that is dead, half-made or gone is no error. */
+export async function removeSandbox(params: SandboxRef): Promise<void> {
+  await stopSandbox(params, 5);
+  await clearRuntime(params);
+  await removeState(params);
+}
+
+async function needDiskSpace(home: string): Promise<void> {
+  let existing = home;
+  while (!existsSync(existing)) existing = dirname(existing);
+  const { bavail, bsize } = await statfs(existing);
+  const free = Math.floor((bavail * bsize) / 2 ** 20);
+  if (free < NEEDED_MIB) throw new Error(`no space: ${existing} has ${free} MiB free and a sandbox needs ${NEEDED_MIB} MiB; make room, or set GVISOR_K3S_HOME to a folder on another disk`);
+}
+
+async function writeBundle(params: SandboxParams, spec: object): Promise<void> {
+  const paths = sandboxPaths(params.name, params.home);
+  const { node } = linkAddresses(params.subnet);
+  await mkdir(params.home, { recursive: true, mode: 0o700 });
+  for (const folder of [paths.state, paths.bundle, paths.runsc]) await mkdir(folder, { recursive: true, mode: 0o700 });
+  for (const folder of [paths.etc, paths.logs]) await mkdir(folder, { recursive: true, mode: 0o755 });
+  await writeRootfs(paths.rootfs);
+  const files: Record<string, string> = {
+    passwd: "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    group: "root:x:0:\nnogroup:x:65534:\n",
+    hosts: `127.0.0.1 localhost\n::1 localhost\n${node} ${params.name}\n`,
+    hostname: `${params.name}\n`,
+    "resolv.conf": await usableResolvers(),
+  };
+  for (const [file, content] of Object.entries(files)) await writeFile(join(paths.etc, file), content);
+  await writeFile(join(paths.bundle, "config.json"), JSON.stringify(spec, null, 2), { mode: 0o600 });
+}
+
+/** The root of the sandbox: busybox and the folders that mounts go to. What the node writes below it stays over restarts. */
+async function writeRootfs(rootfs: string): Promise<void> {
+  const busybox = await staticBusybox();
+  for (const folder of ["bin", "dev", "etc", "opt/gvisor-k3s", "proc", "root", "run", "sys", "tmp", "usr/local/bin", "var/lib", "var/log"]) {
+    await mkdir(join(rootfs, folder), { recursive: true, mode: folder === "root" ? 0o700 : 0o755 });
+  }
+  await copyFile(busybox, join(rootfs, "bin/busybox"));
+  const { stdout } = await run(busybox, ["--list"]);
+  const links = [
+    ...stdout.split("\n").filter((applet) => applet !== "busybox").map((applet) => [`bin/${applet}`, "busybox"]),
+    ["var/run", "../run"],
+    ...["containerd", "ctr"].map((tool) => [`usr/local/bin/${tool}`, pathInSandbox({ name: "containerd" }, tool)]),
+    ["usr/local/bin/gvisor-k3s-node", pathInSandbox({ name: "server" }, "gvisor-k3s-node")],
+  ];
+  for (const [link, target] of links) {
+    await rm(join(rootfs, link!), { force: true });
+    await symlink(target!, join(rootfs, link!));
+  }
+}
+
+async function staticBusybox(): Promise<string> {
+  const found = ["/bin/busybox", "/usr/bin/busybox"].find((path) => existsSync(path));
+  if (!found) throw new Error("no /bin/busybox: install a static one (Debian: apt-get install busybox-static)");
+  // A dynamic program asks for an interpreter; a static one has no such segment.
+  if ((await readFile(found)).includes("/ld-")) throw new Error(`${found} is not static: install a static one (Debian: apt-get install busybox-static)`);
+  return found;
+}
+
+/** The host's name servers, less those on loopback, which the sandbox cannot reach. */
+async function usableResolvers(): Promise<string> {
+  const lines = (await readFile("/etc/resolv.conf", "utf8").catch(() => "")).split("\n");
+  return `${lines.filter((line) => !/^\s*nameserver\s+(127\.|::1)/.test(line) && line.trim() !== "").join("\n")}\n`;
+}
+
+/** The host's and the node's address on the link between them. */
+export function linkAddresses(subnet: string) {
+  const network = parseNetwork(subnet)!;
+  return { host: addressAt(network, 1), node: addressAt(network, 2), prefix: 32 - Math.log2(network.size) };
+}
+
+async function linkNetwork({ name, home, subnet }: SandboxParams): Promise<void> {
+  const { link } = sandboxPaths(name, home);
+  const { host, node, prefix } = linkAddresses(subnet);
+  const ip = (...args: string[]) => run("ip", args);
+  const inside = (...args: string[]) => ip("-netns", link, ...args);
+  await ip("netns", "add", link);
+  await ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", link);
+  await ip("address", "add", `${host}/${prefix}`, "dev", link);
+  await ip("link", "set", link, "up");
+  await inside("address", "add", `${node}/${prefix}`, "dev", "eth0");
+  await inside("link", "set", "lo", "up");
+  await inside("link", "set", "eth0", "up");
+  await inside("route", "add", "default", "via", host);
+}
+
+async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, "pid" | "startTime">> {
+  const paths = sandboxPaths(params.name, params.home);
+  const pidFile = join(paths.runsc, "pid");
+  const { limits } = params;
+  const flags = [
+    `--root=${paths.runsc}`,
+    `--platform=${params.platform}`,
+    "--network=sandbox",
+    // Without an overlay of runsc's own the root is the host's folder: it keeps the cluster over restarts, and it can carry containerd's overlays.
+    "--overlay2=none",
+    ...(limits.memory === null && limits.cpus === null ? ["--ignore-cgroups"] : ["--cpu-num-from-quota"]),
+    `--debug-log=${paths.logs}/runsc/`,
+    `--panic-log=${paths.logs}/runsc/panic.log`,
+  ];
+  await mkdir(join(paths.logs, "runsc"), { recursive: true });
+  // runsc passes its standard output on to the sandbox, which lives on: a file takes it, or the pipe would never close.
+  await run(params.runsc, [...flags, "run", "--detach", `--pid-file=${pidFile}`, `--bundle=${paths.bundle}`, params.name], { outputFile: join(paths.logs, "sandbox.log"), timeout: 60_000 });
+  const pid = Number(await readFile(pidFile, "utf8"));
+  const startTime = processStart(pid);
+  if (startTime === undefined) throw new Error(`the sandbox ended at once; see ${paths.logs}/sandbox.log`);
+  await waitFor(
+    "sandbox-init answers",
+    20,
+    async () => (processStart(pid) === startTime ? await runsWell(params.runsc, [`--root=${paths.runsc}`, "exec", params.name, pathInSandbox({ name: "init" }, "sandbox-init"), "service", "status"]) : fail(`the sandbox ended\n${serviceLog(params, "sandbox")}`)),
+    () => serviceLog(params, "sandbox"),
+  );
+  return { pid, startTime };
+}
+
+function fail(message: string): never {
+  throw new Error(message);
+}
+
+/** Asks sandbox-init to end its services and itself; after the given seconds the sandbox is killed by {@link clearRuntime}. */
+async function stopSandbox(ref: SandboxRef, seconds: number): Promise<void> {
+  const record = readRecord(sandboxPaths(ref.name, ref.home));
+  if (!record || !isAlive(record) || !existsSync(ref.runsc)) return;
+  const { runsc } = sandboxPaths(ref.name, ref.home);
+  await runsWell(ref.runsc, [`--root=${runsc}`, "kill", ref.name, "TERM"]);
+  await waitFor("the sandbox ends", seconds, () => (isAlive(record) ? undefined : true)).catch(() => undefined);
+}
+
+/** Removes what a sandbox has outside its folder: processes, network, cgroups. It does not need a runsc that works. */
+async function clearRuntime({ name, home }: SandboxRef): Promise<void> {
+  const paths = sandboxPaths(name, home);
+  await killProcesses(`--root=${paths.runsc}`);
+  await rm(paths.runsc, { recursive: true, force: true });
+  await runsWell("ip", ["link", "delete", paths.link]);
+  if (existsSync(paths.networkNamespace)) await run("ip", ["netns", "delete", paths.link]);
+  for (const controller of existsSync("/sys/fs/cgroup") ? ["", ...readdirSync("/sys/fs/cgroup")] : []) {
+    for (const group of [`gvisor-k3s/${name}`, "gvisor-k3s"]) {
+      await rmdir(join("/sys/fs/cgroup", controller, group)).catch(() => undefined); // not ours alone, not empty, or not there
+    }
+  }
+}
+
+async function removeState({ name, home }: SandboxRef): Promise<void> {
+  await rm(sandboxPaths(name, home).state, { recursive: true, force: true });
+  await rmdir(join(home, "sandboxes")).catch(() => undefined); // other sandboxes are in it
+}
+
+/** Kills every process that was started with this very argument, and waits until they are gone. */
+async function killProcesses(argument: string): Promise<void> {
+  const matching = () =>
+    readdirSync("/proc")
+      .filter((entry) => /^\d+$/.test(entry))
+      .map(Number)
+      .filter((pid) => pid !== process.pid && processStart(pid) !== undefined && commandLine(pid).includes(argument));
+  await waitFor(`processes with ${argument} end`, 20, () => {
+    const pids = matching();
+    for (const pid of pids) {
+      try {
+        process.kill(pid, "SIGKILL");
+      } catch {} // it has just ended
+    }
+    return pids.length === 0 || undefined;
+  });
+}
+
+function commandLine(pid: number): string[] {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
+  } catch {
+    return [];
+  }
+}
+

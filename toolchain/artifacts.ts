@@ -1,0 +1,285 @@
+/**
+ * What this project builds, and where it lies once built. An artifact's folder is named by a hash of everything that goes into it
+ * (sources, module pins, flags, patches, compilers), so a build is never stale and its path is known before it exists.
+ * @module
+ */
+import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { chmod, copyFile, cp, mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
+import { arch } from "node:os";
+import { basename, join } from "node:path";
+import { cacheFolder, inSandbox } from "../config/paths.ts";
+import { run } from "../steps/run.ts";
+
+const root = join(import.meta.dirname, "..");
+
+/** One `go build` in one module. */
+interface GoBuild {
+  /** The module's folder, from the project's root. */
+  module: string;
+  /** What to build: packages of that module or of one that it pins. */
+  packages: string[];
+  /** The program's file name, where the package's own would not do. */
+  output?: string;
+  tags?: string[];
+  /** Links C code, statically. */
+  cgo?: boolean;
+  /** Values for string variables, for the linker's -X. */
+  variables?: Record<string, string>;
+}
+
+const kubernetes = () => moduleVersion("node/server", "k8s.io/kubernetes");
+
+const builds = {
+  runsc: [{ module: "toolchain/runsc", packages: ["gvisor.dev/gvisor/runsc"], get variables() { return { "gvisor.dev/gvisor/runsc/version.version": moduleVersion("toolchain/runsc", "gvisor.dev/gvisor") }; } }],
+  runc: [{ module: "toolchain/runc", packages: ["github.com/opencontainers/runc"], tags: ["seccomp"], cgo: true }],
+  containerd: [
+    {
+      module: "toolchain/containerd",
+      packages: ["containerd", "containerd-shim-runc-v2", "ctr"].map((name) => `github.com/containerd/containerd/v2/cmd/${name}`),
+    },
+  ],
+  cni: [
+    { module: "node/cni", packages: ["./gvisor-bridge"] },
+    { module: "toolchain/containerd", packages: ["ipam/host-local", "main/loopback"].map((name) => `github.com/containernetworking/plugins/plugins/${name}`) },
+  ],
+  init: [{ module: "node/init", packages: ["."], output: "sandbox-init" }],
+  wrapper: [{ module: "node/wrapper", packages: ["."], output: "runc-wrapper" }],
+  server: [{ module: "node/server", packages: ["."], output: "gvisor-k3s-node", cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } }],
+  images: [{ module: "node/images", packages: ["./pause", "./testpod", "./mkimage"] }],
+  pulumi: [{ module: "toolchain/pulumi", packages: ["github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"], get variables() { return { "github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3") }; } }],
+  plugins: [{ module: "toolchain/plugins", packages: ["./cmd/..."] }],
+} satisfies Record<string, GoBuild[]>;
+
+/** The name of something that is built from Go modules. */
+export type ArtifactName = keyof typeof builds;
+
+export const artifactNames = Object.keys(builds) as ArtifactName[];
+
+/** An artifact with the choices that its build takes. */
+export interface Artifact {
+  name: ArtifactName;
+  /** Ids of patches in `toolchain/NAME/patches`, applied in order to the module that is built; only runc has any. */
+  patches?: string[];
+}
+
+/** The folder of an artifact below the cache; it exists once the artifact is built. */
+export function artifactFolder(artifact: Artifact): string {
+  return join(artifactsFolder(), artifactId(artifact));
+}
+
+/** A file of an artifact by its path in a sandbox. */
+export function pathInSandbox(artifact: Artifact, file: string): string {
+  return join(inSandbox.artifacts, artifactId(artifact), file);
+}
+
+/** The folder that holds all artifacts, which every sandbox sees read-only. */
+export function artifactsFolder(): string {
+  return join(cacheFolder(), "artifacts");
+}
+
+/** The version of a module that one of the project's Go modules pins, without the leading v. */
+export function moduleVersion(module: string, path: string): string {
+  const pin = readFileSync(join(root, module, "go.mod"), "utf8").match(new RegExp(`^(?:require )?\\s*${path.replaceAll(".", "\\.")} v(\\S+)`, "m"));
+  if (!pin) throw new Error(`${module}/go.mod does not require ${path}`);
+  return pin[1]!;
+}
+
+/** The ids of the patches that an artifact can be built with. */
+export function knownPatches(name: ArtifactName): string[] {
+  const folder = join(root, "toolchain", name, "patches");
+  return existsSync(folder) ? readdirSync(folder).filter((file) => file.endsWith(".patch")).map((file) => basename(file, ".patch")).sort() : [];
+}
+
+/**
+ * Builds an artifact unless it is there.
+ * @param say takes one line per thing done
+ * @throws CommandError of the compiler or of a patch that does not apply
+ * @returns the artifact's folder
+ */
+export async function build(artifact: Artifact, say: (line: string) => void = () => {}): Promise<string> {
+  const folder = artifactFolder(artifact);
+  if (existsSync(folder)) return folder;
+  return await intoPlace(folder, async (work) => {
+    for (const goBuild of builds[artifact.name] as GoBuild[]) {
+      say(`go build ${goBuild.packages.join(" ")}`);
+      await compile(goBuild, artifact, work);
+    }
+    if (artifact.name === "images") await makeImages(work, say);
+  });
+}
+
+/**
+ * Copies a file of the user's into the cache, where sandboxes see it.
+ * @returns the path in the sandbox, which is known before: see {@link stagedPath}
+ */
+export async function stage(source: string, name: string): Promise<string> {
+  const id = stagedId(source, name);
+  const folder = join(artifactsFolder(), id);
+  if (!existsSync(folder)) {
+    await intoPlace(folder, async (work) => {
+      await copyFile(source, join(work, name));
+      await chmod(join(work, name), 0o755);
+    });
+  }
+  return join(inSandbox.artifacts, id, name);
+}
+
+/** Where {@link stage} puts a file, as the sandbox sees it. */
+export function stagedPath(source: string, name: string): string {
+  return join(inSandbox.artifacts, stagedId(source, name), name);
+}
+
+function stagedId(source: string, name: string): string {
+  return `own-${name}-${digest(readFileSync(source))}`;
+}
+
+/** Puts a runtime wrapper with its rules into the cache; the folder is named by both. */
+export async function stageWrapper(rulesFile: string): Promise<void> {
+  const folder = join(artifactsFolder(), wrapperId(rulesFile));
+  if (existsSync(folder)) return;
+  const built = await build({ name: "wrapper" });
+  await intoPlace(folder, async (work) => {
+    await copyFile(join(built, "runc-wrapper"), join(work, "runc-wrapper"));
+    await writeFile(join(work, "rules.json"), rulesFile);
+  });
+}
+
+/** Where {@link stageWrapper} puts the wrapper, as the sandbox sees it. */
+export function wrapperPath(rulesFile: string): string {
+  return join(inSandbox.artifacts, wrapperId(rulesFile), "runc-wrapper");
+}
+
+function wrapperId(rulesFile: string): string {
+  return `runc-wrapper-${digest(artifactId({ name: "wrapper" }), rulesFile)}`;
+}
+
+/** Fills a folder under a temporary name and moves it into place at once, so that a folder that exists is whole. */
+async function intoPlace(folder: string, fill: (work: string) => Promise<void>): Promise<string> {
+  await mkdir(artifactsFolder(), { recursive: true, mode: 0o755 });
+  const work = await mkdtemp(`${folder}.tmp-`);
+  try {
+    await fill(work);
+    await chmod(work, 0o755);
+    await rename(work, folder).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== "ENOTEMPTY" && error.code !== "EEXIST") throw error; // another process was faster
+    });
+  } finally {
+    await rm(work, { recursive: true, force: true });
+  }
+  return folder;
+}
+
+async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Promise<void> {
+  const module = join(root, goBuild.module);
+  const flags = ["-trimpath", "-buildvcs=false", "-tags", ["netgo", "osusergo", ...(goBuild.tags ?? [])].join(",")];
+  const link = ["-s", "-w", "-buildid=", ...Object.entries(goBuild.variables ?? {}).map(([name, value]) => `-X ${name}=${value}`)];
+  if (goBuild.cgo) link.push("-linkmode external", "-extldflags -static");
+  const patched = artifact.patches?.length ? await patchedModfile(goBuild, artifact, `${into}-src`) : undefined;
+  try {
+    await run("go", ["build", ...flags, "-ldflags", link.join(" "), ...(patched ? [`-modfile=${patched}`] : []), "-o", join(into, goBuild.output ?? "/"), ...goBuild.packages], {
+      cwd: module,
+      env: { CGO_ENABLED: goBuild.cgo ? "1" : "0", GOFLAGS: patched ? "-mod=mod" : "-mod=readonly" },
+    });
+  } finally {
+    await rm(`${into}-src`, { recursive: true, force: true });
+  }
+}
+
+/** Copies the module that is built, applies the patches and returns a go.mod that builds from the copy. */
+async function patchedModfile(goBuild: GoBuild, artifact: Artifact, work: string): Promise<string> {
+  const module = join(root, goBuild.module);
+  const target = goBuild.packages[0]!;
+  const { stdout } = await run("go", ["mod", "download", "-json", target], { cwd: module });
+  const source = join(work, "source");
+  await mkdir(work, { recursive: true });
+  await cp((JSON.parse(stdout) as { Dir: string }).Dir, source, { recursive: true });
+  await run("chmod", ["-R", "u+w", source]);
+  for (const id of artifact.patches!) {
+    await run("patch", ["--strip=1", "--fuzz=0", "--batch", "--directory", source, "--input", patchFile(artifact.name, id)]);
+  }
+  const modfile = join(work, "go.mod");
+  await copyFile(join(module, "go.sum"), join(work, "go.sum"));
+  await writeFile(modfile, `${readFileSync(join(module, "go.mod"), "utf8")}\nreplace ${target} => ${source}\n`);
+  return modfile;
+}
+
+function patchFile(name: ArtifactName, id: string): string {
+  return join(root, "toolchain", name, "patches", `${id}.patch`);
+}
+
+/** The names of the images that are built here; the tag is a hash of what goes into them, so a name is never reused for other content. */
+export function imageName(image: "pause" | "testpod"): string {
+  return `gvisor-k3s.local/${image}:${artifactId({ name: "images" }).split("-").at(-1)}`;
+}
+
+/** The archive of an image that is built here, on the host. */
+export function imageArchive(image: "pause" | "testpod"): string {
+  return join(artifactFolder({ name: "images" }), `${image}.tar`);
+}
+
+async function makeImages(folder: string, say: (line: string) => void): Promise<void> {
+  for (const [image, user] of [["pause", "65535:65535"], ["testpod", "65532:65532"]] as const) {
+    say(`image ${image}`);
+    await run(join(folder, "mkimage"), ["--platform", `linux/${goArch()}`, "--user", user, "--file", `${join(folder, image)}:/${image}:0755`, "--entrypoint", `/${image}`, "-o", join(folder, `${image}.tar`), imageName(image)]);
+  }
+}
+
+/** Go's name for this machine's architecture. */
+export function goArch(): string {
+  return arch() === "x64" ? "amd64" : arch();
+}
+
+function versionVariables(): Record<string, string> {
+  const version = kubernetes();
+  const [major, minor] = version.split(".");
+  return Object.fromEntries(
+    Object.entries({ gitVersion: `v${version}`, gitMajor: major!, gitMinor: minor!, gitTreeState: "clean" }).map(([name, value]) => [`k8s.io/component-base/version.${name}`, value]),
+  );
+}
+
+const ids = new Map<string, string>();
+
+function artifactId(artifact: Artifact): string {
+  const key = JSON.stringify(artifact);
+  let id = ids.get(key);
+  if (!id) ids.set(key, (id = `${artifact.name}-${digest(key, ...inputs(artifact))}`));
+  return id;
+}
+
+function* inputs(artifact: Artifact): Generator<string | Buffer> {
+  yield compiler("go", ["env", "GOVERSION", "GOARCH"]);
+  for (const goBuild of builds[artifact.name] as GoBuild[]) {
+    yield JSON.stringify(goBuild);
+    if (goBuild.cgo) yield compiler("gcc", ["-dumpfullversion", "-dumpmachine"]);
+    for (const file of sources(join(root, goBuild.module))) {
+      yield file;
+      yield readFileSync(join(root, goBuild.module, file));
+    }
+  }
+  for (const id of artifact.patches ?? []) yield readFileSync(patchFile(artifact.name, id));
+  if (artifact.name === "images") yield makeImages.toString();
+}
+
+/** A compiler's own word on its version; what is built with another one is another artifact. */
+function compiler(program: string, args: string[]): string {
+  try {
+    return execFileSync(program, args, { encoding: "utf8", cwd: root });
+  } catch (cause) {
+    throw new Error(`${program} is needed to build this project's parts and could not be run; see "What it needs" in the README`, { cause });
+  }
+}
+
+/** The files of a Go module that a build reads, in a fixed order. */
+function sources(module: string): string[] {
+  return readdirSync(module, { recursive: true, encoding: "utf8" })
+    .filter((file) => /(^|\/)go\.(mod|sum)$|\.(go|c|h|s)$/.test(file) && !file.endsWith("_test.go"))
+    .sort();
+}
+
+function digest(...parts: (string | Buffer)[]): string {
+  const hash = createHash("sha256");
+  for (const part of parts) hash.update(`${part.length}:`).update(part);
+  return hash.digest("hex").slice(0, 12);
+}

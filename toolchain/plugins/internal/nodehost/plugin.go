@@ -1,0 +1,59 @@
+package nodehost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+
+	"github.com/pulumi/pulumi/sdk/v3/go/common/apitype"
+	"github.com/pulumi/pulumi/sdk/v3/go/common/util/rpcutil"
+	pulumirpc "github.com/pulumi/pulumi/sdk/v3/proto/go"
+)
+
+// RunPlugin runs a provider that is itself a Node.js program, until the engine hangs up. Policy packs are not done
+// here: they need a proxy that takes the stack's configuration for them.
+func (h *Host) RunPlugin(req *pulumirpc.RunPluginRequest, server pulumirpc.LanguageRuntime_RunPluginServer) error {
+	if req.GetKind() == string(apitype.AnalyzerPlugin) {
+		return notHere("running a policy pack (--policy-pack)")
+	}
+	if req.GetAttachDebugger() {
+		return notHere("attaching a debugger (--attach-debugger)")
+	}
+	info := req.GetInfo()
+	opts, err := parseOptions(info.GetOptions().AsMap())
+	if err != nil {
+		return err
+	}
+	node, err := findNode()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(server.Context())
+	defer cancel()
+	defer context.AfterFunc(h.lifetime, cancel)()
+	runner, err := resolveModule(ctx, node, info.GetProgramDirectory(), "@pulumi/pulumi/cmd/run-plugin")
+	if err != nil {
+		return err
+	}
+	streams, stdout, stderr, err := rpcutil.MakeRunPluginStreams(server, false)
+	if err != nil {
+		return err
+	}
+	defer streams.Close()
+
+	cmd := exec.CommandContext(ctx, node,
+		slices.Concat(opts.nodeArgs, []string{runner, info.GetProgramDirectory()}, req.GetArgs())...)
+	cmd.Dir = req.GetPwd()
+	cmd.Env = append(req.GetEnv(), opts.environment()...)
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+
+	var exit *exec.ExitError
+	if err := runGroup(ctx, cmd); errors.As(err, &exit) {
+		return fmt.Errorf("the plugin in %s ended with %v", info.GetProgramDirectory(), exit)
+	} else if err != nil {
+		return fmt.Errorf("the plugin in %s could not be started: %w", info.GetProgramDirectory(), err)
+	}
+	return streams.Close()
+}
