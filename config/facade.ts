@@ -2,6 +2,8 @@ import { createHash } from "node:crypto";
 
 /** What a kubelet and runc look for and gVisor does not have; `node/init/facade.go` carries it out. */
 export interface FacadePlan {
+  /** Tunables that gVisor itself acts on: written before anything is mounted. */
+  settings: { path: string; content: string }[];
   files: { path: string; content: string }[];
   mounts: { type: string; source: string; target: string; options: string; folders: string[]; optional: boolean }[];
   nodes: { path: string; major: number; minor: number }[];
@@ -38,6 +40,8 @@ export function facadePlan(name: string): FacadePlan {
     optional,
   });
   return {
+    // Through the overlay a write would read back and do nothing.
+    settings: [{ path: "/proc/sys/net/ipv4/ip_forward", content: "1" }],
     files: [
       { path: "/etc/machine-id", content: `${createHash("sha256").update(`gvisor-k3s machine ${name}`).digest("hex").slice(0, 32)}\n` },
       ...Object.entries(TUNABLES).map(([name, value]) => ({ path: `${upper}/${name}`, content: `${value}\n` })),

@@ -5,7 +5,7 @@ import { waitFor } from "./wait.ts";
 const FIRST_LINE = 10;
 
 /** What a pod's container has printed so far; the kubeconfig comes on standard input. A container that prints nothing gives "". */
-export async function podLogs(params: { namespace: string; name: string; container: string }, kubeconfig: string): Promise<string> {
+export async function podLogs(params: { namespace: string; name: string; container: string; uid: string }, kubeconfig: string): Promise<string> {
   const config = new KubeConfig();
   config.loadFromString(kubeconfig);
   const api = config.makeApiClient(CoreV1Api);

@@ -47,7 +47,7 @@ const builds = {
   init: [{ module: "node/init", packages: ["."], output: "sandbox-init" }],
   wrapper: [{ module: "node/wrapper", packages: ["."], output: "runc-wrapper" }],
   server: [{ module: "node/server", packages: ["."], output: "gvisor-k3s-node", cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } }],
-  images: [{ module: "node/images", packages: ["./pause", "./testpod", "./mkimage"] }],
+  images: [{ module: "node/images", packages: ["./testpod", "./mkimage"] }],
   pulumi: [{ module: "toolchain/pulumi", packages: ["github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"], get variables() { return { "github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3") }; } }],
   plugins: [{ module: "toolchain/plugins", packages: ["./cmd/..."] }],
 } satisfies Record<string, GoBuild[]>;
@@ -173,7 +173,7 @@ async function intoPlace(folder: string, fill: (work: string) => Promise<void>):
 
 async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Promise<void> {
   const module = join(root, goBuild.module);
-  const flags = ["-trimpath", "-buildvcs=false", "-tags", ["netgo", "osusergo", ...(goBuild.tags ?? [])].join(",")];
+  const flags = ["-trimpath", "-buildvcs=false", "-tags", [...(goBuild.cgo ? ["netgo", "osusergo"] : []), ...(goBuild.tags ?? [])].join(",")];
   const link = ["-s", "-w", "-buildid=", ...Object.entries(goBuild.variables ?? {}).map(([name, value]) => `-X ${name}=${value}`)];
   if (goBuild.cgo) link.push("-linkmode external", "-extldflags -static");
   const patched = artifact.patches?.length ? await patchedModfile(goBuild, artifact, `${into}-src`) : undefined;
@@ -220,9 +220,10 @@ export function imageArchive(image: "pause" | "testpod"): string {
 }
 
 async function makeImages(folder: string, say: (line: string) => void): Promise<void> {
+  await run("sh", [join(root, "node/images/pause/build.sh"), join(folder, "pause")]);
   for (const [image, user] of [["pause", "65535:65535"], ["testpod", "65532:65532"]] as const) {
     say(`image ${image}`);
-    await run(join(folder, "mkimage"), ["--platform", `linux/${goArch()}`, "--user", user, "--file", `${join(folder, image)}:/${image}:0755`, "--entrypoint", `/${image}`, "-o", join(folder, `${image}.tar`), imageName(image)]);
+    await run(join(folder, "mkimage"), ["--platform", `linux/${goArch()}`, "--user", user, "--file", `${join(folder, image)}:/${image}:0755`, "--entrypoint", `/${image}`, "--name", imageName(image), "-o", join(folder, `${image}.tar`)]);
   }
 }
 
@@ -274,7 +275,7 @@ function compiler(program: string, args: string[]): string {
 /** The files of a Go module that a build reads, in a fixed order. */
 function sources(module: string): string[] {
   return readdirSync(module, { recursive: true, encoding: "utf8" })
-    .filter((file) => /(^|\/)go\.(mod|sum)$|\.(go|c|h|s)$/.test(file) && !file.endsWith("_test.go"))
+    .filter((file) => /(^|\/)go\.(mod|sum)$|\.(go|c|h|s|sh)$/.test(file) && !file.endsWith("_test.go"))
     .sort();
 }
 

@@ -10,12 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Plan is what a sandbox lacks and gets: files first, then mounts in order, then device nodes.
+// Plan is what a sandbox lacks and gets: settings of its kernel first, then files, mounts in order, and device nodes.
 // Everything that is there already is left as it is, so a plan can be applied again at any time.
 type Plan struct {
-	Files  []File  `json:"files"`
-	Mounts []Mount `json:"mounts"`
-	Nodes  []Node  `json:"nodes"`
+	Settings []File  `json:"settings"` // written unless they read so already
+	Files    []File  `json:"files"`
+	Mounts   []Mount `json:"mounts"`
+	Nodes    []Node  `json:"nodes"`
 }
 
 // File is written if it does not exist; its folders are made.
@@ -45,6 +46,11 @@ type Node struct {
 // Apply carries the plan out and reports everything that failed.
 func (p Plan) Apply() error {
 	var problems []error
+	for _, setting := range p.Settings {
+		if current, err := os.ReadFile(setting.Path); err != nil || strings.TrimSpace(string(current)) != setting.Content {
+			problems = append(problems, os.WriteFile(setting.Path, []byte(setting.Content), 0o644))
+		}
+	}
 	for _, file := range p.Files {
 		problems = append(problems, file.write())
 	}

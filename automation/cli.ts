@@ -1,0 +1,93 @@
+/** `node automation/cli.ts up|preview|destroy [STACK]`: runs Pulumi on a stack, `dev` by default, and tells how far it is. */
+import { existsSync } from "node:fs";
+import { rm, rmdir } from "node:fs/promises";
+import { join } from "node:path";
+import type { EngineEvent } from "@pulumi/pulumi/automation/index.js";
+import { homeFolder } from "../config/paths.ts";
+import { openStack } from "./workspace.ts";
+
+const commands = { up, preview, destroy };
+
+const [verb = "", stackName = "dev"] = process.argv.slice(2);
+const started = Date.now();
+const say = (line: string) => console.log(`[${elapsed(started)}] ${line}`);
+
+if (!Object.hasOwn(commands, verb)) {
+  console.error(`usage: cli.ts ${Object.keys(commands).join("|")} [STACK]`);
+  process.exit(2);
+}
+await commands[verb as keyof typeof commands]().catch((error: unknown) => {
+  // Pulumi has printed its diagnostics; of its own error only the first line says something new.
+  console.error(`${verb} failed: ${error instanceof Error ? error.message.split("\n")[0] : String(error)}`);
+  process.exitCode = 1;
+});
+
+async function up(): Promise<void> {
+  const stack = await openStack(stackName, say);
+  const stages = new Stages();
+  const { outputs, summary } = await stack.up({ onEvent: (event) => stages.see(event), color: "never", onError: (text) => process.stderr.write(text) });
+  const changes = Object.entries(summary.resourceChanges ?? {}).map(([kind, count]) => `${count} ${kind}`);
+  const pod = outputs.testPod?.value as { name: string; phase: string; logs: string } | undefined;
+  const kubeconfig = outputs.kubeconfigPath?.value as string;
+  console.log(`\nresources   ${changes.join(", ")}\n${stages.table()}`);
+  if (pod) console.log(`pod         ${pod.name}\nphase       ${pod.phase}\nlog         ${pod.logs.split("\n")[0]}`);
+  console.log(`kubeconfig  ${kubeconfig}\nall         ${elapsed(started)}\n\nnext:\n  export KUBECONFIG=${kubeconfig}\n  kubectl get pods -A\n  make destroy`);
+}
+
+async function preview(): Promise<void> {
+  const stack = await openStack(stackName, say);
+  await stack.preview({ diff: true, color: process.stdout.isTTY ? "always" : "never", onOutput: (text) => process.stdout.write(text) });
+}
+
+async function destroy(): Promise<void> {
+  const stack = await openStack(stackName, say);
+  const stages = new Stages();
+  await stack.destroy({ onEvent: (event) => stages.see(event), color: "never", onError: (text) => process.stderr.write(text) });
+  await stack.workspace.removeStack(stackName);
+  const home = homeFolder();
+  await rm(join(home, "project", `Pulumi.${stackName}.yaml`), { force: true });
+  // The last stack takes its surroundings along.
+  if (!existsSync(join(home, "sandboxes")) && !(await otherStacks(stack))) {
+    for (const entry of ["project", "pulumi", "passphrase"]) await rm(join(home, entry), { recursive: true, force: true });
+    await rmdir(home).catch(() => undefined); // something of the user's is in it
+  }
+  say(`${stackName} is gone`);
+}
+
+async function otherStacks(stack: Awaited<ReturnType<typeof openStack>>): Promise<boolean> {
+  return (await stack.workspace.listStacks()).length > 0;
+}
+
+/** Tells what the engine does to the stack's resources, and keeps how long each took. */
+class Stages {
+  readonly #begun = new Map<string, number>();
+  readonly #took = new Map<string, number>();
+
+  see(event: EngineEvent): void {
+    const metadata = (event.resourcePreEvent ?? event.resOutputsEvent)?.metadata;
+    const diagnostic = event.diagnosticEvent;
+    if (diagnostic && diagnostic.severity === "error") console.error(diagnostic.message.trimEnd());
+    if (!metadata || metadata.op === "same" || !isWork(metadata.type)) return;
+    const name = metadata.urn.split("::").at(-1)!;
+    if (event.resourcePreEvent) {
+      this.#begun.set(name, Date.now());
+      return;
+    }
+    const begun = this.#begun.get(name) ?? Date.now();
+    this.#took.set(name, Date.now() - begun);
+    say(`${metadata.op} ${name} (${elapsed(begun)})`);
+  }
+
+  table(): string {
+    return [...this.#took].map(([name, took]) => `stage       ${name.padEnd(22)} ${(took / 1000).toFixed(1)} s`).join("\n");
+  }
+}
+
+/** Components and the stack itself only group what is done. */
+function isWork(type: string): boolean {
+  return !type.startsWith("gvisor-k3s:") && !type.startsWith("pulumi:");
+}
+
+function elapsed(since: number): string {
+  return `${((Date.now() - since) / 1000).toFixed(1)} s`;
+}

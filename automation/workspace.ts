@@ -1,0 +1,78 @@
+/**
+ * The surroundings that Pulumi runs in: its program, its state, its passphrase and its plugins.
+ * @module
+ */
+import { randomBytes } from "node:crypto";
+import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { LocalWorkspace, PulumiCommand, Stack } from "@pulumi/pulumi/automation/index.js";
+import { gte } from "semver";
+import { parse, stringify } from "yaml";
+import { cacheFolder, homeFolder } from "../config/paths.ts";
+import { run, runsWell } from "../steps/run.ts";
+import { build, moduleVersion } from "../toolchain/artifacts.ts";
+
+const root = join(import.meta.dirname, "..");
+
+/**
+ * Opens a stack, making it if it is new. Its state and its passphrase lie in the home folder unless Pulumi's own variables
+ * (PULUMI_BACKEND_URL, PULUMI_CONFIG_PASSPHRASE or PULUMI_CONFIG_PASSPHRASE_FILE) name others.
+ * @param name the stack's name; options are read from `Pulumi.NAME.yaml` beside the program
+ * @param say takes a line per thing that is built first
+ */
+export async function openStack(name: string, say: (line: string) => void): Promise<Stack> {
+  const home = homeFolder();
+  mkdirSync(join(home, "pulumi"), { recursive: true, mode: 0o700 });
+  const { command, env } = await pulumiCommand(say);
+  const envVars: Record<string, string> = { PULUMI_SKIP_UPDATE_CHECK: "true", NODE_COMPILE_CACHE: join(cacheFolder(), "node-compile-cache"), ...env };
+  if (!process.env.PULUMI_BACKEND_URL) envVars.PULUMI_BACKEND_URL = `file://${join(home, "pulumi")}`;
+  if (!process.env.PULUMI_CONFIG_PASSPHRASE && !process.env.PULUMI_CONFIG_PASSPHRASE_FILE) envVars.PULUMI_CONFIG_PASSPHRASE_FILE = passphraseFile(home);
+  const workspace = await LocalWorkspace.create({ workDir: projectFolder(home, name), envVars, pulumiCommand: command });
+  return await Stack.createOrSelect(name, workspace);
+}
+
+/** The project as Pulumi sees it: its program is this checkout; its settings lie in the home folder, because Pulumi writes the stack's salt into them. */
+function projectFolder(home: string, stack: string): string {
+  const folder = join(home, "project");
+  mkdirSync(folder, { recursive: true, mode: 0o700 });
+  const read = (file: string) => (existsSync(file) ? ((parse(readFileSync(file, "utf8")) as Record<string, unknown> | null) ?? {}) : {});
+  const settings = `Pulumi.${stack}.yaml`;
+  const { encryptionsalt } = read(join(folder, settings));
+  writeFileSync(join(folder, "Pulumi.yaml"), stringify({ ...read(join(root, "Pulumi.yaml")), main: root }));
+  writeFileSync(join(folder, settings), stringify({ ...read(join(root, settings)), ...(encryptionsalt ? { encryptionsalt } : {}) }), { mode: 0o600 });
+  return folder;
+}
+
+/** A passphrase is made once for a home; without it the secrets in its stacks' state cannot be read. */
+function passphraseFile(home: string): string {
+  const file = join(home, "passphrase");
+  if (!existsSync(file)) writeFileSync(file, randomBytes(24).toString("base64url"), { mode: 0o600, flag: "wx" });
+  return file;
+}
+
+/** The user's own Pulumi, with its language host, where it is new enough; else the one that is built here, with the project's own small plugins. */
+async function pulumiCommand(say: (line: string) => void): Promise<{ command: PulumiCommand; env: Record<string, string> }> {
+  const pinned = moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3");
+  const [pulumi, host] = await Promise.all(["pulumi", "pulumi-language-nodejs"].map((program) => runsWell("which", [program])));
+  const version = pulumi && host && (await runsWell("pulumi", ["version"], { env: { PULUMI_SKIP_UPDATE_CHECK: "true" } }))?.trim().replace(/^v/, "");
+  if (version && gte(version, pinned)) return { command: await PulumiCommand.get(), env: {} };
+
+  const [cli, plugins] = [await build({ name: "pulumi" }, say), await build({ name: "plugins" }, say)];
+  // Pulumi looks for language hosts beside its own program, and for plugins in its home, which is a private one: the stand-ins must
+  // never hide the real ones. Named by what was built, so that a rebuilt plugin is never shadowed by an older one.
+  const folder = join(cacheFolder(), "pulumi", `${cli.split("-").at(-1)}-${plugins.split("-").at(-1)}`);
+  const env = { PULUMI_HOME: join(folder, "home"), PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION: "true" };
+  const program = join(folder, "bin/pulumi");
+  const ready = join(folder, "ready");
+  if (!existsSync(ready)) {
+    mkdirSync(dirname(program), { recursive: true });
+    copyFileSync(join(cli, "pulumi"), program);
+    copyFileSync(join(plugins, "pulumi-language-nodejs"), join(folder, "bin/pulumi-language-nodejs"));
+    for (const name of ["command", "kubernetes"]) {
+      const { version } = JSON.parse(readFileSync(join(root, "node_modules/@pulumi", name, "package.json"), "utf8")) as { version: string };
+      await run(program, ["plugin", "install", "resource", name, version, "--reinstall", "--file", join(plugins, `pulumi-resource-${name}`)], { env: { ...env, PULUMI_SKIP_UPDATE_CHECK: "true" } });
+    }
+    writeFileSync(ready, "");
+  }
+  return { command: await PulumiCommand.get({ root: folder }), env };
+}

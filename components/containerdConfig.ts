@@ -1,0 +1,43 @@
+import * as pulumi from "@pulumi/pulumi";
+import { renderContainerdConfig } from "../config/containerdToml.ts";
+import { inSandbox } from "../config/paths.ts";
+import type { StackConfig } from "../config/schema.ts";
+import { imageName, pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
+import type { RuntimeWrapper } from "./runtimeWrapper.ts";
+import type { Sandbox } from "./sandbox.ts";
+import { step } from "./step.ts";
+
+export interface ContainerdConfigArgs {
+  sandbox: Sandbox;
+  runtime: RuntimeWrapper;
+  containerd: StackConfig["containerd"];
+}
+
+/** containerd with its shim, and their configuration; a change of it is one restart of containerd, which running pods survive. */
+export class ContainerdConfig extends pulumi.ComponentResource {
+  /** The file as containerd reads it. */
+  readonly toml: string;
+
+  constructor(name: string, args: ContainerdConfigArgs, options?: pulumi.ComponentResourceOptions) {
+    super("gvisor-k3s:index:ContainerdConfig", name, {}, options);
+    const { sandbox, runtime, containerd } = args;
+    const own = (["containerd", "shim"] as const).flatMap((option) => (containerd[option] ? [{ source: containerd[option], name: fileName[option] }] : []));
+    const path = (option: keyof typeof fileName) =>
+      containerd[option] ? stagedPath(containerd[option], fileName[option]) : pathInSandbox({ name: "containerd" }, fileName[option]);
+    this.toml = renderContainerdConfig(containerd, {
+      shim: path("shim"),
+      runtime: runtime.path,
+      cniPlugins: `${inSandbox.artifacts}/${pathInSandbox({ name: "cni" }, "").split("/").at(-2)}`,
+      pauseImage: imageName("pause"),
+    });
+    const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "containerd" }, { name: "cni" }], own } }, { parent: this });
+    step(
+      `${name}-apply`,
+      { step: "containerd", params: { ...sandbox.ref, containerd: path("containerd") }, content: this.toml, incarnation: sandbox.incarnation },
+      sandbox.inside(this, runtime, build),
+    );
+    this.registerOutputs();
+  }
+}
+
+const fileName = { containerd: "containerd", shim: "containerd-shim-runc-v2" } as const;

@@ -1,0 +1,29 @@
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import * as pulumi from "@pulumi/pulumi";
+import { imageArchive, imageName } from "../toolchain/artifacts.ts";
+import type { K3sNode } from "./k3sNode.ts";
+import type { Sandbox } from "./sandbox.ts";
+import { step } from "./step.ts";
+
+export interface ImagesArgs {
+  sandbox: Sandbox;
+  node: K3sNode;
+  /** Archives on the host, beside those of the pause and the test image. */
+  archives: string[];
+}
+
+/** Images that are imported from archives; another content of an archive is imported again, in place. */
+export class Images extends pulumi.ComponentResource {
+  constructor(name: string, args: ImagesArgs, options?: pulumi.ComponentResourceOptions) {
+    super("gvisor-k3s:index:Images", name, {}, options);
+    const { sandbox, node } = args;
+    const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "images" }], own: [] } }, { parent: this });
+    const archives = [
+      ...(["pause", "testpod"] as const).map((image) => ({ path: imageArchive(image), sha256: imageName(image) })),
+      ...args.archives.map((path) => ({ path, sha256: createHash("sha256").update(readFileSync(path)).digest("hex") })),
+    ];
+    step(`${name}-import`, { step: "images", params: { ...sandbox.ref, archives } }, sandbox.inside(this, node, build));
+    this.registerOutputs();
+  }
+}

@@ -1,0 +1,41 @@
+import * as pulumi from "@pulumi/pulumi";
+import { renderNodeConfig } from "../config/nodeYaml.ts";
+import { sandboxPaths } from "../config/paths.ts";
+import type { StackConfig } from "../config/schema.ts";
+import { pathInSandbox } from "../toolchain/artifacts.ts";
+import type { ContainerdConfig } from "./containerdConfig.ts";
+import type { Sandbox } from "./sandbox.ts";
+import { step } from "./step.ts";
+
+export interface K3sNodeArgs {
+  sandbox: Sandbox;
+  containerd: ContainerdConfig;
+  node: StackConfig["node"];
+}
+
+/** The Kubernetes server, with a config file in k3s's own keys; a change of it restarts the server, which running pods survive. */
+export class K3sNode extends pulumi.ComponentResource {
+  /** The server by its path in the sandbox. */
+  readonly server: string;
+  /** The admin's kubeconfig, a secret; it works from the host and in the sandbox. */
+  readonly kubeconfig: pulumi.Output<string>;
+  /** The kubeconfig's file on the host, mode 0600. */
+  readonly kubeconfigPath: string;
+
+  constructor(name: string, args: K3sNodeArgs, options?: pulumi.ComponentResourceOptions) {
+    super("gvisor-k3s:index:K3sNode", name, {}, options);
+    const { sandbox, containerd, node } = args;
+    this.server = pathInSandbox({ name: "server" }, "gvisor-k3s-node");
+    this.kubeconfigPath = sandboxPaths(sandbox.ref.name, sandbox.ref.home).kubeconfig;
+    const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "server" }], own: [] } }, { parent: this });
+    const server = step(
+      `${name}-server`,
+      { step: "server", params: { ...sandbox.ref, server: this.server }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node), incarnation: sandbox.incarnation },
+      sandbox.inside(this, containerd, build),
+    );
+    // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made through it.
+    const kubeconfig = step(`${name}-kubeconfig`, { step: "kubeconfig", params: sandbox.ref, secretOutput: true, content: `${sandbox.address}:${node.httpsListenPort}` }, sandbox.inside(this, server));
+    this.kubeconfig = pulumi.secret(kubeconfig.stdout);
+    this.registerOutputs({ kubeconfig: this.kubeconfig });
+  }
+}

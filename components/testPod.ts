@@ -1,0 +1,57 @@
+import * as kubernetes from "@pulumi/kubernetes";
+import * as pulumi from "@pulumi/pulumi";
+import type { StackConfig } from "../config/schema.ts";
+import { imageName } from "../toolchain/artifacts.ts";
+import { step } from "./step.ts";
+
+export interface TestPodArgs {
+  /** A kubeconfig with the right to create pods and read their logs. */
+  kubeconfig: pulumi.Input<string>;
+  pod: Omit<StackConfig["pod"], "enabled">;
+  /** The resource with which the cluster, and so the pod, ends. */
+  endsWith?: pulumi.Resource;
+}
+
+/** A pod that shows that the cluster works: it is awaited until it is Ready, and what it printed is an output. */
+export class TestPod extends pulumi.ComponentResource {
+  /** The pod's name. */
+  readonly podName: pulumi.Output<string>;
+  /** Running, once the component is made. */
+  readonly phase: pulumi.Output<string>;
+  /** What the container had printed when it became Ready. */
+  readonly logs: pulumi.Output<string>;
+
+  constructor(name: string, args: TestPodArgs, options?: pulumi.ComponentResourceOptions) {
+    super("gvisor-k3s:index:TestPod", name, {}, options);
+    const ends = { parent: this, ...(args.endsWith ? { deletedWith: args.endsWith } : {}) };
+    const provider = new kubernetes.Provider(`${name}-provider`, { kubeconfig: args.kubeconfig }, { parent: this });
+    const container = "main";
+    const pod = new kubernetes.core.v1.Pod(
+      `${name}-pod`,
+      {
+        metadata: { name, namespace: args.pod.namespace },
+        spec: {
+          containers: [
+            {
+              name: container,
+              image: args.pod.image ?? imageName("testpod"),
+              args: args.pod.args,
+              ...(args.pod.image ? {} : { imagePullPolicy: "Never", readinessProbe: { httpGet: { path: "/healthz", port: 8080 }, periodSeconds: 1 } }),
+            },
+          ],
+        },
+      },
+      { ...ends, provider, deleteBeforeReplace: true },
+    );
+    this.podName = pod.metadata.name;
+    this.phase = pod.status.phase;
+    // The pod's uid is an input, so that another pod's log is read anew.
+    const log = step(
+      `${name}-logs`,
+      { step: "pod-logs", params: { namespace: args.pod.namespace, name: this.podName, container, uid: pod.metadata.uid }, content: args.kubeconfig },
+      { ...ends, dependsOn: pod },
+    );
+    this.logs = log.stdout;
+    this.registerOutputs({ podName: this.podName, phase: this.phase, logs: this.logs });
+  }
+}

@@ -1,0 +1,38 @@
+/** The Pulumi program: it reads the stack's configuration and makes the parts in the order of their integration. */
+import * as pulumi from "@pulumi/pulumi";
+import { ContainerdConfig } from "./components/containerdConfig.ts";
+import { Images } from "./components/images.ts";
+import { K3sNode } from "./components/k3sNode.ts";
+import { KernelFacade } from "./components/kernelFacade.ts";
+import { PatchedRunc } from "./components/patchedRunc.ts";
+import { PodNetwork } from "./components/podNetwork.ts";
+import { RuntimeWrapper } from "./components/runtimeWrapper.ts";
+import { Sandbox } from "./components/sandbox.ts";
+import { TestPod } from "./components/testPod.ts";
+import { parseStackConfig } from "./config/schema.ts";
+import { readStackConfig } from "./config/stackConfig.ts";
+import { preflight } from "./steps/preflight.ts";
+
+const config = parseStackConfig(readStackConfig(pulumi.runtime.allConfig(), pulumi.getProject(), pulumi.getStack()));
+preflight(config);
+
+const sandbox = new Sandbox("sandbox", config);
+const facade = new KernelFacade("facade", { sandbox }, { dependsOn: sandbox });
+const runc = new PatchedRunc("runc", config.runtime);
+const runtime = new RuntimeWrapper("runtime", { sandbox, facade, runc, rules: config.runtime.rules }, { dependsOn: [facade, runc] });
+const containerd = new ContainerdConfig("containerd", { sandbox, runtime, containerd: config.containerd }, { dependsOn: runtime });
+const node = new K3sNode("node", { sandbox, containerd, node: config.node }, { dependsOn: containerd });
+const network = new PodNetwork("network", { sandbox, node, network: config.network, clusterCidr: config.node.clusterCidr }, { dependsOn: node });
+const images = new Images("images", { sandbox, node, archives: config.images }, { dependsOn: node });
+const pod = config.pod.enabled
+  ? new TestPod("testpod", { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process }, { dependsOn: [network, images] })
+  : undefined;
+
+/** The node's address, which the host reaches. */
+export const address = sandbox.address;
+/** The kubeconfig's file. */
+export const kubeconfigPath = node.kubeconfigPath;
+/** The kubeconfig itself, a secret. */
+export const kubeconfig = node.kubeconfig;
+/** The test pod: its name, its phase, and what it printed. */
+export const testPod = pod && { name: pod.podName, phase: pod.phase, logs: pod.logs };

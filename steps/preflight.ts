@@ -1,0 +1,84 @@
+import { execFileSync } from "node:child_process";
+import { accessSync, closeSync, constants, existsSync, openSync, readSync } from "node:fs";
+import { networkInterfaces } from "node:os";
+import { overlap, parseNetwork } from "../config/network.ts";
+import { sandboxPaths } from "../config/paths.ts";
+import { type Problem, refuse } from "../config/problems.ts";
+import type { StackConfig } from "../config/schema.ts";
+import { knownPatches } from "../toolchain/artifacts.ts";
+import { readRecord } from "./record.ts";
+
+/**
+ * Checks what only this machine can tell, before anything is made.
+ * @throws InputError that lists every problem at once
+ */
+export function preflight(config: StackConfig): void {
+  const problems: Problem[] = [];
+  if (process.getuid?.() !== 0) problems.push({ option: "user", value: process.getuid?.(), message: "root is needed to make network namespaces and sandboxes; run it with sudo" });
+  const known = knownPatches("runc");
+  for (const id of config.runtime.patches) {
+    if (!known.includes(id)) problems.push({ option: "runtime.patches", value: id, message: `there is no such patch; there are: ${known.join(", ") || "none"}` });
+  }
+  const programs = { "sandbox.runsc": config.sandbox.runsc, "runtime.runc": config.runtime.runc, "containerd.containerd": config.containerd.containerd, "containerd.shim": config.containerd.shim };
+  for (const [option, path] of Object.entries(programs)) {
+    if (path && !isExecutable(path)) problems.push({ option, value: path, message: "there is no such program; give the path of an executable file, or leave the option out" });
+  }
+  problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...subnetProblems(config));
+  refuse(problems);
+}
+
+/** containerd and its shim speak one protocol only if they are of one version. */
+function setProblems({ containerd, shim }: StackConfig["containerd"]): Problem[] {
+  if (!containerd || !shim || !isExecutable(containerd) || !isExecutable(shim)) return [];
+  const [ours, theirs] = [version(containerd, "--version"), version(shim, "-v")];
+  if (ours === theirs) return [];
+  return [{ option: "containerd.shim", value: shim, message: `the shim is ${theirs} and containerd (${containerd}) is ${ours}: they must be of one version` }];
+}
+
+function version(program: string, flag: string): string {
+  try {
+    return execFileSync(program, [flag], { encoding: "utf8" }).match(/\bv?\d+\.\d+\.\d+\S*/)?.[0].replace(/^v/, "") ?? "of no known version";
+  } catch {
+    return "of no known version";
+  }
+}
+
+/** A tar archive has its mark at byte 257 (POSIX ustar, which GNU tar shares); compressed ones are not taken yet. */
+function archiveProblem(path: string): Problem[] {
+  const problem = (message: string): Problem[] => [{ option: "images", value: path, message }];
+  if (!existsSync(path)) return problem("there is no such file");
+  const head = Buffer.alloc(512);
+  const file = openSync(path, "r");
+  readSync(file, head, 0, 512, 0);
+  closeSync(file);
+  return head.toString("latin1", 257, 262) === "ustar" ? [] : problem("it is no tar archive; give one that `docker save` or an OCI tool wrote, uncompressed");
+}
+
+/** An address of the host in the sandbox's subnet, unless it is this sandbox's own link. */
+function subnetProblems({ name, sandbox }: StackConfig): Problem[] {
+  const { link } = sandboxPaths(name);
+  const subnet = parseNetwork(sandbox.subnet)!;
+  const taken = Object.entries(networkInterfaces()).flatMap(([device, addresses]) => (addresses ?? []).map(({ cidr }) => ({ device, cidr })));
+  const problems: Problem[] = [];
+  for (const { device, cidr } of taken) {
+    const [address, prefix] = (cidr ?? "").split("/");
+    const size = 2 ** (32 - Number(prefix));
+    const host = address && !address.includes(":") ? parseNetwork(`${address}/32`) : undefined;
+    if (!host || device === link) continue;
+    const network = { cidr: cidr!, first: host.first - (host.first % size), size };
+    if (overlap(subnet, network)) problems.push({ option: "sandbox.subnet", value: sandbox.subnet, message: `the host's ${device} has ${cidr}; choose a network that the host does not use` });
+  }
+  if (existsSync(`/run/netns/${link}`) && readRecord(sandboxPaths(name)) === undefined) {
+    problems.push({ option: "name", value: name, message: `a sandbox of this name exists on this machine with another home (network namespace ${link}); choose another name` });
+  }
+  return problems;
+}
+
+function isExecutable(path: string): boolean {
+  try {
+    accessSync(path, constants.X_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,26 @@
+/** `node toolchain/build.ts [NAME ...]` builds the named artifacts, or all; what is built already takes no time. */
+import { type ArtifactName, artifactNames, build } from "./artifacts.ts";
+
+const wanted = process.argv.slice(2);
+const unknown = wanted.filter((name) => !artifactNames.includes(name as ArtifactName));
+if (unknown.length > 0) {
+  console.error(`no artifact ${unknown.join(", ")}; there are ${artifactNames.join(", ")}`);
+  process.exit(1);
+}
+const names = wanted.length > 0 ? (wanted as ArtifactName[]) : artifactNames;
+for (const [index, name] of names.entries()) {
+  const start = Date.now();
+  const seconds = () => `${((Date.now() - start) / 1000).toFixed(0)} s`;
+  const step = `[${index + 1}/${names.length}] ${name}`;
+  const progress = setInterval(() => console.log(`${step}: still building, ${seconds()}`), 15_000);
+  try {
+    const folder = await build({ name }, (line) => console.log(`${step}: ${line}`));
+    console.log(`${step}: ${folder} (${seconds()})`);
+  } catch (error) {
+    console.error(`${step}: ${error instanceof Error ? error.message : String(error)}`);
+    process.exitCode = 1;
+    break;
+  } finally {
+    clearInterval(progress);
+  }
+}
