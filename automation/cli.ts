@@ -12,16 +12,6 @@ const [verb = "", stackName = "dev"] = process.argv.slice(2);
 const started = Date.now();
 const say = (line: string) => console.log(`[${elapsed(started)}] ${line}`);
 
-if (!Object.hasOwn(commands, verb)) {
-  console.error(`usage: cli.ts ${Object.keys(commands).join("|")} [STACK]`);
-  process.exit(2);
-}
-await commands[verb as keyof typeof commands]().catch((error: unknown) => {
-  // Pulumi has printed its diagnostics; of its own error only the first line says something new.
-  console.error(`${verb} failed: ${error instanceof Error ? error.message.split("\n")[0] : String(error)}`);
-  process.exitCode = 1;
-});
-
 async function up(): Promise<void> {
   const stack = await openStack(stackName, say);
   const stages = new Stages();
@@ -91,3 +81,13 @@ function isWork(type: string): boolean {
 function elapsed(since: number): string {
   return `${((Date.now() - since) / 1000).toFixed(1)} s`;
 }
+
+if (!Object.hasOwn(commands, verb)) {
+  console.error(`usage: cli.ts ${Object.keys(commands).join("|")} [STACK]`);
+  process.exit(2);
+}
+await commands[verb as keyof typeof commands]().catch((error: unknown) => {
+  // Pulumi has printed its diagnostics; of its own error only the first line says something new.
+  console.error(`${verb} failed: ${error instanceof Error ? error.message.split("\n")[0] : String(error)}`);
+  process.exitCode = 1;
+});

@@ -71,5 +71,5 @@ export function lastLines(text: string, count = 20): string {
 }
 
 function indented(text: string): string {
-  return text && text.replaceAll(/^/gm, "    ");
+  return text === "" ? "" : text.replaceAll(/^/gm, "    ");
 }

@@ -244,8 +244,8 @@ const ids = new Map<string, string>();
 
 function artifactId(artifact: Artifact): string {
   const key = JSON.stringify(artifact);
-  let id = ids.get(key);
-  if (!id) ids.set(key, (id = `${artifact.name}-${digest(key, ...inputs(artifact))}`));
+  const id = ids.get(key) ?? `${artifact.name}-${digest(key, ...inputs(artifact))}`;
+  ids.set(key, id);
   return id;
 }
 

@@ -67,7 +67,7 @@ func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
 		// gVisor's cgroups are version 1, account, and do not enforce; there is nothing that a hierarchy per QoS class would change.
 		FailCgroupV1:           &no,
 		CgroupsPerQOS:          &no,
-		EnforceNodeAllocatable: []string{},
+		EnforceNodeAllocatable: []string{"none"}, // an empty list is left out of the file and means the default
 		// The root file system's size is the host's, so what it says of free space is no ground to evict pods.
 		LocalStorageCapacityIsolation: &no,
 		EvictionHard:                  map[string]string{"memory.available": "100Mi"},
