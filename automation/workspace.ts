@@ -3,7 +3,8 @@
  * @module
  */
 import { randomBytes } from "node:crypto";
-import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { hostname } from "node:os";
 import { dirname, join } from "node:path";
 import { LocalWorkspace, PulumiCommand, Stack } from "@pulumi/pulumi/automation/index.js";
 import { gte } from "semver";
@@ -25,10 +26,29 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   mkdirSync(join(home, "pulumi"), { recursive: true, mode: 0o700 });
   const { command, env } = await pulumiCommand(say);
   const envVars: Record<string, string> = { PULUMI_SKIP_UPDATE_CHECK: "true", NODE_COMPILE_CACHE: join(cacheFolder(), "node-compile-cache"), ...env };
-  if (!process.env.PULUMI_BACKEND_URL) envVars.PULUMI_BACKEND_URL = `file://${join(home, "pulumi")}`;
+  if (!process.env.PULUMI_BACKEND_URL) {
+    envVars.PULUMI_BACKEND_URL = `file://${join(home, "pulumi")}`;
+    dropDeadLocks(home, name, say);
+  }
   if (!process.env.PULUMI_CONFIG_PASSPHRASE && !process.env.PULUMI_CONFIG_PASSPHRASE_FILE) envVars.PULUMI_CONFIG_PASSPHRASE_FILE = passphraseFile(home);
   const workspace = await LocalWorkspace.create({ workDir: projectFolder(home, name), envVars, pulumiCommand: command });
   return await Stack.createOrSelect(name, workspace);
+}
+
+/** Removes the locks that a killed Pulumi of this machine left on a stack; one whose process lives is left for Pulumi to refuse. */
+function dropDeadLocks(home: string, stack: string, say: (line: string) => void): void {
+  const { name: project } = parse(readFileSync(join(root, "Pulumi.yaml"), "utf8")) as { name: string };
+  const folder = join(home, "pulumi/.pulumi/locks/organization", project, stack);
+  for (const file of existsSync(folder) ? readdirSync(folder).filter((entry) => entry.endsWith(".json")) : []) {
+    const lock = JSON.parse(readFileSync(join(folder, file), "utf8")) as { pid: number; hostname: string; timestamp: string };
+    if (lock.hostname !== hostname() || isPulumi(lock.pid)) continue;
+    say(`an earlier run was interrupted (process ${lock.pid}, ${lock.timestamp}); its lock is removed`);
+    rmSync(join(folder, file));
+  }
+}
+
+function isPulumi(pid: number): boolean {
+  return existsSync(`/proc/${pid}/comm`) && readFileSync(`/proc/${pid}/comm`, "utf8").trim() === "pulumi";
 }
 
 /** The project as Pulumi sees it: its program is this checkout; its settings lie in the home folder, because Pulumi writes the stack's salt into them. */

@@ -1,6 +1,5 @@
 import * as pulumi from "@pulumi/pulumi";
 import { renderContainerdConfig } from "../config/containerdToml.ts";
-import { inSandbox } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { imageName, pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
 import type { RuntimeWrapper } from "./runtimeWrapper.ts";
@@ -27,7 +26,7 @@ export class ContainerdConfig extends pulumi.ComponentResource {
     this.toml = renderContainerdConfig(containerd, {
       shim: path("shim"),
       runtime: runtime.path,
-      cniPlugins: `${inSandbox.artifacts}/${pathInSandbox({ name: "cni" }, "").split("/").at(-2)}`,
+      cniPlugins: pathInSandbox({ name: "cni" }, ""),
       pauseImage: imageName("pause"),
     });
     const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "containerd" }, { name: "cni" }], own } }, { parent: this });

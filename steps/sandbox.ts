@@ -212,6 +212,7 @@ async function stopSandbox(ref: SandboxRef, seconds: number): Promise<void> {
 async function clearRuntime({ name, home }: SandboxRef): Promise<void> {
   const paths = sandboxPaths(name, home);
   await killProcesses(`--root=${paths.runsc}`);
+  await unmountBelow(paths.state);
   await rm(paths.runsc, { recursive: true, force: true });
   await runsWell("ip", ["link", "delete", paths.link]);
   if (existsSync(paths.networkNamespace)) await run("ip", ["netns", "delete", paths.link]);
@@ -220,6 +221,12 @@ async function clearRuntime({ name, home }: SandboxRef): Promise<void> {
       await rmdir(join("/sys/fs/cgroup", controller, group)).catch(() => undefined); // not ours alone, not empty, or not there
     }
   }
+}
+
+/** runsc keeps a namespace mounted in its folder, and leaves the mount behind when it is killed. */
+async function unmountBelow(folder: string): Promise<void> {
+  const targets = readFileSync("/proc/self/mounts", "utf8").split("\n").map((line) => line.split(" ")[1] ?? "").filter((target) => target.startsWith(`${folder}/`));
+  for (const target of targets.reverse()) await run("umount", [target]);
 }
 
 async function removeState({ name, home }: SandboxRef): Promise<void> {
