@@ -2,9 +2,9 @@ import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { conflistPath } from "../config/conflist.ts";
 import { inSandbox, sandboxPaths } from "../config/paths.ts";
-import { CommandError } from "./run.ts";
-import { execIn, initIn, type SandboxRef, serviceLog } from "./sandbox.ts";
-import { ensureService } from "./service.ts";
+import { CommandError, lastLines } from "./run.ts";
+import { execIn, initIn, type SandboxRef } from "./sandbox.ts";
+import { ensureService, serviceAnswers } from "./service.ts";
 
 export interface ServerParams extends SandboxRef {
   /** The server binary by its path in the sandbox. */
@@ -39,10 +39,19 @@ export async function ensureNetwork(params: ServerParams, conflist: string): Pro
 }
 
 async function isReady(params: ServerParams, stage: "api" | "node"): Promise<void> {
-  try {
-    await execIn(params, [params.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage, "--wait", String(PATIENCE)], { timeout: (PATIENCE + 10) * 1000 });
-  } catch (error) {
-    if (!(error instanceof CommandError)) throw error;
-    throw new Error(`${error.message}\n${serviceLog(params, "server")}`, { cause: error });
-  }
+  let missing = "";
+  const ready = async () => {
+    try {
+      // The binary is large to start, so one start of it waits for a while.
+      await execIn(params, [params.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage, "--wait", "5"], { timeout: 30_000 });
+      return true;
+    } catch (error) {
+      if (!(error instanceof CommandError)) throw error;
+      missing = lastLines(error.output, 1);
+      return undefined;
+    }
+  };
+  await serviceAnswers(params, "server", PATIENCE, ready).catch((error: Error) => {
+    throw new Error([missing, error.message].filter(Boolean).join("\n"), { cause: error });
+  });
 }

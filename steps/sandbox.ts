@@ -106,6 +106,7 @@ async function writeBundle(params: SandboxParams, spec: object): Promise<void> {
     hosts: `127.0.0.1 localhost\n::1 localhost\n${node} ${params.name}\n`,
     hostname: `${params.name}\n`,
     "resolv.conf": await usableResolvers(),
+    "os-release": 'ID=gvisor-k3s\nPRETTY_NAME="gvisor-k3s sandbox"\n', // what the node tells as its OS image
   };
   for (const [file, content] of Object.entries(files)) await writeFile(join(paths.etc, file), content);
   await writeFile(join(paths.bundle, "config.json"), JSON.stringify(spec, null, 2), { mode: 0o600 });

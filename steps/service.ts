@@ -4,7 +4,7 @@ import { inSandbox } from "../config/paths.ts";
 import { initIn, type SandboxRef, serviceLog } from "./sandbox.ts";
 import { waitFor } from "./wait.ts";
 
-/** How often a service may end in a row before its start counts as failed. */
+/** How often a service may end while it is waited for before its start counts as failed. */
 const ATTEMPTS = 3;
 
 /**
@@ -22,15 +22,17 @@ export async function ensureService(ref: SandboxRef, name: string, command: stri
  * @throws Error with the end of the service's log, at once if the service keeps ending
  */
 export async function serviceAnswers<T>(ref: SandboxRef, name: string, seconds: number, ready: () => Promise<T | undefined>): Promise<T> {
-  const states = async () => JSON.parse((await initIn(ref, ["service", "status"])).stdout) as Record<string, { pid: number; restarts: number; lastExit: string }>;
+  const state = async () => (JSON.parse((await initIn(ref, ["service", "status"])).stdout) as Record<string, { restarts: number; lastExit: string }>)[name];
+  let before: number | undefined;
   return await waitFor(
     `${name} answers`,
     seconds,
     async () => {
       const answer = await ready();
       if (answer !== undefined) return answer;
-      const state = (await states())[name];
-      if (state && state.restarts >= ATTEMPTS) throw new Error(`${name} ended ${state.restarts} times, the last time with ${state.lastExit}\n${serviceLog(ref, name)}`);
+      const { restarts = 0, lastExit = "" } = (await state()) ?? {};
+      before ??= restarts;
+      if (restarts - before >= ATTEMPTS) throw new Error(`${name} keeps ending, the last time with ${lastExit}\n${serviceLog(ref, name)}`);
       return undefined;
     },
     () => serviceLog(ref, name),

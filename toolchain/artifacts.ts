@@ -38,6 +38,7 @@ const builds = {
     {
       module: "toolchain/containerd",
       packages: ["containerd", "containerd-shim-runc-v2", "ctr"].map((name) => `github.com/containerd/containerd/v2/cmd/${name}`),
+      get variables() { return { "github.com/containerd/containerd/v2/version.Version": moduleVersion("toolchain/containerd", "github.com/containerd/containerd/v2") }; },
     },
   ],
   cni: [
