@@ -60,7 +60,7 @@ export async function ensureSandbox(params: SandboxParams): Promise<SandboxRecor
   const previous = readRecord(paths);
   if (previous && isAlive(previous)) {
     if (previous.revision === revision) return previous;
-    await stopSandbox(params, 30);
+    await stopSandbox(params);
   }
   const incarnation = nextIncarnation(paths);
   await needDiskSpace(params.home);
@@ -80,7 +80,6 @@ export async function ensureSandbox(params: SandboxParams): Promise<SandboxRecor
 
 /** Ends the sandbox and removes everything of it; one that is dead, half-made or gone is no error. */
 export async function removeSandbox(params: SandboxRef): Promise<void> {
-  await stopSandbox(params, 5);
   await clearRuntime(params);
   await removeState(params);
 }
@@ -200,13 +199,14 @@ function fail(message: string): never {
   throw new Error(message);
 }
 
-/** Asks sandbox-init to end its services and itself; after the given seconds the sandbox is killed by {@link clearRuntime}. */
-async function stopSandbox(ref: SandboxRef, seconds: number): Promise<void> {
-  const record = readRecord(sandboxPaths(ref.name, ref.home));
-  if (!record || !isAlive(record) || !existsSync(ref.runsc)) return;
-  const { runsc } = sandboxPaths(ref.name, ref.home);
-  await runsWell(ref.runsc, [`--root=${runsc}`, "kill", ref.name, "TERM"]);
-  await waitFor("the sandbox ends", seconds, () => (isAlive(record) ? undefined : true)).catch(() => undefined);
+/** Seconds that the services of a sandbox have to end before it is restarted with another configuration. */
+const STOP = 30;
+
+/** Asks sandbox-init to end its services and itself; where that takes too long the sandbox is killed by {@link clearRuntime}. */
+async function stopSandbox(ref: SandboxRef): Promise<void> {
+  const paths = sandboxPaths(ref.name, ref.home);
+  await runsWell(ref.runsc, [`--root=${paths.runsc}`, "kill", ref.name, "TERM"]);
+  await waitFor("the sandbox ends", STOP, () => (isAlive(readRecord(paths)) ? undefined : true)).catch(() => undefined);
 }
 
 /** Removes what a sandbox has outside its folder: processes, network, cgroups. It does not need a runsc that works. */

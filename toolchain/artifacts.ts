@@ -222,10 +222,14 @@ export function imageArchive(image: "pause" | "testpod"): string {
 
 async function makeImages(folder: string, say: (line: string) => void): Promise<void> {
   await run("sh", [join(root, "node/images/pause/build.sh"), join(folder, "pause")]);
-  for (const [image, user] of [["pause", "65535:65535"], ["testpod", "65532:65532"]] as const) {
+  for (const image of ["pause", "testpod"] as const) {
     say(`image ${image}`);
-    await run(join(folder, "mkimage"), ["--platform", `linux/${goArch()}`, "--user", user, "--file", `${join(folder, image)}:/${image}:0755`, "--entrypoint", `/${image}`, "--name", imageName(image), "-o", join(folder, `${image}.tar`)]);
+    await run(join(folder, "mkimage"), [...imageRecipe(image), "--file", `${join(folder, image)}:/${image}:0755`, "--name", imageName(image), "-o", join(folder, `${image}.tar`)]);
   }
+}
+
+function imageRecipe(image: "pause" | "testpod"): string[] {
+  return ["--platform", `linux/${goArch()}`, "--user", { pause: "65535:65535", testpod: "65532:65532" }[image], "--entrypoint", `/${image}`];
 }
 
 /** Go's name for this machine's architecture. */
@@ -261,7 +265,7 @@ function* inputs(artifact: Artifact): Generator<string | Buffer> {
     }
   }
   for (const id of artifact.patches ?? []) yield readFileSync(patchFile(artifact.name, id));
-  if (artifact.name === "images") yield makeImages.toString();
+  if (artifact.name === "images") yield JSON.stringify([imageRecipe("pause"), imageRecipe("testpod")]);
 }
 
 /** A compiler's own word on its version; what is built with another one is another artifact. */

@@ -1,0 +1,109 @@
+/** What the end-to-end tests share: a home of their own, Pulumi's Automation API on it, and a look at what the host has. */
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { ConfigMap, EngineEvent, Stack } from "@pulumi/pulumi/automation/index.js";
+import { execa } from "execa";
+import { openStack } from "../../automation/workspace.ts";
+import { sandboxPaths } from "../../config/paths.ts";
+import type { StackConfigInput } from "../../config/schema.ts";
+import { readRecord, type SandboxRecord } from "../../steps/record.ts";
+import { artifactFolder, pathInSandbox } from "../../toolchain/artifacts.ts";
+
+export const root = join(import.meta.dirname, "../..");
+
+/** A home folder for one test file, in the environment of everything that it starts. */
+export function ownHome(): string {
+  const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-e2e-"));
+  process.env.GVISOR_K3S_HOME = home;
+  return home;
+}
+
+/** Opens a stack with these options and no others. */
+export async function open(name: string, options: Omit<StackConfigInput, "name"> & Record<string, unknown> = {}): Promise<Stack> {
+  const stack = await openStack(name, () => {});
+  for (const key of Object.keys(await stack.getAllConfig())) await stack.removeConfig(key);
+  const values: ConfigMap = {};
+  for (const [key, value] of Object.entries(options)) values[key] = { value: typeof value === "string" ? value : JSON.stringify(value) };
+  await stack.setAllConfig(values);
+  return stack;
+}
+
+/** Runs a preview or an update and returns the names of what changes, by what happens to them, with what the engine prints. */
+export async function changes(act: (options: { diff: boolean; color: "never"; onEvent: (event: EngineEvent) => void; onOutput: (text: string) => void }) => Promise<unknown>) {
+  const changed: Record<string, string[]> = {};
+  let output = "";
+  const onEvent = ({ resourcePreEvent }: EngineEvent) => {
+    const metadata = resourcePreEvent?.metadata;
+    if (metadata && metadata.op !== "same") (changed[metadata.op] ??= []).push(metadata.urn.split("::").at(-1)!);
+  };
+  await act({ diff: true, color: "never", onEvent, onOutput: (text) => (output += text) });
+  return { changed, output };
+}
+
+/** Runs the command line of this project, as `make` does. */
+export function cli(...args: string[]) {
+  return execa("node", [join(root, "automation/cli.ts"), ...args], { all: true, reject: false });
+}
+
+/** Runs kubectl on the host with a sandbox's kubeconfig. */
+export async function kubectl(name: string, ...args: string[]): Promise<string> {
+  const { kubeconfig } = sandboxPaths(name);
+  const { stdout } = await execa(`${artifactFolder({ name: "server" })}/gvisor-k3s-node`, ["kubectl", ...args], { env: { KUBECONFIG: kubeconfig }, timeout: 60_000 });
+  return stdout;
+}
+
+/** Runs a program in a sandbox. */
+export async function inside(name: string, ...args: string[]): Promise<string> {
+  const { stdout } = await execa(`${artifactFolder({ name: "runsc" })}/runsc`, [`--root=${sandboxPaths(name).runsc}`, "exec", name, ...args], { timeout: 60_000 });
+  return stdout;
+}
+
+/** The state of the sandbox's services. */
+export async function services(name: string): Promise<Record<string, { pid: number; restarts: number; lastExit: string }>> {
+  return JSON.parse(await inside(name, pathInSandbox({ name: "init" }, "sandbox-init"), "service", "status")) as never;
+}
+
+export function record(name: string): SandboxRecord {
+  return readRecord(sandboxPaths(name))!;
+}
+
+/** Everything on the host that a sandbox could leave behind. */
+export function traces(home: string) {
+  const lines = (file: string) => readFileSync(file, "utf8").trim().split("\n");
+  const folders = (path: string): string[] => {
+    try {
+      return readdirSync(path).filter((entry) => entry.startsWith("gk-") || entry === "gvisor-k3s" || entry === "null-netns");
+    } catch {
+      return [];
+    }
+  };
+  return {
+    processes: readdirSync("/proc").filter((pid) => /^\d+$/.test(pid) && commandLine(pid).includes(home)).map(commandLine),
+    mounts: lines("/proc/self/mounts").map((line) => line.split(" ")[1]!).filter((target) => target.startsWith(home) || target.startsWith("/run/netns/gk-")),
+    links: lines("/proc/net/dev").map((line) => line.trim().split(":")[0]!).filter((device) => device.startsWith("gk-")),
+    namespaces: folders("/run/netns"),
+    cgroups: ["", ...readdirSync("/sys/fs/cgroup")].flatMap((controller) => folders(join("/sys/fs/cgroup", controller))),
+    files: filesBelow(home),
+  };
+}
+
+function commandLine(pid: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ");
+  } catch {
+    return ""; // it has just ended
+  }
+}
+
+function filesBelow(home: string): string[] {
+  try {
+    return readdirSync(home);
+  } catch {
+    return [];
+  }
+}
+
+export function removeHome(home: string): void {
+  rmSync(home, { recursive: true, force: true });
+}

@@ -1,0 +1,189 @@
+/** The life of a sandbox, on real parts, in one order: each test goes on where the one before it stopped. */
+import { readdirSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { execa } from "execa";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { sandboxPaths } from "../../config/paths.ts";
+import { isAlive } from "../../steps/record.ts";
+import { waitFor } from "../../steps/wait.ts";
+import { imageName, pathInSandbox } from "../../toolchain/artifacts.ts";
+import { changes, cli, inside, kubectl, open, ownHome, record, removeHome, root, services, traces } from "./harness.ts";
+
+const home = ownHome();
+const [first, second] = ["e2e-a", "e2e-b"];
+let before: ReturnType<typeof traces>;
+
+beforeAll(() => {
+  before = { ...traces(home), files: [] };
+});
+
+afterAll(async () => {
+  // A test that failed left these behind.
+  if (process.env.KEEP) return;
+  for (const name of [first, second]) await cli("destroy", name);
+  removeHome(home);
+});
+
+/** What must stay the same for a pod to count as living on. */
+async function identity(pod: string): Promise<string> {
+  return await kubectl(first, "get", "pod", pod, "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}");
+}
+
+/** Starts a pod of the test image and returns its address. */
+async function startPod(pod: string): Promise<string> {
+  await kubectl(first, "run", pod, `--image=${imageName("testpod")}`, "--image-pull-policy=Never", "--restart=Never");
+  await kubectl(first, "wait", `pod/${pod}`, "--for=condition=Ready", "--timeout=60s");
+  return await kubectl(first, "get", "pod", pod, "-o=jsonpath={.status.podIP}");
+}
+
+async function kill(name: string, service: string): Promise<void> {
+  const { pid, restarts } = (await services(name))[service]!;
+  await inside(name, "/bin/kill", "-KILL", String(pid));
+  await waitFor(`${service} is started again`, 60, async () => {
+    const state = (await services(name))[service]!;
+    return (state.pid !== 0 && state.restarts > restarts) || undefined;
+  });
+}
+
+describe("up", () => {
+  it("ends with a Running pod, and says what a user wants to know", async () => {
+    const { exitCode, all } = await cli("up", first);
+    expect(exitCode, all).toBe(0);
+    expect(all).toMatch(/^pod +testpod$/m);
+    expect(all).toMatch(/^phase +Running$/m);
+    expect(all).toMatch(/^log +gvisor-k3s test pod testpod is running on kernel \S*gvisor/m);
+    expect(all).toContain(`kubeconfig  ${sandboxPaths(first).kubeconfig}`);
+    for (const stage of ["sandbox-process", "containerd-apply", "node-server", "network-apply", "testpod-pod"]) expect(all).toMatch(new RegExp(`^stage +${stage} +\\d+\\.\\d s$`, "m"));
+  });
+
+  it("keeps keys to their owner", async () => {
+    const { kubeconfig, state } = sandboxPaths(first);
+    expect(statSync(kubeconfig).mode & 0o777).toBe(0o600);
+    expect(statSync(state).mode & 0o777).toBe(0o700);
+    const key = /client-key-data: (\S+)/.exec(readFileSync(kubeconfig, "utf8"))![1]!;
+    const files = readdirSync(join(home, "pulumi"), { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
+    expect(files.length).toBeGreaterThan(0);
+    const secrets = [key, Buffer.from(key, "base64").toString().split("\n")[1]!];
+    expect(files.filter((file) => secrets.some((secret) => readFileSync(file, "utf8").includes(secret)))).toEqual([]);
+  });
+
+  it("a second time changes nothing", async () => {
+    const stack = await open(first);
+    const { changed } = await changes((options) => stack.up(options));
+    expect(changed).toEqual({});
+  });
+});
+
+describe("the pod", () => {
+  it("has logs and takes commands", async () => {
+    const { testPod } = await (await open(first)).outputs();
+    expect(await kubectl(first, "logs", "testpod")).toBe((testPod!.value as { logs: string }).logs);
+    expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe("ok");
+  });
+
+  it("reaches other pods, and the API server", async () => {
+    const address = await startPod("peer");
+    expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", `http://${address}:8080/`)).toBe(`peer ${address}`);
+    const server = /server: (\S+)/.exec(readFileSync(sandboxPaths(first).kubeconfig, "utf8"))![1]!;
+    expect(JSON.parse(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", `${server}/version`))).toHaveProperty("gitVersion");
+  });
+
+  it("is reached from the node", async () => {
+    const address = await kubectl(first, "get", "pod", "peer", "-o=jsonpath={.status.podIP}");
+    expect(await inside(first, pathInSandbox({ name: "images" }, "testpod"), "get", `http://${address}:8080/`)).toBe(`peer ${address}`);
+  });
+});
+
+describe("the API server", () => {
+  it("refuses who has no credentials", async () => {
+    const { address } = await (await open(first)).outputs();
+    process.env.NODE_TLS_REJECT_UNAUTHORIZED = "0"; // the question is not who answers, but what
+    const { status } = await fetch(`https://${address!.value}:6443/api/v1/secrets`).finally(() => delete process.env.NODE_TLS_REJECT_UNAUTHORIZED);
+    expect(status).toBe(401);
+  });
+});
+
+describe("a change of the configuration", () => {
+  it("previews the changed lines and is one restart of containerd, which pods survive", async () => {
+    const stack = await open(first, { containerd: { snapshotter: "native" } });
+    const preview = await changes((options) => stack.preview(options));
+    expect(preview.changed).toEqual({ update: ["containerd-apply"] });
+    const lines = preview.output.split("\n").map((line) => line.trim());
+    expect(lines.filter((line) => /^[-+] .*snapshotter = /.test(line)).sort()).toEqual(
+      ["overlayfs", "native"].flatMap((value) => Array(2).fill(`${value === "native" ? "+" : "-"} snapshotter = "${value}"`)).sort(),
+    );
+    const [pod, started] = [await identity("testpod"), (await services(first)).containerd!.pid];
+    expect((await changes((options) => stack.up(options))).changed).toEqual({ update: ["containerd-apply"] });
+    expect((await services(first)).containerd!.pid).not.toBe(started);
+    expect(await identity("testpod")).toBe(pod);
+  });
+});
+
+describe("what dies", () => {
+  it("containerd comes back by itself, and pods live on", async () => {
+    const pod = await identity("testpod");
+    await kill(first, "containerd");
+    await startPod("after-containerd");
+    expect(await identity("testpod")).toBe(pod);
+  });
+
+  it("the node's server comes back by itself, and pods live on", async () => {
+    const pod = await identity("testpod");
+    await kill(first, "server");
+    await waitFor("the API server answers", 60, async () => (await kubectl(first, "get", "--raw=/readyz").catch(() => undefined)) === "ok" || undefined);
+    await startPod("after-server");
+    expect(await identity("testpod")).toBe(pod);
+  });
+
+  it("the sandbox comes back with the next up, with its cluster and its pods", async () => {
+    const { pid } = record(first);
+    const kubeconfig = readFileSync(sandboxPaths(first).kubeconfig, "utf8");
+    const uid = (await identity("testpod")).split(" ").at(0);
+    process.kill(pid, "SIGKILL");
+    await waitFor("the sandbox is gone", 20, () => !isAlive(record(first)) || undefined);
+    const stack = await open(first);
+    const preview = await changes((options) => stack.preview(options));
+    expect(preview.changed.update).toContain("sandbox-process");
+    expect(Object.keys(preview.changed)).toEqual(["update"]);
+    await stack.up();
+    expect(readFileSync(sandboxPaths(first).kubeconfig, "utf8")).toBe(kubeconfig);
+    await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=60s");
+    expect((await identity("testpod")).split(" ").at(0)).toBe(uid);
+    expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe("ok");
+  });
+});
+
+describe("a second sandbox", () => {
+  it("is made beside the first by an up that was interrupted, and then run again", async () => {
+    const interrupted = execa("node", [join(root, "automation/cli.ts"), "up", second], { all: true, reject: false, detached: true });
+    await waitFor("containerd is being started", 120, () => (fileExists(join(sandboxPaths(second).etc, "containerd/config.toml")) ? true : undefined));
+    process.kill(-interrupted.pid!, "SIGKILL");
+    await interrupted;
+    await waitFor("the interrupted run is gone", 20, () => (traces(home).processes.some((line) => line.includes(second) && !line.startsWith("runsc")) ? undefined : true));
+    const { exitCode, all } = await cli("up", second);
+    expect(exitCode, all).toBe(0);
+    expect(all).toMatch(/^phase +Running$/m);
+    expect(await kubectl(second, "get", "nodes", "-o=name")).toBe(`node/${second}`);
+    expect(await kubectl(first, "get", "nodes", "-o=name")).toBe(`node/${first}`);
+  });
+});
+
+describe("destroy", () => {
+  it("of a dead sandbox leaves the other one alone", async () => {
+    process.kill(record(second).pid, "SIGKILL");
+    const { exitCode, all } = await cli("destroy", second);
+    expect(exitCode, all).toBe(0);
+    expect(traces(home).processes.filter((line) => line.includes(second))).toEqual([]);
+    expect(await kubectl(first, "get", "--raw=/readyz")).toBe("ok");
+  });
+
+  it("leaves nothing", async () => {
+    const { exitCode, all } = await cli("destroy", first);
+    expect(exitCode, all).toBe(0);
+    expect(traces(home)).toEqual(before);
+  });
+});
+
+function fileExists(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false }) !== undefined;
+}
