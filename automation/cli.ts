@@ -26,7 +26,7 @@ async function up(): Promise<void> {
 
 async function preview(): Promise<void> {
   const stack = await openStack(stackName, say);
-  await stack.preview({ diff: true, color: process.stdout.isTTY ? "always" : "never", onOutput: (text) => process.stdout.write(text) });
+  await stack.preview({ diff: true, color: process.stdout.isTTY ? "always" : "never", onOutput: (text) => process.stdout.write(text), onError: (text) => process.stderr.write(text) });
 }
 
 async function destroy(): Promise<void> {

@@ -10,6 +10,7 @@ import { LocalWorkspace, PulumiCommand, Stack } from "@pulumi/pulumi/automation/
 import { gte } from "semver";
 import { parse, stringify } from "yaml";
 import { cacheFolder, homeFolder } from "../config/paths.ts";
+import { processStart } from "../steps/record.ts";
 import { run, runsWell } from "../steps/run.ts";
 import { build, moduleVersion } from "../toolchain/artifacts.ts";
 
@@ -48,7 +49,7 @@ function dropDeadLocks(home: string, stack: string, say: (line: string) => void)
 }
 
 function isPulumi(pid: number): boolean {
-  return existsSync(`/proc/${pid}/comm`) && readFileSync(`/proc/${pid}/comm`, "utf8").trim() === "pulumi";
+  return processStart(pid) !== undefined && readFileSync(`/proc/${pid}/comm`, "utf8").trim() === "pulumi";
 }
 
 /** The project as Pulumi sees it: its program is this checkout; its settings lie in the home folder, because Pulumi writes the stack's salt into them. */

@@ -10,8 +10,11 @@ export function podSubnet(clusterCidr: string): string {
   return `${addressAt(parseNetwork(clusterCidr)!, 0)}/24`;
 }
 
-/** The CNI configuration of the pod network; it holds for pods that start from now on. */
-export function renderConflist(options: StackConfig["network"], clusterCidr: string): string {
+/**
+ * The CNI configuration of the pod network; it holds for pods that start from now on.
+ * @param node the node's address, where pods reach the API server
+ */
+export function renderConflist(options: StackConfig["network"], clusterCidr: string, node: string): string {
   const conflist = {
     cniVersion: "1.1.0",
     name: "gvisor-k3s",
@@ -20,6 +23,7 @@ export function renderConflist(options: StackConfig["network"], clusterCidr: str
         type: "gvisor-bridge",
         bridge: options.bridge,
         mtu: options.mtu,
+        nodeAddresses: [node],
         ipam: {
           type: "host-local",
           // A pod's address dies with the sandbox, so its reservation must too: /run is a tmpfs.

@@ -71,8 +71,8 @@ func cmdAdd(args *skel.CmdArgs) (err error) {
 			err = join(err, releaseLease(args.StdinData))
 		}
 	}()
-	for _, gateway := range gateways(lease) {
-		if err := addAddress(uplink, gateway); err != nil {
+	for _, address := range nodeAddresses(conf, lease) {
+		if err := addAddress(uplink, address); err != nil {
 			return err
 		}
 	}
@@ -142,12 +142,15 @@ func checkFree(ifName string) error {
 	return nil
 }
 
-// gateways are the node's addresses on the bridge: host-local fills in the first of a
-// subnet where none is configured.
-func gateways(lease *current.Result) []net.IPNet {
+// nodeAddresses are what the node's link to the bridge has: the gateways, of which host-local fills in the first address of a subnet
+// where none is configured, and the addresses that the configuration names.
+func nodeAddresses(conf *pluginConf, lease *current.Result) []net.IPNet {
 	var all []net.IPNet
 	for _, ip := range lease.IPs {
 		all = append(all, net.IPNet{IP: ip.Gateway, Mask: ip.Address.Mask})
+	}
+	for _, address := range conf.NodeAddresses {
+		all = append(all, net.IPNet{IP: address.To4(), Mask: net.CIDRMask(32, 32)})
 	}
 	return all
 }

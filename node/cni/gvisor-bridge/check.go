@@ -39,7 +39,7 @@ func cmdCheck(args *skel.CmdArgs) error {
 	)
 }
 
-// checkNode looks at the node's side: its link with the gateway addresses, and
+// checkNode looks at the node's side: its link with the node's addresses, and
 // that link's other end and the pod's on the bridge.
 func checkNode(conf *pluginConf, port string, want *current.Result) error {
 	node, err := findLink(conf.Bridge)
@@ -50,7 +50,7 @@ func checkNode(conf *pluginConf, port string, want *current.Result) error {
 	if node == nil {
 		wrong = append(wrong, fmt.Errorf("the node's link %q is gone", conf.Bridge))
 	} else {
-		wrong = append(wrong, checkAddresses(node, gateways(want)))
+		wrong = append(wrong, checkAddresses(node, nodeAddresses(conf, want)))
 	}
 	sw, err := openSwitch(conf.Bridge)
 	if err != nil {

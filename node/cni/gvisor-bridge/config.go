@@ -33,6 +33,10 @@ type pluginConf struct {
 	Bridge string
 	// MTU is the largest IP packet, in bytes, that pods and the bridge send. Default 1500.
 	MTU int
+	// NodeAddresses are other addresses of the node that pods are to reach, such as the API server's. They are put on the
+	// node's link to the bridge as well: gVisor answers a packet from the address that it came to, and cannot look up the
+	// pod's MAC address from one that the link does not have.
+	NodeAddresses []net.IP
 	// LeaseDir is where host-local keeps this network's leases.
 	LeaseDir string
 }
@@ -40,7 +44,7 @@ type pluginConf struct {
 // configKeys lists what a configuration may hold: what a person writes, then
 // what the runtime (libcni) adds.
 var configKeys = []string{
-	"cniVersion", "name", "type", "bridge", "mtu", "ipam", "dns",
+	"cniVersion", "name", "type", "bridge", "mtu", "nodeAddresses", "ipam", "dns",
 	"args", "capabilities", "runtimeConfig", "prevResult", "cni.dev/attachments", "cni.dev/valid-attachments",
 }
 
@@ -126,6 +130,7 @@ func parseConf(stdin []byte, envArgs string) (*pluginConf, error) {
 	p.field(keys, "type", &conf.Type, "a string")
 	p.field(keys, "bridge", &conf.Bridge, "a string")
 	p.field(keys, "mtu", &conf.MTU, "a whole number")
+	p.field(keys, "nodeAddresses", &conf.NodeAddresses, "a list of IP addresses")
 	p.field(keys, "dns", &conf.DNS, "a DNS object: nameservers, domain, search, options")
 	p.field(keys, "prevResult", &conf.RawPrevResult, "a CNI result")
 	p.field(keys, "cni.dev/valid-attachments", &conf.ValidAttachments, "a list of {containerID, ifname}")
@@ -141,6 +146,11 @@ func parseConf(stdin []byte, envArgs string) (*pluginConf, error) {
 	}
 	if conf.MTU < minMTU || conf.MTU > maxMTU {
 		p.addf("mtu: %d is not within %d to %d bytes", conf.MTU, minMTU, maxMTU)
+	}
+	for _, address := range conf.NodeAddresses {
+		if address.To4() == nil {
+			p.addf("nodeAddresses: %s is not IPv4", address)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(conf.Capabilities)) {
 		if conf.Capabilities[name] && !slices.Contains(capabilities, name) {

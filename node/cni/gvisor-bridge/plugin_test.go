@@ -128,6 +128,20 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
+// Other addresses of the node are on its link to the bridge too, and CHECK misses one that is gone.
+func TestNodeAddresses(t *testing.T) {
+	n := newNode(t)
+	p := n.addTo(newNetNS(t), "pod-a", n.with("nodeAddresses", []string{"172.30.0.2"}))
+	if got := n.addresses(n.bridge); !slices.Contains(got, "172.30.0.2/32") {
+		t.Errorf("the node's link has %v", got)
+	}
+	conf := n.with("nodeAddresses", []string{"172.30.0.2", "172.30.0.3"}, "prevResult", p.raw)
+	_, err := n.cni("CHECK", p.id, "eth0", p.path, conf)
+	if err == nil || !strings.Contains(err.Error(), "172.30.0.3") {
+		t.Errorf("CHECK with an address that is not there: %v", err)
+	}
+}
+
 // The node forwards, and yet a datagram between two pods arrives once.
 func TestNoDuplicates(t *testing.T) {
 	n := newNode(t)
@@ -512,7 +526,7 @@ func TestInvalidConfig(t *testing.T) {
 		want []string
 	}{
 		{"all problems at once", n.with("bridge", "a name that is far too long", "mtu", 12, "hairpinMode", true, "bogus", 1, "ipam", ipam("type", "dhcp", "bogus", 1)), []string{
-			"bogus: unknown key, allowed are cniVersion, name, type, bridge, mtu, ipam, dns",
+			"bogus: unknown key, allowed are cniVersion, name, type, bridge, mtu, nodeAddresses, ipam, dns",
 			"hairpinMode: gVisor's bridge has no hairpin mode: leave it out",
 			`bridge: "a name that is far too long" is not an interface name`,
 			"mtu: 12 is not within 576 to 65521 bytes",
@@ -527,6 +541,7 @@ func TestInvalidConfig(t *testing.T) {
 		{"IPv6", n.with("ipam", ipam("subnet", "fd00::/64", "routes", []any{map[string]any{"dst": "::/0"}})), []string{"ipam: fd00::/64 is not IPv4", "ipam.routes: ::/0 is not IPv4"}},
 		{"route gateway", n.with("ipam", ipam("routes", []any{map[string]any{"dst": "10.43.0.0/16", "gw": "fd00::1"}})), []string{"10.43.0.0/16: gw fd00::1 is not IPv4"}},
 		{"route options", n.with("ipam", ipam("routes", []any{map[string]any{"dst": "10.43.0.0/16", "priority": 5}})), []string{"10.43.0.0/16: only dst and gw are supported"}},
+		{"node addresses", n.with("nodeAddresses", []string{"fd00::1"}), []string{"nodeAddresses: fd00::1 is not IPv4"}},
 		{"capability", n.with("capabilities", map[string]any{"portMappings": true, "ipRanges": true}), []string{"capabilities.portMappings: not supported, allowed are ips, ipRanges"}},
 		{"not first in the list", n.with("prevResult", map[string]any{"cniVersion": "1.1.0"}), []string{"must come first"}},
 	} {
