@@ -58,9 +58,7 @@ func (p Plan) Apply() error {
 		problems = append(problems, mount.make())
 	}
 	for _, node := range p.Nodes {
-		if err := unix.Mknod(node.Path, unix.S_IFCHR|0o666, int(unix.Mkdev(node.Major, node.Minor))); err != nil && err != unix.EEXIST {
-			problems = append(problems, fmt.Errorf("mknod %s: %w", node.Path, err))
-		}
+		problems = append(problems, node.make())
 	}
 	return errors.Join(problems...)
 }
@@ -97,6 +95,17 @@ func (m Mount) make() error {
 		return fmt.Errorf("mount -t %s -o %q %s %s: %w", m.Type, m.Options, m.Source, m.Target, err)
 	}
 	return nil
+}
+
+func (n Node) make() error {
+	err := unix.Mknod(n.Path, unix.S_IFCHR|0o666, int(unix.Mkdev(n.Major, n.Minor)))
+	if err == unix.EEXIST {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("mknod %s: %w", n.Path, err)
+	}
+	return os.Chmod(n.Path, 0o666) // mknod heeds the umask
 }
 
 // mountedType is the type of the newest file system on target, "" if nothing is mounted there.

@@ -68,6 +68,7 @@ type Supervisor struct {
 	services map[string]*supervised
 	order    []string // of the first start
 	exits    map[int]chan<- unix.WaitStatus
+	changing map[string]*sync.Mutex // one for each name ever used: two changes of one service wait for each other
 }
 
 type supervised struct {
@@ -80,7 +81,7 @@ type supervised struct {
 
 // NewSupervisor begins to reap the children of this process. Only one can exist in a process, and nothing else may wait for one.
 func NewSupervisor() *Supervisor {
-	s := &Supervisor{services: map[string]*supervised{}, exits: map[int]chan<- unix.WaitStatus{}}
+	s := &Supervisor{services: map[string]*supervised{}, exits: map[int]chan<- unix.WaitStatus{}, changing: map[string]*sync.Mutex{}}
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
 	go func() {
@@ -111,11 +112,12 @@ func (s *Supervisor) reap() {
 }
 
 // Put starts service, or restarts it if it runs with another description; the same description again changes nothing.
-// An error means that the program could not be started at all; one that ends later is started again and shows in Status.
+// An error means that the program could not be started at all, and it is forgotten; one that ends later is started again and shows in Status.
 func (s *Supervisor) Put(service Service) error {
 	if err := service.validate(); err != nil {
 		return err
 	}
+	defer s.exclusively(service.Name)()
 	s.mu.Lock()
 	current, exists := s.services[service.Name]
 	s.mu.Unlock()
@@ -130,6 +132,7 @@ func (s *Supervisor) Put(service Service) error {
 
 // Restart ends the service's process and starts it anew.
 func (s *Supervisor) Restart(name string) error {
+	defer s.exclusively(name)()
 	current, err := s.find(name)
 	if err != nil {
 		return err
@@ -140,12 +143,10 @@ func (s *Supervisor) Restart(name string) error {
 
 // Stop ends the service and forgets it; one that is not there is no error.
 func (s *Supervisor) Stop(name string) error {
+	defer s.exclusively(name)()
 	if current, err := s.find(name); err == nil {
 		current.end()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.services, name)
-		s.order = slices.DeleteFunc(s.order, func(other string) bool { return other == name })
+		s.forget(name)
 	}
 	return nil
 }
@@ -171,6 +172,26 @@ func (s *Supervisor) Status() map[string]State {
 	return states
 }
 
+// exclusively waits until nobody else changes the service and returns what ends the caller's turn.
+func (s *Supervisor) exclusively(name string) func() {
+	s.mu.Lock()
+	turn, exists := s.changing[name]
+	if !exists {
+		turn = &sync.Mutex{}
+		s.changing[name] = turn
+	}
+	s.mu.Unlock()
+	turn.Lock()
+	return turn.Unlock
+}
+
+func (s *Supervisor) forget(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.services, name)
+	s.order = slices.DeleteFunc(s.order, func(other string) bool { return other == name })
+}
+
 func (s *Supervisor) find(name string) (*supervised, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -189,15 +210,15 @@ func (s *Supervisor) start(service Service) error {
 	}
 	s.mu.Unlock()
 	go s.keepRunning(current)
-	return <-current.started
+	err := <-current.started
+	if err != nil {
+		s.forget(service.Name) // or the same description put again would seem to run
+	}
+	return err
 }
 
 func (c *supervised) end() {
-	select {
-	case <-c.stop:
-	default:
-		close(c.stop)
-	}
+	close(c.stop)
 	<-c.done
 }
 
@@ -206,7 +227,7 @@ func (s *Supervisor) keepRunning(current *supervised) {
 	defer close(current.done)
 	log := &lumberjack.Logger{Filename: current.service.Log, MaxSize: 10, MaxBackups: 3}
 	defer log.Close()
-	backoff := firstBackoff
+	backoff := time.Duration(0)
 	for first := true; ; first = false {
 		begin := time.Now()
 		process, exit, err := s.spawn(current, log)
@@ -230,17 +251,21 @@ func (s *Supervisor) keepRunning(current *supervised) {
 			}
 		}
 		s.note(current, func(state *State) { *state = State{Restarts: state.Restarts + 1, LastExit: ending} })
-		if time.Since(begin) > stableAfter {
-			backoff = firstBackoff
-		}
+		backoff = nextBackoff(backoff, time.Since(begin))
 		fmt.Fprintf(log, "sandbox-init: %s ended: %s; it starts again in %s\n", current.service.Name, ending, backoff)
 		select {
 		case <-time.After(backoff):
 		case <-current.stop:
 			return
 		}
-		backoff = min(2*backoff, lastBackoff)
 	}
+}
+
+func nextBackoff(previous, ran time.Duration) time.Duration {
+	if previous == 0 || ran > stableAfter {
+		return firstBackoff
+	}
+	return min(2*previous, lastBackoff)
 }
 
 func (s *Supervisor) note(current *supervised, change func(*State)) {
@@ -276,7 +301,11 @@ func (s *Supervisor) spawn(current *supervised, log *lumberjack.Logger) (*os.Pro
 	current.state.PID = process.Pid
 	go func() { // ends when the last holder of the pipe's other end does
 		defer reader.Close()
-		reader.WriteTo(log)
+		for { // a log that can't be written loses lines; were this end closed, the program would die of SIGPIPE
+			if _, err := reader.WriteTo(log); err == nil {
+				return
+			}
+		}
 	}()
 	return process, exit, nil
 }

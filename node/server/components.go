@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	cliflag "k8s.io/component-base/cli/flag"
+	"k8s.io/klog/v2"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	apiserveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
@@ -39,6 +40,8 @@ func (c *components) start(ctx context.Context, name string, run func(context.Co
 	})
 }
 
+const outOfPatience = "some components did not end in time"
+
 // wait gives the components the time that a supervisor's patience leaves.
 func (c *components) wait() {
 	ended := make(chan struct{})
@@ -46,6 +49,7 @@ func (c *components) wait() {
 	select {
 	case <-ended:
 	case <-time.After(5 * time.Second):
+		klog.Warning(outOfPatience)
 	}
 }
 

@@ -208,12 +208,24 @@ func sortedKeys[V any](of map[string]V) []string {
 	return keys
 }
 
+// argument is what a user's name=value arguments make of a flag; the last one counts.
+func argument(args []string, name, value string) string {
+	for _, arg := range args {
+		if given, ok := strings.CutPrefix(arg, name+"="); ok {
+			value = given
+		}
+	}
+	return value
+}
+
 // checkPorts tells of every port that the server needs and somebody else has, before anything starts.
 func checkPorts(c *Config) error {
 	needed := map[string]string{"https-listen-port": net.JoinHostPort(c.BindAddress, fmt.Sprint(c.HTTPSListenPort)),
-		"kube-controller-manager-arg secure-port": "127.0.0.1:10257", "kube-scheduler-arg secure-port": "127.0.0.1:10259"}
+		"kube-controller-manager-arg secure-port": "127.0.0.1:" + argument(c.ControllerManagerArgs, "secure-port", "10257"),
+		"kube-scheduler-arg secure-port":          "127.0.0.1:" + argument(c.SchedulerArgs, "secure-port", "10259")}
 	if !c.DisableAgent {
-		needed["kubelet-arg port"], needed["kubelet-arg healthz-port"] = "0.0.0.0:10250", "127.0.0.1:10248"
+		needed["kubelet-arg port"] = "0.0.0.0:" + argument(c.KubeletArgs, "port", "10250")
+		needed["kubelet-arg healthz-port"] = "127.0.0.1:" + argument(c.KubeletArgs, "healthz-port", "10248")
 	}
 	var problems []error
 	for _, key := range sortedKeys(needed) {

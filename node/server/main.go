@@ -89,7 +89,10 @@ func runServer(ctx context.Context, config *Config) error {
 	defer cancel(nil)
 	components := &components{config: config, pki: pki, cancel: cancel}
 
-	if err := startDatastore(ctx, config); err != nil {
+	// It ends after the rest: the API server can't end without it, and would take all the patience there is.
+	datastore, stopDatastore := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopDatastore()
+	if err := startDatastore(datastore, config); err != nil {
 		return fmt.Errorf("datastore: %w", err)
 	}
 	stages.reached("datastore")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,6 +45,13 @@ type object struct {
 	Kind       string `json:"kind"`
 	Namespace  string `json:"namespace,omitempty"`
 	Name       string `json:"name"`
+}
+
+// is tells whether both name one object in the cluster: its version may be another, and no namespace is the default one.
+func (o object) is(other object) bool {
+	kind := func(o object) schema.GroupKind { return schema.FromAPIVersionAndKind(o.APIVersion, o.Kind).GroupKind() }
+	namespace := func(o object) string { return cmp.Or(o.Namespace, metav1.NamespaceDefault) }
+	return kind(o) == kind(other) && namespace(o) == namespace(other) && o.Name == other.Name
 }
 
 // manifests keeps the cluster in step with the files in server/manifests.
@@ -114,14 +122,18 @@ func (m *manifests) sync(ctx context.Context) error {
 		applied, err := m.apply(ctx, filepath.Join(m.folder, file))
 		if err != nil {
 			problems = append(problems, fmt.Errorf("%s: %w", file, err))
-			applied = append(applied, before[file]...) // what a broken file had brought stays
+			for _, old := range before[file] { // what a broken file had brought stays
+				if !slices.ContainsFunc(applied, old.is) {
+					applied = append(applied, old)
+				}
+			}
 		}
 		after[file] = applied
 	}
 	kept := slices.Concat(slices.Collect(maps.Values(after))...)
 	for file, objects := range before {
 		for _, gone := range objects {
-			if slices.Contains(kept, gone) {
+			if slices.ContainsFunc(kept, gone.is) {
 				continue
 			}
 			if err := m.remove(ctx, gone); err != nil {

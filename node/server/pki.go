@@ -155,14 +155,15 @@ func (p pki) ensureLeaf(l leaf) error {
 	if err != nil {
 		return err
 	}
-	if current, err := cert.CertsFromFile(p.cert(l.file)); err == nil && l.describes(current[0]) && current[0].CheckSignatureFrom(ca[0]) == nil {
-		return nil
-	}
-	caKey, err := p.ensureKey(l.ca)
+	key, err := p.ensureKey(l.file)
 	if err != nil {
 		return err
 	}
-	key, err := p.ensureKey(l.file)
+	if current, err := cert.CertsFromFile(p.cert(l.file)); err == nil && l.describes(current[0]) && current[0].CheckSignatureFrom(ca[0]) == nil &&
+		key.Public().(interface{ Equal(crypto.PublicKey) bool }).Equal(current[0].PublicKey) {
+		return nil
+	}
+	caKey, err := p.ensureKey(l.ca)
 	if err != nil {
 		return err
 	}
