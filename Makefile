@@ -3,7 +3,7 @@ SHELL := /bin/bash
 STACK ?= dev
 export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)/bin:$(PATH)
 
-GO_MODULES := node/init node/wrapper node/images node/cni toolchain/plugins
+GO_MODULES := node/init node/wrapper node/images node/cni node/server toolchain/plugins
 
 .PHONY: help bootstrap build up preview destroy check unit go-test test
 

@@ -9,12 +9,12 @@ import { PodNetwork } from "./components/podNetwork.ts";
 import { RuntimeWrapper } from "./components/runtimeWrapper.ts";
 import { Sandbox } from "./components/sandbox.ts";
 import { TestPod } from "./components/testPod.ts";
-import { parseStackConfig } from "./config/schema.ts";
+import { InputError } from "./config/problems.ts";
+import { parseStackConfig, type StackConfig } from "./config/schema.ts";
 import { readStackConfig } from "./config/stackConfig.ts";
 import { preflight } from "./steps/preflight.ts";
 
-const config = parseStackConfig(readStackConfig(pulumi.runtime.allConfig(), pulumi.getProject(), pulumi.getStack()));
-preflight(config);
+const config = checkedConfig();
 
 const sandbox = new Sandbox("sandbox", config);
 const facade = new KernelFacade("facade", { sandbox }, { dependsOn: sandbox });
@@ -27,6 +27,17 @@ const images = new Images("images", { sandbox, node, archives: config.images }, 
 const pod = config.pod.enabled
   ? new TestPod("testpod", { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process }, { dependsOn: [network, images] })
   : undefined;
+
+function checkedConfig(): StackConfig {
+  try {
+    const checked = parseStackConfig(readStackConfig(pulumi.runtime.allConfig(), pulumi.getProject(), pulumi.getStack()));
+    preflight(checked);
+    return checked;
+  } catch (error) {
+    // Pulumi prints the message of this error, and of any other also where it was thrown, which tells a user nothing.
+    throw error instanceof InputError ? new pulumi.RunError(error.message) : error;
+  }
+}
 
 /** The node's address, which the host reaches. */
 export const address = sandbox.address;

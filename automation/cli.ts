@@ -4,7 +4,8 @@ import { rm, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { EngineEvent } from "@pulumi/pulumi/automation/index.js";
 import { homeFolder } from "../config/paths.ts";
-import { openStack } from "./workspace.ts";
+import { InputError } from "../config/problems.ts";
+import { checkStackConfig, openStack } from "./workspace.ts";
 
 const commands = { up, preview, destroy };
 
@@ -13,6 +14,7 @@ const started = Date.now();
 const say = (line: string) => console.log(`[${elapsed(started)}] ${line}`);
 
 async function up(): Promise<void> {
+  checkStackConfig(stackName);
   const stack = await openStack(stackName, say);
   const stages = new Stages();
   const { outputs, summary } = await stack.up({ onEvent: (event) => stages.see(event), color: "never", onError: (text) => process.stderr.write(text) });
@@ -25,6 +27,7 @@ async function up(): Promise<void> {
 }
 
 async function preview(): Promise<void> {
+  checkStackConfig(stackName);
   const stack = await openStack(stackName, say);
   await stack.preview({ diff: true, color: process.stdout.isTTY ? "always" : "never", onOutput: (text) => process.stdout.write(text), onError: (text) => process.stderr.write(text) });
 }
@@ -88,6 +91,7 @@ if (!Object.hasOwn(commands, verb)) {
 }
 await commands[verb as keyof typeof commands]().catch((error: unknown) => {
   // Pulumi has printed its diagnostics; of its own error only the first line says something new.
-  console.error(`${verb} failed: ${error instanceof Error ? error.message.split("\n")[0] : String(error)}`);
+  const message = error instanceof Error ? error.message : String(error);
+  console.error(error instanceof InputError ? message : `${verb} failed: ${message.split("\n")[0]}`);
   process.exitCode = 1;
 });

@@ -10,6 +10,8 @@ import { LocalWorkspace, PulumiCommand, Stack } from "@pulumi/pulumi/automation/
 import { gte } from "semver";
 import { parse, stringify } from "yaml";
 import { cacheFolder, homeFolder } from "../config/paths.ts";
+import { parseStackConfig } from "../config/schema.ts";
+import { preflight } from "../steps/preflight.ts";
 import { processStart } from "../steps/record.ts";
 import { run, runsWell } from "../steps/run.ts";
 import { build, moduleVersion } from "../toolchain/artifacts.ts";
@@ -38,8 +40,8 @@ export async function openStack(name: string, say: (line: string) => void): Prom
 
 /** Removes the locks that a killed Pulumi of this machine left on a stack; one whose process lives is left for Pulumi to refuse. */
 function dropDeadLocks(home: string, stack: string, say: (line: string) => void): void {
-  const { name: project } = parse(readFileSync(join(root, "Pulumi.yaml"), "utf8")) as { name: string };
-  const folder = join(home, "pulumi/.pulumi/locks/organization", project, stack);
+  const { name: project } = readYaml(join(root, "Pulumi.yaml"));
+  const folder = join(home, "pulumi/.pulumi/locks/organization", String(project), stack);
   for (const file of existsSync(folder) ? readdirSync(folder).filter((entry) => entry.endsWith(".json")) : []) {
     const lock = JSON.parse(readFileSync(join(folder, file), "utf8")) as { pid: number; hostname: string; timestamp: string };
     if (lock.hostname !== hostname() || isPulumi(lock.pid)) continue;
@@ -52,15 +54,30 @@ function isPulumi(pid: number): boolean {
   return processStart(pid) !== undefined && readFileSync(`/proc/${pid}/comm`, "utf8").trim() === "pulumi";
 }
 
+/**
+ * Checks the options of a stack before anything is made, its surroundings included.
+ * @throws InputError that lists every problem at once
+ */
+export function checkStackConfig(name: string): void {
+  const { config = {} } = readYaml(join(root, `Pulumi.${name}.yaml`)) as { config?: Record<string, unknown> };
+  const { name: project } = readYaml(join(root, "Pulumi.yaml"));
+  const prefix = `${project}:`;
+  const own = Object.entries(config).filter(([key]) => key.startsWith(prefix));
+  preflight(parseStackConfig({ name, ...Object.fromEntries(own.map(([key, value]) => [key.slice(prefix.length), value])) }));
+}
+
+function readYaml(file: string): Record<string, unknown> {
+  return existsSync(file) ? ((parse(readFileSync(file, "utf8")) as Record<string, unknown> | null) ?? {}) : {};
+}
+
 /** The project as Pulumi sees it: its program is this checkout; its settings lie in the home folder, because Pulumi writes the stack's salt into them. */
 function projectFolder(home: string, stack: string): string {
   const folder = join(home, "project");
   mkdirSync(folder, { recursive: true, mode: 0o700 });
-  const read = (file: string) => (existsSync(file) ? ((parse(readFileSync(file, "utf8")) as Record<string, unknown> | null) ?? {}) : {});
   const settings = `Pulumi.${stack}.yaml`;
-  const { encryptionsalt } = read(join(folder, settings));
-  writeFileSync(join(folder, "Pulumi.yaml"), stringify({ ...read(join(root, "Pulumi.yaml")), main: root }));
-  writeFileSync(join(folder, settings), stringify({ ...read(join(root, settings)), ...(encryptionsalt ? { encryptionsalt } : {}) }), { mode: 0o600 });
+  const { encryptionsalt } = readYaml(join(folder, settings));
+  writeFileSync(join(folder, "Pulumi.yaml"), stringify({ ...readYaml(join(root, "Pulumi.yaml")), main: root }));
+  writeFileSync(join(folder, settings), stringify({ ...readYaml(join(root, settings)), ...(encryptionsalt ? { encryptionsalt } : {}) }), { mode: 0o600 });
   return folder;
 }
 

@@ -1,6 +1,7 @@
 import { execFileSync } from "node:child_process";
-import { accessSync, closeSync, constants, existsSync, openSync, readSync } from "node:fs";
+import { accessSync, constants, existsSync } from "node:fs";
 import { networkInterfaces } from "node:os";
+import { list } from "tar";
 import { overlap, parseNetwork } from "../config/network.ts";
 import { sandboxPaths } from "../config/paths.ts";
 import { type Problem, refuse } from "../config/problems.ts";
@@ -23,6 +24,10 @@ export function preflight(config: StackConfig): void {
   for (const [option, path] of Object.entries(programs)) {
     if (path && !isExecutable(path)) problems.push({ option, value: path, message: "there is no such program; give the path of an executable file, or leave the option out" });
   }
+  const { runsc } = config.sandbox;
+  if (runsc && isExecutable(runsc) && !output(runsc, "--version").startsWith("runsc version")) {
+    problems.push({ option: "sandbox.runsc", value: runsc, message: "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out" });
+  }
   problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...subnetProblems(config));
   refuse(problems);
 }
@@ -36,22 +41,30 @@ function setProblems({ containerd, shim }: StackConfig["containerd"]): Problem[]
 }
 
 function version(program: string, flag: string): string {
+  return output(program, flag).match(/\bv?\d+\.\d+\.\d+\S*/)?.[0].replace(/^v/, "") ?? "of no known version";
+}
+
+/** What a program prints; nothing if it fails. */
+function output(program: string, ...args: string[]): string {
   try {
-    return execFileSync(program, [flag], { encoding: "utf8" }).match(/\bv?\d+\.\d+\.\d+\S*/)?.[0].replace(/^v/, "") ?? "of no known version";
+    return execFileSync(program, args, { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"], timeout: 10_000 });
   } catch {
-    return "of no known version";
+    return "";
   }
 }
 
-/** A tar archive has its mark at byte 257 (POSIX ustar, which GNU tar shares); compressed ones are not taken yet. */
+/** Reads the archive through, as far as it is a tar archive; containerd is the judge of what is in it. */
 function archiveProblem(path: string): Problem[] {
   const problem = (message: string): Problem[] => [{ option: "images", value: path, message }];
   if (!existsSync(path)) return problem("there is no such file");
-  const head = Buffer.alloc(512);
-  const file = openSync(path, "r");
-  readSync(file, head, 0, 512, 0);
-  closeSync(file);
-  return head.toString("latin1", 257, 262) === "ustar" ? [] : problem("it is no tar archive; give one that `docker save` or an OCI tool wrote, uncompressed");
+  const entries: string[] = [];
+  try {
+    list({ file: path, sync: true, strict: true, onReadEntry: (entry) => void entries.push(entry.path) });
+  } catch (error) {
+    return problem(`it is no tar archive, or a broken one (${(error as Error).message}); give one that \`docker save\` or an OCI tool wrote`);
+  }
+  // Both of what `docker save` and what OCI tools write have an index at the top.
+  return entries.some((entry) => /^(\.\/)?(index|manifest)\.json$/.test(entry)) ? [] : problem("it is a tar archive but none of an image: it has neither index.json nor manifest.json; give one that `docker save` or an OCI tool wrote");
 }
 
 /** An address of the host in the sandbox's subnet, unless it is this sandbox's own link. */

@@ -182,7 +182,7 @@ async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, 
   ];
   await mkdir(join(paths.logs, "runsc"), { recursive: true });
   // runsc passes its standard output on to the sandbox, which lives on: a file takes it, or the pipe would never close.
-  await run(params.runsc, [...flags, "run", "--detach", `--pid-file=${pidFile}`, `--bundle=${paths.bundle}`, params.name], { outputFile: join(paths.logs, "sandbox.log"), timeout: 60_000 });
+  await run(params.runsc, [...flags, "run", "--detach", `--pid-file=${pidFile}`, `--bundle=${paths.bundle}`, params.name], { outputFile: join(paths.logs, "sandbox.log"), timeout: 30_000 });
   const pid = Number(await readFile(pidFile, "utf8"));
   const startTime = processStart(pid);
   if (startTime === undefined) throw new Error(`the sandbox ended at once; see ${paths.logs}/sandbox.log`);

@@ -35,9 +35,14 @@ export async function changes(act: (options: { diff: boolean; color: "never"; on
   let output = "";
   const onEvent = ({ resourcePreEvent }: EngineEvent) => {
     const metadata = resourcePreEvent?.metadata;
-    if (metadata && metadata.op !== "same") (changed[metadata.op] ??= []).push(metadata.urn.split("::").at(-1)!);
+    if (!metadata || metadata.op === "same") return;
+    changed[metadata.op] ??= [];
+    changed[metadata.op]!.push(metadata.urn.split("::").at(-1)!);
   };
-  await act({ diff: true, color: "never", onEvent, onOutput: (text) => (output += text) });
+  const onOutput = (text: string) => {
+    output += text;
+  };
+  await act({ diff: true, color: "never", onEvent, onOutput });
   return { changed, output };
 }
 

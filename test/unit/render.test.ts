@@ -40,7 +40,7 @@ describe("the node's config", () => {
 });
 
 it("the conflist gives the node the first /24 of the cluster's network", () => {
-  expect(JSON.parse(renderConflist(config.network, "10.42.0.0/16")).plugins[0].ipam.ranges).toEqual([[{ subnet: "10.42.0.0/24" }]]);
+  expect(JSON.parse(renderConflist(config.network, "10.42.0.0/16", "10.107.0.2")).plugins[0].ipam.ranges).toEqual([[{ subnet: "10.42.0.0/24" }]]);
 });
 
 it("the facade is the same for the same sandbox, and forwarding is on before the overlay covers it", () => {
