@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aa
 
 GO_MODULES := node/init node/wrapper node/images node/cni node/server toolchain/plugins
 
-.PHONY: help bootstrap build up preview destroy check unit go-test test
+.PHONY: help bootstrap build up preview destroy check unit go-test e2e options test
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -32,9 +32,17 @@ check: bootstrap
 
 unit: bootstrap
 	@echo "== unit tests"
-	@node_modules/.bin/vitest run test/unit
+	@node_modules/.bin/vitest run --project unit
 
-go-test: bootstrap
-	@set -e; for module in $(GO_MODULES); do echo "== go test $$module"; (cd $$module && go vet ./... && go test ./...); done
+go-test: build
+	@set -e; export RUNSC=$$(node toolchain/build.ts --print runsc)/runsc; \
+	for module in $(GO_MODULES); do echo "== go test $$module"; (cd $$module && go vet ./... && go test ./...); done
 
-test: check unit go-test ## type check, lint, unit tests, Go tests
+e2e: build
+	@echo "== end-to-end tests"
+	@node_modules/.bin/vitest run --project e2e
+
+options: bootstrap ## write the README's table of options anew
+	@node docs/options.ts --write
+
+test: check unit go-test e2e ## type check, lint, unit tests, Go tests, end-to-end tests in real sandboxes

@@ -1,13 +1,21 @@
-/** `node toolchain/build.ts [NAME ...]` builds the named artifacts, or all; what is built already takes no time. */
-import { type ArtifactName, artifactNames, build } from "./artifacts.ts";
+/**
+ * `node toolchain/build.ts [--print] [NAME ...]` builds the named artifacts, or all; what is built already takes no time.
+ * With `--print` it builds nothing and prints the folder of each.
+ */
+import { parseArgs } from "node:util";
+import { type ArtifactName, artifactFolder, artifactNames, build } from "./artifacts.ts";
 
-const wanted = process.argv.slice(2);
+const { values, positionals: wanted } = parseArgs({ allowPositionals: true, options: { print: { type: "boolean", default: false } } });
 const unknown = wanted.filter((name) => !artifactNames.includes(name as ArtifactName));
 if (unknown.length > 0) {
   console.error(`no artifact ${unknown.join(", ")}; there are ${artifactNames.join(", ")}`);
   process.exit(1);
 }
 const names = wanted.length > 0 ? (wanted as ArtifactName[]) : artifactNames;
+if (values.print) {
+  for (const name of names) console.log(artifactFolder({ name }));
+  process.exit();
+}
 for (const [index, name] of names.entries()) {
   const start = Date.now();
   const seconds = () => `${((Date.now() - start) / 1000).toFixed(0)} s`;
