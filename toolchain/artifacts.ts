@@ -177,8 +177,8 @@ async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Prom
   const flags = ["-trimpath", "-buildvcs=false", "-tags", [...(goBuild.cgo ? ["netgo", "osusergo"] : []), ...(goBuild.tags ?? [])].join(",")];
   const link = ["-s", "-w", "-buildid=", ...Object.entries(goBuild.variables ?? {}).map(([name, value]) => `-X ${name}=${value}`)];
   if (goBuild.cgo) link.push("-linkmode external", "-extldflags -static");
-  const patched = artifact.patches?.length ? await patchedModfile(goBuild, artifact, `${into}-src`) : undefined;
   try {
+    const patched = artifact.patches?.length ? await patchedModfile(goBuild, artifact, `${into}-src`) : undefined;
     await run("go", ["build", ...flags, "-ldflags", link.join(" "), ...(patched ? [`-modfile=${patched}`] : []), "-o", join(into, goBuild.output ?? "/"), ...goBuild.packages], {
       cwd: module,
       env: { CGO_ENABLED: goBuild.cgo ? "1" : "0", GOFLAGS: patched ? "-mod=mod" : "-mod=readonly" },

@@ -119,6 +119,24 @@ describe("a change of the configuration", () => {
   });
 });
 
+describe("a rule of the runtime", () => {
+  /** The masked paths of a pod's container as its runtime saw them. */
+  const maskedPaths = async (pod: string): Promise<string[]> => {
+    const id = (await kubectl(first, "get", "pod", pod, "-o=jsonpath={.status.containerStatuses[0].containerID}")).replace("containerd://", "");
+    return JSON.parse(await inside(first, "/bin/cat", `/run/containerd/io.containerd.runtime.v2.task/k8s.io/${id}/config.json`)).linux.maskedPaths;
+  };
+
+  it("brings in the wrapper, holds for pods that start from now on, and leaves the others alone", async () => {
+    const stack = await open(first, { containerd: { snapshotter: "native" }, runtime: { rules: [{ dropMaskedPath: "/proc/kcore" }] } });
+    const pod = await identity("testpod");
+    expect((await changes((options) => stack.up(options))).changed).toEqual({ create: ["runtime-install"], update: ["runtime-check", "containerd-apply"] });
+    await startPod("ruled");
+    expect(await maskedPaths("ruled")).not.toContain("/proc/kcore");
+    expect(await maskedPaths("testpod")).toContain("/proc/kcore");
+    expect(await identity("testpod")).toBe(pod);
+  });
+});
+
 describe("what dies", () => {
   it("containerd comes back by itself, and pods live on", async () => {
     const pod = await identity("testpod");
