@@ -8,7 +8,7 @@ import { ensureContainerd } from "./containerd.ts";
 import { importImages } from "./images.ts";
 import { ensureNetwork, ensureServer, printKubeconfig } from "./node.ts";
 import { applyFacade, buildArtifacts, checkRuntime, installWrapper } from "./parts.ts";
-import { podLogs } from "./pod.ts";
+import type { PodLogsParams } from "./pod.ts";
 import { ensureSandbox, removeSandbox } from "./sandbox.ts";
 
 /** A step takes its parameters and its standard input, and returns what becomes the command's output. */
@@ -28,7 +28,8 @@ export const steps = {
   kubeconfig: printKubeconfig,
   network: ensureNetwork,
   images: importImages,
-  "pod-logs": podLogs,
+  // Kubernetes' client takes longer to load than most steps to run, so only the step that needs it loads it.
+  "pod-logs": async (params: PodLogsParams, kubeconfig: string) => (await import("./pod.ts")).podLogs(params, kubeconfig),
 } satisfies Record<string, Step>;
 
 export type StepName = keyof typeof steps;

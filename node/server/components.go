@@ -117,14 +117,18 @@ func (c *components) controllerManager(ctx context.Context) error {
 	flags := options.Flags(known, disabled, aliases)
 	options.ParsedFlags = &flags
 	err = parse(flags, config.ControllerManagerArgs, map[string]string{
-		"kubeconfig":                       pki.kubeconfig("controller-manager"),
-		"bind-address":                     "127.0.0.1",
-		"leader-elect":                     "false",
-		"profiling":                        "false",
-		"allocate-node-cidrs":              "true",
-		"cluster-cidr":                     config.ClusterCIDR,
-		"service-cluster-ip-range":         config.ServiceCIDR,
-		"use-service-account-credentials":  "true",
+		"kubeconfig":                      pki.kubeconfig("controller-manager"),
+		"bind-address":                    "127.0.0.1",
+		"leader-elect":                    "false",
+		"profiling":                       "false",
+		"allocate-node-cidrs":             "true",
+		"cluster-cidr":                    config.ClusterCIDR,
+		"service-cluster-ip-range":        config.ServiceCIDR,
+		"use-service-account-credentials": "true",
+		// Each of some forty controllers makes its service account and a token at the first start, one after the other: at the default of
+		// 20 requests a second that is five seconds of waiting, on an API server that serves nobody else.
+		"kube-api-qps":                     "200",
+		"kube-api-burst":                   "400",
 		"root-ca-file":                     pki.cert(serverCA),
 		"service-account-private-key-file": pki.key(serviceKey),
 		"cluster-signing-cert-file":        pki.cert(clientCA),
