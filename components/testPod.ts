@@ -23,6 +23,8 @@ export class TestPod extends pulumi.ComponentResource {
 
   constructor(name: string, args: TestPodArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:TestPod", name, {}, options);
+    // Pulumi does not hand what a component depends on to what is in it.
+    const after = options?.dependsOn === undefined ? {} : { dependsOn: options.dependsOn };
     const ends = { parent: this, ...(args.endsWith ? { deletedWith: args.endsWith } : {}) };
     // A preview of a sandbox that is dead finds no cluster, which is no ground to fail: the update starts it before it gets here.
     const provider = new kubernetes.Provider(`${name}-provider`, { kubeconfig: args.kubeconfig, skipUpdateUnreachable: true }, { parent: this });
@@ -42,7 +44,7 @@ export class TestPod extends pulumi.ComponentResource {
           ],
         },
       },
-      { ...ends, provider, deleteBeforeReplace: true },
+      { ...ends, ...after, provider, deleteBeforeReplace: true },
     );
     this.podName = pod.metadata.name;
     this.phase = pod.status.phase;

@@ -1,3 +1,4 @@
+import fc from "fast-check";
 import { parse as parseToml } from "smol-toml";
 import { describe, expect, it } from "vitest";
 import { parse as parseYaml } from "yaml";
@@ -36,6 +37,30 @@ describe("the node's config", () => {
     const yaml = parseYaml(renderNodeConfig("dev", "10.107.0.2", { ...config.node, labels: { a: "b" } }));
     expect(yaml).toMatchObject({ "node-ip": "10.107.0.2", "https-listen-port": 6443, "node-label": ["a=b"], "flannel-backend": "none" });
     expect(yaml).not.toHaveProperty("kubelet-arg");
+  });
+});
+
+describe("whatever a user writes", () => {
+  it("arguments and labels arrive as they were given", () => {
+    const args = fc.array(fc.tuple(fc.stringMatching(/^[a-z][a-z0-9-]*$/), fc.string()).map(([name, value]) => `${name}=${value}`));
+    const labels = fc.dictionary(fc.string({ minLength: 1 }), fc.string());
+    fc.assert(
+      fc.property(args, labels, (kubeletArgs, labels) => {
+        const yaml = parseYaml(renderNodeConfig("dev", "10.107.0.2", parseStackConfig({ name: "dev", node: { kubeletArgs, labels } }).node));
+        expect(yaml["kubelet-arg"] ?? []).toEqual(kubeletArgs);
+        expect(yaml["node-label"] ?? []).toEqual(Object.entries(labels).map(([key, value]) => `${key}=${value}`));
+      }),
+    );
+  });
+
+  it("paths and image names arrive in containerd's config", () => {
+    fc.assert(
+      fc.property(fc.string(), fc.string(), (shim, pauseImage) => {
+        const { plugins } = parseToml(renderContainerdConfig(config.containerd, { ...files, shim, pauseImage })) as { plugins: Record<string, Record<string, unknown>> };
+        expect(plugins["io.containerd.cri.v1.images"]).toMatchObject({ pinned_images: { sandbox: pauseImage } });
+        expect(plugins["io.containerd.cri.v1.runtime"]).toMatchObject({ containerd: { runtimes: { runc: { runtime_path: shim } } } });
+      }),
+    );
   });
 });
 

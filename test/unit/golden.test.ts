@@ -1,0 +1,38 @@
+/** Every file that is rendered, whole. A change of one shows in the review of its golden file; `vitest run --project unit -u` writes them anew. */
+import { describe, expect, it } from "vitest";
+import { renderContainerdConfig } from "../../config/containerdToml.ts";
+import { renderConflist } from "../../config/conflist.ts";
+import { facadePlan } from "../../config/facade.ts";
+import { renderNodeConfig } from "../../config/nodeYaml.ts";
+import { runtimeCheckSpec, sandboxSpec } from "../../config/ociSpec.ts";
+import { sandboxPaths } from "../../config/paths.ts";
+import { parseStackConfig, type StackConfigInput } from "../../config/schema.ts";
+
+const stacks: Record<string, StackConfigInput> = {
+  default: { name: "dev" },
+  custom: {
+    name: "other",
+    sandbox: { subnet: "192.168.77.0/29", memory: null, cpus: 1.5 },
+    containerd: { snapshotter: "native", logLevel: "debug" },
+    node: { httpsListenPort: 7443, clusterCidr: "10.50.0.0/16", serviceCidr: "10.51.0.0/16", labels: { "example.org/tier": "test" }, kubeletArgs: ["v=4"] },
+    network: { bridge: "br0", mtu: 1500 },
+  },
+};
+
+describe.each(Object.entries(stacks))("the %s stack's", (stack, input) => {
+  const config = parseStackConfig(input);
+  const address = { default: "10.107.0.2", custom: "192.168.77.2" }[stack]!;
+  const json = (value: unknown) => `${JSON.stringify(value, null, 2)}\n`;
+  const files: Record<string, string> = {
+    "config.toml": renderContainerdConfig(config.containerd, { shim: "/opt/shim", runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" }),
+    "config.yaml": renderNodeConfig(config.name, address, config.node),
+    "10-gvisor-k3s.conflist": renderConflist(config.network, config.node.clusterCidr, address),
+    "facade.json": json(facadePlan(config.name)),
+    "sandbox.json": json(sandboxSpec({ name: config.name, paths: sandboxPaths(config.name, "/home"), artifacts: "/artifacts", init: "/opt/init", limits: config.sandbox })),
+    "runtime-check.json": json(runtimeCheckSpec(["/bin/true"])),
+  };
+
+  it.each(Object.keys(files))("%s", async (file) => {
+    await expect(files[file]).toMatchFileSnapshot(`golden/${stack}/${file}`);
+  });
+});
