@@ -2,7 +2,7 @@
 import { existsSync } from "node:fs";
 import { rm, rmdir } from "node:fs/promises";
 import { join } from "node:path";
-import type { EngineEvent } from "@pulumi/pulumi/automation/index.js";
+import { CommandError, type EngineEvent } from "@pulumi/pulumi/automation/index.js";
 import { homeFolder } from "../config/paths.ts";
 import { InputError } from "../config/problems.ts";
 import { checkStackConfig, openStack } from "./workspace.ts";
@@ -23,7 +23,7 @@ async function up(): Promise<void> {
   const kubeconfig = outputs.kubeconfigPath?.value as string;
   console.log(`\nresources   ${changes.join(", ")}\n${stages.table()}`);
   if (pod) console.log(`pod         ${pod.name}\nphase       ${pod.phase}\nlog         ${pod.logs.split("\n")[0]}`);
-  console.log(`kubeconfig  ${kubeconfig}\nall         ${elapsed(started)}\n\nnext:\n  export KUBECONFIG=${kubeconfig}\n  kubectl get pods -A\n  make destroy`);
+  console.log(`kubeconfig  ${kubeconfig}\nall         ${elapsed(started)}\n\nnext:\n  export KUBECONFIG=${kubeconfig}\n  kubectl get pods -A\n  make destroy${stackName === "dev" ? "" : ` STACK=${stackName}`}`);
 }
 
 async function preview(): Promise<void> {
@@ -55,6 +55,12 @@ async function otherStacks(stack: Awaited<ReturnType<typeof openStack>>): Promis
 class Stages {
   readonly #begun = new Map<string, number>();
   readonly #took = new Map<string, number>();
+
+  constructor() {
+    setInterval(() => {
+      for (const [name, begun] of this.#begun) if (!this.#took.has(name)) say(`… ${name} (${elapsed(begun)})`);
+    }, 10_000).unref();
+  }
 
   see(event: EngineEvent): void {
     const metadata = (event.resourcePreEvent ?? event.resOutputsEvent)?.metadata;
@@ -90,8 +96,8 @@ if (!Object.hasOwn(commands, verb)) {
   process.exit(2);
 }
 await commands[verb as keyof typeof commands]().catch((error: unknown) => {
-  // Pulumi has printed its diagnostics; of its own error only the first line says something new.
-  const message = error instanceof Error ? error.message : String(error);
-  console.error(error instanceof InputError ? message : `${verb} failed: ${message.split("\n")[0]}`);
+  // Pulumi has printed its diagnostics; its own error only repeats them.
+  if (error instanceof CommandError) console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
+  else console.error(error instanceof InputError ? error.message : error);
   process.exitCode = 1;
 });

@@ -35,5 +35,5 @@ export function renderNodeConfig(name: string, address: string, options: StackCo
     "disable-helm-controller": true,
     "disable-cloud-controller": true,
     ...Object.fromEntries(Object.entries(lists).filter(([, values]) => values.length > 0)),
-  });
+  }, { version: "1.1" }); // which is what the server reads: a node named "on" or "no" would be a truth value
 }

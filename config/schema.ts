@@ -124,7 +124,7 @@ export const stackSchema = z.strictObject({
   images: z
     .array(absolutePath)
     .default([])
-    .describe("Archives (OCI layout or docker save, plain tar) to import before the test pod starts. Images that are already there stay when an archive is taken off the list."),
+    .describe("Archives (OCI layout or docker save, a tar archive that may be compressed with gzip or zstd) to import before the test pod starts. Images that are already there stay when an archive is taken off the list."),
   pod: z
     .strictObject({
       enabled: z.boolean().default(true).describe("Whether the test pod is part of the stack."),

@@ -1,12 +1,13 @@
 /** The life of a sandbox, on real parts, in one order: each test goes on where the one before it stopped. */
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { gzipSync } from "node:zlib";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { sandboxPaths } from "../../config/paths.ts";
 import { isAlive } from "../../steps/record.ts";
 import { waitFor } from "../../steps/wait.ts";
-import { imageName, pathInSandbox } from "../../toolchain/artifacts.ts";
+import { artifactFolder, goArch, imageName, pathInSandbox } from "../../toolchain/artifacts.ts";
 import { changes, cli, inside, kubectl, open, ownHome, record, removeHome, root, services, traces } from "./harness.ts";
 
 const home = ownHome();
@@ -29,9 +30,9 @@ async function identity(pod: string): Promise<string> {
   return await kubectl(first, "get", "pod", pod, "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}");
 }
 
-/** Starts a pod of the test image and returns its address. */
-async function startPod(pod: string): Promise<string> {
-  await kubectl(first, "run", pod, `--image=${imageName("testpod")}`, "--image-pull-policy=Never", "--restart=Never");
+/** Starts a pod, of the test image by default, and returns its address. */
+async function startPod(pod: string, image = imageName("testpod")): Promise<string> {
+  await kubectl(first, "run", pod, `--image=${image}`, "--image-pull-policy=Never", "--restart=Never");
   await kubectl(first, "wait", `pod/${pod}`, "--for=condition=Ready", "--timeout=60s");
   return await kubectl(first, "get", "pod", pod, "-o=jsonpath={.status.podIP}");
 }
@@ -119,6 +120,18 @@ describe("a change of the configuration", () => {
   });
 });
 
+describe("an archive of the user's", () => {
+  it("is imported, compressed as it is, and its image runs", async () => {
+    const [tools, archive, image] = [artifactFolder({ name: "images" }), join(home, "extra.tar"), "example.test/extra:1"];
+    await execa(join(tools, "mkimage"), ["--platform", `linux/${goArch()}`, "--file", `${join(tools, "testpod")}:/testpod:0755`, "--entrypoint", "/testpod", "--name", image, "-o", archive]);
+    writeFileSync(`${archive}.gz`, gzipSync(readFileSync(archive)));
+    const stack = await open(first, { containerd: { snapshotter: "native" }, images: [`${archive}.gz`] });
+    expect((await changes((options) => stack.up(options))).changed).toEqual({ update: ["images-import"] });
+    rmSync(archive);
+    await startPod("extra", image);
+  });
+});
+
 describe("a rule of the runtime", () => {
   /** The masked paths of a pod's container as its runtime saw them. */
   const maskedPaths = async (pod: string): Promise<string[]> => {
@@ -127,7 +140,7 @@ describe("a rule of the runtime", () => {
   };
 
   it("brings in the wrapper, holds for pods that start from now on, and leaves the others alone", async () => {
-    const stack = await open(first, { containerd: { snapshotter: "native" }, runtime: { rules: [{ dropMaskedPath: "/proc/kcore" }] } });
+    const stack = await open(first, { containerd: { snapshotter: "native" }, images: [join(home, "extra.tar.gz")], runtime: { rules: [{ dropMaskedPath: "/proc/kcore" }] } });
     const pod = await identity("testpod");
     expect((await changes((options) => stack.up(options))).changed).toEqual({ create: ["runtime-install"], update: ["runtime-check", "containerd-apply"] });
     await startPod("ruled");
@@ -162,12 +175,14 @@ describe("what dies", () => {
     const stack = await open(first);
     const preview = await changes((options) => stack.preview(options));
     expect(preview.changed.update).toContain("sandbox-process");
-    expect(Object.keys(preview.changed)).toEqual(["update"]);
+    // Nothing is made anew or lost; the wrapper goes with the rule that was taken off.
+    expect({ ...preview.changed, update: [] }).toEqual({ update: [], delete: ["runtime-install"] });
     await stack.up();
     expect(readFileSync(sandboxPaths(first).kubeconfig, "utf8")).toBe(kubeconfig);
     await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=60s");
     expect((await identity("testpod")).split(" ").at(0)).toBe(uid);
     expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe("ok");
+    rmSync(join(home, "extra.tar.gz"));
   });
 });
 
