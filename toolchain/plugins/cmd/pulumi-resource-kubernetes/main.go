@@ -8,7 +8,7 @@ import (
 	"os"
 
 	"github.com/go-logr/logr"
-	"github.com/pulumi/pulumi/pkg/v3/resource/provider"
+	"github.com/pulumi/pulumi/sdk/v3/go/pulumi/provider"
 	pulumirpc "github.com/pulumi/pulumi/sdk/v3/proto/go"
 	"k8s.io/klog/v2"
 
