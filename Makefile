@@ -3,9 +3,9 @@ SHELL := /bin/bash
 STACK ?= dev
 export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)/bin:$(PATH)
 
-GO_MODULES := node/init node/wrapper node/images node/cni node/server toolchain/plugins
+GO_MODULES := node/init node/wrapper node/images node/cni toolchain/plugins
 
-.PHONY: help bootstrap build up preview destroy check unit go-test e2e options test
+.PHONY: help bootstrap build up preview destroy bench check unit go-test e2e options test
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -25,6 +25,9 @@ preview: build ## show what `make up` would change
 destroy: bootstrap ## remove the sandbox, the node, and everything of them
 	@node automation/cli.ts destroy $(STACK)
 
+bench: build ## measure the same node in gVisor and natively (bench/README.md); about ten minutes
+	@node bench/run.ts
+
 check: bootstrap
 	@echo "== types and lint"
 	@node_modules/.bin/tsc -p .
@@ -34,9 +37,12 @@ unit: bootstrap
 	@echo "== unit tests"
 	@node_modules/.bin/vitest run --project unit
 
+# With the flags of the builds (toolchain/artifacts.ts), so that what those compiled is used again.
 go-test: build
-	@set -e; export RUNSC=$$(node toolchain/build.ts --print runsc)/runsc; \
-	for module in $(GO_MODULES); do echo "== go test $$module"; (cd $$module && go vet ./... && go test ./...); done
+	@set -e; export RUNSC=$$(node toolchain/build.ts --print runsc)/runsc GVISOR_K3S_NODE_BINARY=$$(node toolchain/build.ts --print server)/gvisor-k3s-node; \
+	test() { echo "== go test $$1"; (cd $$1 && go vet ./... && go test ./...); }; \
+	export GOFLAGS=-trimpath CGO_ENABLED=0; for module in $(GO_MODULES); do test $$module; done; \
+	export GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1; test node/server
 
 e2e: build
 	@echo "== end-to-end tests"

@@ -16,14 +16,15 @@ import { preflight } from "./steps/preflight.ts";
 
 const config = checkedConfig();
 
+// Each part's commands depend on the parts that it is given. The parts themselves do not: their builds would wait for the sandbox.
 const sandbox = new Sandbox("sandbox", config);
-const facade = new KernelFacade("facade", { sandbox }, { dependsOn: sandbox });
+const facade = new KernelFacade("facade", { sandbox });
 const runc = new PatchedRunc("runc", config.runtime);
-const runtime = new RuntimeWrapper("runtime", { sandbox, facade, runc, rules: config.runtime.rules }, { dependsOn: [facade, runc] });
-const containerd = new ContainerdConfig("containerd", { sandbox, runtime, containerd: config.containerd }, { dependsOn: runtime });
-const node = new K3sNode("node", { sandbox, containerd, node: config.node }, { dependsOn: containerd });
-const network = new PodNetwork("network", { sandbox, node, network: config.network, clusterCidr: config.node.clusterCidr }, { dependsOn: node });
-const images = new Images("images", { sandbox, node, archives: config.images }, { dependsOn: node });
+const runtime = new RuntimeWrapper("runtime", { sandbox, facade, runc, rules: config.runtime.rules });
+const containerd = new ContainerdConfig("containerd", { sandbox, runtime, containerd: config.containerd });
+const node = new K3sNode("node", { sandbox, containerd, node: config.node });
+const network = new PodNetwork("network", { sandbox, node, network: config.network, clusterCidr: config.node.clusterCidr });
+const images = new Images("images", { sandbox, node, archives: config.images });
 const pod = config.pod.enabled
   ? new TestPod("testpod", { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process }, { dependsOn: [network, images] })
   : undefined;

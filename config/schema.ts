@@ -21,12 +21,15 @@ const componentArguments = (program: string) =>
     .default([])
     .describe(`Arguments for ${program} as \`name=value\`, over those that this project sets. Changing them restarts the node's server; pods live on.`);
 
+const RULE_FORMS = "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
+const field = z.string().min(1, "a path such as linux.seccomp is allowed");
+
 const ociRule = z.union([
   z.strictObject({ dropNamespace: z.enum(["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"]) }),
   z.strictObject({ dropMaskedPath: absolutePath }),
   z.strictObject({ dropMount: absolutePath }),
-  z.strictObject({ unset: z.string().min(1) }),
-  z.strictObject({ set: z.string().min(1), value: z.json() }),
+  z.strictObject({ unset: field }),
+  z.strictObject({ set: field, value: z.json() }),
 ]);
 
 /** One change that the runtime wrapper makes to every container's OCI spec. */
@@ -205,6 +208,7 @@ function toProblems(issue: z.core.$ZodIssue): Problem[] {
   const option = issue.path.map((part) => (typeof part === "number" ? `[${part}]` : `.${String(part)}`)).join("").replace(/^\./, "");
   switch (issue.code) {
     case "unrecognized_keys": {
+      if (typeof issue.path.at(-1) === "number") return [{ option, value: issue.input, message: RULE_FORMS }];
       const allowed = knownKeys(issue.path).join(", ");
       return issue.keys.map((key) => ({ option: option ? `${option}.${key}` : key, message: `there is no such option; allowed here: ${allowed}` }));
     }
@@ -214,7 +218,7 @@ function toProblems(issue: z.core.$ZodIssue): Problem[] {
     case "invalid_value":
       return [{ option, value: issue.input, message: `allowed: ${issue.values.map(String).join(", ")}` }];
     case "invalid_union":
-      return [{ option, value: issue.input, message: "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed" }];
+      return [{ option, value: issue.input, message: RULE_FORMS }];
     default:
       return [{ option, value: issue.input, message: issue.message }];
   }

@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { accessSync, constants, existsSync } from "node:fs";
+import { accessSync, constants, existsSync, statSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { list } from "tar";
 import { overlap, parseNetwork } from "../config/network.ts";
@@ -90,7 +90,7 @@ function subnetProblems({ name, sandbox }: StackConfig): Problem[] {
 function isExecutable(path: string): boolean {
   try {
     accessSync(path, constants.X_OK);
-    return true;
+    return statSync(path).isFile(); // a folder's permission to enter it looks the same
   } catch {
     return false;
   }

@@ -6,7 +6,7 @@ import { NODE_PORTS, type StackConfigInput } from "../../config/schema.ts";
 export const dotted = (address: number) => [24, 16, 8, 0].map((shift) => Math.floor(address / 2 ** shift) % 256).join(".");
 
 /** The network of a prefix that an address lies in, as a CIDR. */
-export const cidrOf = (address: number, prefix: number) => dotted(address - (address % 2 ** (32 - prefix))) + `/${prefix}`;
+export const cidrOf = (address: number, prefix: number) => `${dotted(address - (address % 2 ** (32 - prefix)))}/${prefix}`;
 
 export const addresses = fc.nat(2 ** 32 - 1);
 
@@ -23,19 +23,23 @@ const threeNetworks = fc.uniqueArray(fc.integer({ min: 11, max: 126 }), { minLen
   return fc.record({ subnet: within(a!, PREFIXES.subnet), clusterCidr: within(b!, PREFIXES.clusterCidr), serviceCidr: within(c!, PREFIXES.serviceCidr) });
 });
 
-const path = fc.string({ unit: "grapheme" }).map((text) => `/${text}`);
-const componentArguments = fc.array(fc.tuple(fc.stringMatching(/^[a-z][a-z0-9-]{0,9}$/), fc.string({ unit: "grapheme" })).map(([name, value]) => `${name}=${value}`), { maxLength: 3 });
+/** Texts of what TOML, YAML and JSON have to quote or escape. */
+const text = fc.string({ unit: fc.constantFrom(..."aZ09 .,:;=-_#'\"`\\/[]{}<>|&*!%@?~\n\r\t\u0000\u0007\u007f\u2028é漢", "😀", "null", "true", "0x1"), maxLength: 20 });
+/** A lower-case letter and then such letters, digits and dashes, which is what most names here are. */
+const word = (maxLength: number) => fc.tuple(fc.constantFrom(..."abnoy"), fc.string({ unit: fc.constantFrom(..."abefnosy019-"), maxLength: maxLength - 1 })).map((parts) => parts.join(""));
+const path = text.map((rest) => `/${rest}`);
+const componentArguments = fc.array(fc.tuple(word(10), text).map(([name, value]) => `${name}=${value}`), { maxLength: 3 });
 const rule = fc.oneof(
   fc.record({ dropNamespace: fc.constantFrom("cgroup" as const, "user" as const) }),
   fc.record({ dropMaskedPath: path }),
   fc.record({ dropMount: path }),
-  fc.record({ unset: fc.string({ minLength: 1 }) }),
-  fc.record({ set: fc.string({ minLength: 1 }), value: fc.jsonValue().map((value) => JSON.parse(JSON.stringify(value))) }),
+  fc.record({ unset: word(20) }),
+  fc.record({ set: word(20), value: fc.jsonValue().map((value) => JSON.parse(JSON.stringify(value))) }),
 );
 /** A part of the options whose every key may be left out. */
 const some = <T extends object>(model: { [K in keyof T]: fc.Arbitrary<T[K]> }) => fc.record(model, { requiredKeys: [] }) as fc.Arbitrary<Partial<T>>;
 
-export const names = fc.stringMatching(/^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$/);
+export const names = word(12).map((name) => name.replace(/-+$/, ""));
 
 /** Every valid configuration, with any of its options left out. */
 export const validConfigs: fc.Arbitrary<StackConfigInput> = threeNetworks.chain(({ subnet, clusterCidr, serviceCidr }) =>
@@ -50,16 +54,16 @@ export const validConfigs: fc.Arbitrary<StackConfigInput> = threeNetworks.chain(
         platform: fc.constantFrom("systrap" as const, "kvm" as const, "ptrace" as const),
         runsc: path,
       }),
-      runtime: some({ patches: fc.array(fc.string()), rules: fc.array(rule, { maxLength: 3 }), runc: path }),
+      runtime: some({ patches: fc.array(text, { maxLength: 3 }), rules: fc.array(rule, { maxLength: 3 }), runc: path }),
       containerd: fc.tuple(
         some({ snapshotter: fc.constantFrom("overlayfs" as const, "native" as const), logLevel: fc.constantFrom("debug" as const, "warn" as const) }),
         fc.oneof(fc.constant({}), fc.record({ containerd: path, shim: path })), // both or neither
       ).map(([own, set]) => ({ ...own, ...set })),
       node: some({
         httpsListenPort: fc.integer({ min: 1, max: 65535 }).filter((port) => !(Object.values(NODE_PORTS) as number[]).includes(port)),
-        clusterDomain: fc.stringMatching(/^[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?$/),
+        clusterDomain: fc.array(names, { minLength: 1, maxLength: 3 }).map((labels) => labels.join(".")),
         clusterCidr: fc.constant(clusterCidr),
-        labels: fc.dictionary(fc.string(), fc.string({ unit: "grapheme" }), { maxKeys: 3 }),
+        labels: fc.dictionary(text, text, { maxKeys: 3 }),
         kubeletArgs: componentArguments,
         apiServerArgs: componentArguments,
         controllerManagerArgs: componentArguments,
@@ -74,9 +78,9 @@ export const validConfigs: fc.Arbitrary<StackConfigInput> = threeNetworks.chain(
           }),
         ),
       ),
-      network: some({ bridge: fc.stringMatching(/^[a-z][a-z0-9-]{0,14}$/), mtu: fc.integer({ min: 1280, max: 65521 }) }),
-      images: fc.array(path),
-      pod: some({ enabled: fc.boolean(), namespace: fc.stringMatching(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/), image: fc.constant("registry.example:5000/team/app:1.2"), args: fc.array(fc.string()) }),
+      network: some({ bridge: word(15), mtu: fc.integer({ min: 1280, max: 65521 }) }),
+      images: fc.array(path, { maxLength: 3 }),
+      pod: some({ enabled: fc.boolean(), namespace: names, image: fc.constant("registry.example:5000/team/app:1.2"), args: fc.array(text, { maxLength: 3 }) }),
     },
     { requiredKeys: ["name"] },
   ),

@@ -1,9 +1,14 @@
 /** The program's graph, from the registrations that Pulumi's engine would get. */
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import * as pulumi from "@pulumi/pulumi";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import { sandboxPaths } from "../../config/paths.ts";
+import { preflight } from "../../steps/preflight.ts";
+
+// What it checks is this machine, on which the graph does not depend; preflight.test.ts is about it.
+vi.mock("../../steps/preflight.ts", () => ({ preflight: vi.fn() }));
 
 interface Registration {
   type: string;
@@ -12,17 +17,28 @@ interface Registration {
   dependsOn: string[];
   deletedWith: string;
   secretOutputs: string[];
+  /** As they are on the wire: a secret is wrapped. */
+  inputs: Record<string, unknown>;
 }
 
 const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-graph-"));
 const nameOf = (urn: string) => urn.split("::").at(-1) ?? "";
 
+/** What a command prints, or the engine's own word on a pod. */
+const outputs = (type: string, name: string, inputs: object) =>
+  type === "kubernetes:core/v1:Pod" ? { ...inputs, metadata: { name: "testpod", uid: "uid-1" }, status: { phase: "Running" } } : { ...inputs, stdout: `${name} says` };
+
 /** Runs the program with these options and returns what it registers, by name. */
 async function graph(options: Record<string, unknown> = {}): Promise<Record<string, Registration>> {
+  return (await program(options)).registrations;
+}
+
+/** The same, with what the program exports. */
+async function program(options: Record<string, unknown>) {
   const registrations: Record<string, Registration> = {};
   await pulumi.runtime.setMocks(
     {
-      newResource: ({ name, inputs }) => ({ id: `${name}-id`, state: { ...inputs, stdout: `${name} says` } }),
+      newResource: ({ type, name, inputs }) => ({ id: `${name}-id`, state: outputs(type, name, inputs) }),
       call: () => ({}),
     },
     "gvisor-k3s",
@@ -38,21 +54,29 @@ async function graph(options: Record<string, unknown> = {}): Promise<Record<stri
       dependsOn: request.getDependenciesList().map(nameOf).sort(),
       deletedWith: nameOf(request.getDeletedwith()),
       secretOutputs: request.getAdditionalsecretoutputsList(),
+      inputs: request.getObject()!.toJavaScript(),
     };
     return register.apply(monitor, args);
   }) as typeof register;
   pulumi.runtime.setAllConfig(Object.fromEntries(Object.entries(options).map(([key, value]) => [`gvisor-k3s:${key}`, JSON.stringify(value)])));
   vi.resetModules();
-  await import("../../index.ts");
-  await pulumi.runtime.disconnect();
-  return registrations;
+  try {
+    const exported = await import("../../index.ts");
+    await pulumi.runtime.disconnect();
+    return { registrations, exported };
+  } catch (error) {
+    throw Object.assign(error as Error, { registered: Object.keys(registrations) });
+  }
 }
 
-/** Everything that must be done before a resource is made. */
-function awaited(all: Record<string, Registration>, name: string): Set<string> {
+/**
+ * Everything that must be done before a resource is made.
+ * @param through what a resource is said to depend on; Pulumi's engine keeps these, and a destroy goes by them
+ */
+function awaited(all: Record<string, Registration>, name: string, through = ({ dependsOn }: Registration) => dependsOn): Set<string> {
   const found = new Set<string>();
   const visit = (from: string) => {
-    for (const next of all[from]!.dependsOn) {
+    for (const next of through(all[from]!)) {
       if (found.has(next)) continue;
       found.add(next);
       visit(next);
@@ -105,7 +129,9 @@ describe("the graph", () => {
   it("builds beside the sandbox: no build waits for anything", () => {
     const builds = Object.keys(plain).filter((name) => name.endsWith("-build") && name !== "sandbox-build");
     expect(builds.sort()).toEqual(["containerd-build", "images-build", "node-build", "runc-build"]);
-    for (const build of builds) expect(awaited(plain, build), build).not.toContain("sandbox-process");
+    // A resource is registered after its parent, which in turn waits for all that it depends on itself.
+    const withParents = ({ dependsOn, parent }: Registration) => [...dependsOn, ...(parent ? [parent] : [])];
+    for (const build of builds) expect([...awaited(plain, build, withParents)], build).toEqual([plain[build]!.parent]);
   });
 
   it("lets everything in the sandbox end with it, and nothing else", () => {
@@ -114,23 +140,118 @@ describe("the graph", () => {
     for (const name of ending) expect(plain[name]!.deletedWith, name).toBe("sandbox-process");
   });
 
-  it("keeps the kubeconfig a secret", () => {
-    expect(plain["node-kubeconfig"]!.secretOutputs).toEqual(["stdout", "stderr"]);
+  it("keeps the kubeconfig a secret, wherever it goes", async () => {
+    const { registrations, exported } = await program({});
+    expect(registrations["node-kubeconfig"]).toMatchObject({ secretOutputs: ["stdout", "stderr"], inputs: { logging: "none" } });
+    expect(await (exported.kubeconfig as unknown as { isSecret: Promise<boolean> }).isSecret).toBe(true);
+    const secret = { "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270", value: "node-kubeconfig says" }; // Pulumi's own mark of a secret
+    expect(registrations["testpod-provider"]!.inputs.kubeconfig).toEqual(secret);
+    expect(registrations["testpod-logs"]!.inputs.stdin).toEqual(secret);
+    // Less those two it is nowhere.
+    const rest = JSON.stringify(registrations).replaceAll(JSON.stringify(secret), "");
+    expect(rest).not.toContain(secret.value);
+  });
+
+  it("replaces a sandbox for another name, home or subnet only, and nothing else at all", () => {
+    const replacing = Object.entries(plain).filter(([, { inputs }]) => inputs.triggers !== undefined);
+    expect(Object.fromEntries(replacing.map(([name, { inputs }]) => [name, inputs.triggers]))).toEqual({ "sandbox-process": ["graph", home, expect.stringMatching(/^10\.107\..*\/30$/)] });
+  });
+
+  it("has what the stack tells", async () => {
+    const { exported } = await program({ sandbox: { subnet: "192.168.7.0/24" } });
+    const told = await new Promise((resolve) => pulumi.output({ ...exported }).apply(resolve));
+    expect(told).toEqual({
+      address: "192.168.7.2",
+      kubeconfig: "node-kubeconfig says",
+      kubeconfigPath: `${home}/sandboxes/graph/etc/rancher/k3s/k3s.yaml`,
+      testPod: { name: "testpod", phase: "Running", logs: "testpod-logs says" },
+    });
+  });
+});
+
+/** The inputs that differ between two graphs, as "resource.input"; a resource that only one of them has is told by its name. */
+function differences(a: Record<string, Registration>, b: Record<string, Registration>): string[] {
+  const keys = (all: Record<string, Registration>) => Object.entries(all).flatMap(([name, { inputs }]) => [name, ...Object.keys(inputs).map((key) => `${name}.${key}`)]);
+  const at = (all: Record<string, Registration>, path: string) => {
+    const [name, key] = path.split(".") as [string, string?];
+    return JSON.stringify(key === undefined ? name in all : all[name]?.inputs[key]);
+  };
+  const differing = [...new Set([...keys(a), ...keys(b)])].filter((path) => at(a, path) !== at(b, path));
+  return differing.filter((path) => !differing.includes(path.split(".")[0]!) || !path.includes(".")).sort();
+}
+
+describe("an update touches only what an option is about", () => {
+  it.each<[Record<string, unknown>, string[]]>([
+    [{ containerd: { snapshotter: "native" } }, ["containerd-apply.stdin"]],
+    [{ containerd: { logLevel: "debug" } }, ["containerd-apply.stdin"]],
+    [{ node: { labels: { a: "b" } } }, ["node-server.stdin"]],
+    [{ node: { httpsListenPort: 7443 } }, ["node-kubeconfig.stdin", "node-server.stdin"]],
+    [{ network: { mtu: 1500 } }, ["network-apply.stdin"]],
+    [{ node: { clusterCidr: "10.99.0.0/16" } }, ["network-apply.stdin", "node-server.stdin"]],
+    [{ sandbox: { memory: "2Gi" } }, ["sandbox-process.environment"]],
+    [{ sandbox: { platform: "kvm" } }, ["sandbox-process.environment"]],
+    [{ pod: { args: ["-v"] } }, ["testpod-pod.spec"]],
+    [{ pod: { enabled: false } }, ["testpod", "testpod-logs", "testpod-pod", "testpod-provider"]],
+    [{ runtime: { rules: [{ dropNamespace: "cgroup" }] } }, ["containerd-apply.stdin", "runtime-check.environment", "runtime-install"]],
+  ])("%j", async (options, expected) => {
+    expect(differences(plain, await graph(options))).toEqual(expected);
+  });
+
+  it("a dead sandbox has what lives in its memory done again, and no more", async () => {
+    const { record } = sandboxPaths("graph", home);
+    mkdirSync(dirname(record), { recursive: true });
+    writeFileSync(record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime: "another process's", revision: "" }));
+    const dead = await graph();
+    rmSync(record);
+    expect(differences(plain, dead)).toEqual(["containerd-apply", "facade-apply", "network-apply", "node-server", "runtime-check", "sandbox-process"].map((name) => `${name}.environment`));
+    expect(dead["sandbox-process"]!.inputs.environment).toMatchObject({ SANDBOX_INCARNATION: "5" });
   });
 });
 
 describe("an option changes the graph", () => {
-  it("with a rule there is a wrapper, before the check", async () => {
-    const ruled = await graph({ runtime: { rules: [{ dropNamespace: "cgroup" }] } });
+  it("with a rule there is a wrapper, before the check, and without one there is none", async () => {
+    // A runc of a fixed content, so that its path in the golden file is fixed too.
+    const runc = join(home, "runc");
+    writeFileSync(runc, "a runc");
+    const ruled = await graph({ runtime: { runc, rules: [{ dropNamespace: "cgroup" }, { dropMaskedPath: "/proc/kcore" }, { set: "process.noNewPrivileges", value: false }] } });
     expect(awaited(ruled, "runtime-check")).toContain("runtime-install");
     expect(ruled["runtime-install"]!.deletedWith).toBe("");
+    await expect(ruled["runtime-install"]!.inputs.stdin).toMatchFileSnapshot("golden/rules.json");
+    expect(plain).not.toHaveProperty("runtime-install");
   });
 
   it("without the test pod there is none", async () => {
     expect(Object.keys(await graph({ pod: { enabled: false } })).filter((name) => name.startsWith("testpod"))).toEqual([]);
   });
 
-  it("what is wrong stops the program before it registers anything", async () => {
-    await expect(graph({ network: { mtu: 1 } })).rejects.toThrow("network.mtu = 1: a whole number from 1280 to 65521 is allowed");
+  it("programs of the user's are taken in place of those that are built", async () => {
+    const [containerd, shim] = ["containerd", "shim"].map((name) => {
+      writeFileSync(join(home, name), name);
+      return join(home, name);
+    });
+    const own = await graph({ sandbox: { runsc: "/usr/bin/runsc" }, containerd: { containerd, shim } });
+    const params = (name: string) => JSON.parse((own[name]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS) as Record<string, unknown>;
+    expect(params("sandbox-build")).toEqual({ artifacts: [{ name: "init" }], own: [] });
+    expect(params("sandbox-process")).toMatchObject({ runsc: "/usr/bin/runsc" });
+    // What stays of the built one is ctr.
+    expect(params("containerd-build")).toEqual({ artifacts: [{ name: "containerd" }, { name: "cni" }], own: [{ source: containerd, name: "containerd" }, { source: shim, name: "containerd-shim-runc-v2" }] });
+    expect(own["containerd-apply"]!.inputs.stdin).toMatch(/runtime_path = "\/opt\/gvisor-k3s\/own-containerd-shim-runc-v2-[0-9a-f]{12}\/containerd-shim-runc-v2"/);
+  });
+});
+
+describe("what is wrong stops the program before it registers anything", () => {
+  it("in the options", async () => {
+    const refused = await program({ network: { mtu: 1 } }).catch((error: unknown) => error);
+    expect(refused).toMatchObject({ message: expect.stringContaining("network.mtu = 1: a whole number from 1280 to 65521 is allowed"), registered: [] });
+    // Of any other error Pulumi prints also where it was thrown.
+    expect(pulumi.RunError.isInstance(refused)).toBe(true);
+  });
+
+  it("on the machine", async () => {
+    vi.mocked(preflight).mockImplementationOnce(() => {
+      throw new Error("not on this machine");
+    });
+    await expect(program({ network: { mtu: 1500 } })).rejects.toMatchObject({ message: "not on this machine", registered: [] });
+    expect(preflight).toHaveBeenLastCalledWith(expect.objectContaining({ name: "graph", network: { bridge: "cni0", mtu: 1500 } }));
   });
 });

@@ -1,3 +1,4 @@
+/** What holds of every file that is rendered, whatever the options; golden.test.ts has some of them whole. */
 import fc from "fast-check";
 import { parse as parseToml } from "smol-toml";
 import { describe, expect, it } from "vitest";
@@ -6,74 +7,124 @@ import { renderConflist } from "../../config/conflist.ts";
 import { renderContainerdConfig } from "../../config/containerdToml.ts";
 import { facadePlan } from "../../config/facade.ts";
 import { renderNodeConfig } from "../../config/nodeYaml.ts";
-import { parseStackConfig } from "../../config/schema.ts";
-import { readStackConfig } from "../../config/stackConfig.ts";
+import { sandboxSpec } from "../../config/ociSpec.ts";
+import { homeFolder, inSandbox, sandboxPaths } from "../../config/paths.ts";
+import { parseStackConfig, type StackConfig } from "../../config/schema.ts";
+import { linkAddresses } from "../../steps/sandbox.ts";
+import { validConfigs } from "./arbitraries.ts";
 
-const config = parseStackConfig({ name: "dev" });
-const files = { shim: "/opt/shim", runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "local/pause:1" };
+const files = { shim: "/opt/shim", runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" };
+const specOf = ({ name, sandbox }: StackConfig) => sandboxSpec({ name, paths: sandboxPaths(name, "/home"), artifacts: "/artifacts", init: "/opt/init", limits: sandbox });
 
-describe("containerd's config", () => {
-  const render = (containerd: object) => renderContainerdConfig({ ...config.containerd, ...containerd }, files);
+function render(config: StackConfig): string[] {
+  const address = linkAddresses(config.sandbox.subnet).node;
+  return [
+    renderContainerdConfig(config.containerd, files),
+    renderNodeConfig(config.name, address, config.node),
+    renderConflist(config.network, config.node.clusterCidr, address),
+    JSON.stringify([facadePlan(config.name), specOf(config)]),
+  ];
+}
 
-  it("differs in the snapshotter's lines only when the snapshotter changes", () => {
-    const [before, after] = [render({}).split("\n"), render({ snapshotter: "native" }).split("\n")];
-    const changed = after.filter((line, index) => line !== before[index]);
-    expect(after).toHaveLength(before.length);
-    expect(new Set(changed)).toEqual(new Set(['snapshotter = "native"']));
-  });
+describe("any valid configuration", () => {
+  const configs = validConfigs.map((input) => parseStackConfig(input));
 
-  it("switches off what gVisor lacks and names shim and runtime by path", () => {
-    const { plugins } = parseToml(render({})) as { plugins: Record<string, Record<string, unknown>> };
-    expect(plugins["io.containerd.cri.v1.runtime"]).toMatchObject({
-      enable_unprivileged_icmp: false,
-      enable_unprivileged_ports: false,
-      containerd: { runtimes: { runc: { runtime_path: "/opt/shim", options: { BinaryName: "/opt/runc" } } } },
-    });
-  });
-});
-
-describe("the node's config", () => {
-  it("is in k3s's keys, with lists only where they hold something", () => {
-    const yaml = parseYaml(renderNodeConfig("dev", "10.107.0.2", { ...config.node, labels: { a: "b" } }));
-    expect(yaml).toMatchObject({ "node-ip": "10.107.0.2", "https-listen-port": 6443, "node-label": ["a=b"], "flannel-backend": "none" });
-    expect(yaml).not.toHaveProperty("kubelet-arg");
-  });
-});
-
-describe("whatever a user writes", () => {
-  it("arguments and labels arrive as they were given", () => {
-    const args = fc.array(fc.tuple(fc.stringMatching(/^[a-z][a-z0-9-]*$/), fc.string()).map(([name, value]) => `${name}=${value}`));
-    const labels = fc.dictionary(fc.string({ minLength: 1 }), fc.string());
+  it("renders to the same bytes each time", () => {
     fc.assert(
-      fc.property(args, labels, (kubeletArgs, labels) => {
-        const yaml = parseYaml(renderNodeConfig("dev", "10.107.0.2", parseStackConfig({ name: "dev", node: { kubeletArgs, labels } }).node));
-        expect(yaml["kubelet-arg"] ?? []).toEqual(kubeletArgs);
-        expect(yaml["node-label"] ?? []).toEqual(Object.entries(labels).map(([key, value]) => `${key}=${value}`));
+      fc.property(configs, (config) => {
+        expect(render(structuredClone(config))).toEqual(render(config));
       }),
     );
   });
 
-  it("paths and image names arrive in containerd's config", () => {
+  it("gives containerd the paths and options as they are", () => {
     fc.assert(
-      fc.property(fc.string(), fc.string(), (shim, pauseImage) => {
-        const { plugins } = parseToml(renderContainerdConfig(config.containerd, { ...files, shim, pauseImage })) as { plugins: Record<string, Record<string, unknown>> };
-        expect(plugins["io.containerd.cri.v1.images"]).toMatchObject({ pinned_images: { sandbox: pauseImage } });
-        expect(plugins["io.containerd.cri.v1.runtime"]).toMatchObject({ containerd: { runtimes: { runc: { runtime_path: shim } } } });
+      fc.property(configs, fc.record({ shim: fc.string(), runtime: fc.string(), cniPlugins: fc.string(), pauseImage: fc.string() }), ({ containerd }, paths) => {
+        const toml = parseToml(renderContainerdConfig(containerd, paths)) as { plugins: Record<string, Record<string, unknown>> };
+        expect(toml).toMatchObject({ version: 3, debug: { level: containerd.logLevel }, grpc: { address: inSandbox.containerdSocket } });
+        expect(toml.plugins["io.containerd.cri.v1.images"]).toMatchObject({ snapshotter: containerd.snapshotter, pinned_images: { sandbox: paths.pauseImage } });
+        // An import that unpacked for another snapshotter than the CRI's would leave images that no container can use.
+        expect(toml.plugins["io.containerd.transfer.v1.local"]).toEqual({ unpack_config: [{ platform: "linux", snapshotter: containerd.snapshotter }] });
+        expect(toml.plugins["io.containerd.cri.v1.runtime"]).toMatchObject({
+          enable_unprivileged_icmp: false,
+          enable_unprivileged_ports: false,
+          cni: { bin_dirs: [paths.cniPlugins] },
+          containerd: { runtimes: { runc: { runtime_path: paths.shim, options: { BinaryName: paths.runtime } } } },
+        });
+      }),
+    );
+  });
+
+  it("has its snapshotter in two lines of containerd's config, and a change of it changes no other", () => {
+    fc.assert(
+      fc.property(configs, ({ containerd }) => {
+        const [before, after] = (["overlayfs", "native"] as const).map((snapshotter) => renderContainerdConfig({ ...containerd, snapshotter }, files).split("\n"));
+        expect(after).toHaveLength(before!.length);
+        expect(before!.flatMap((line, index) => (line === after![index] ? [] : [[line, after![index]]]))).toEqual(Array(2).fill(['snapshotter = "overlayfs"', 'snapshotter = "native"']));
+      }),
+    );
+  });
+
+  // The server reads YAML 1.1 (sigs.k8s.io/yaml), where more words than in 1.2 are no texts: a node's name may be "on", "no" or "y".
+  it.each(["1.1", "1.2"] as const)("gives the server its options as they are, read as YAML %s", (version) => {
+    fc.assert(
+      fc.property(configs, ({ name, node }) => {
+        const yaml = parseYaml(renderNodeConfig(name, "10.107.0.2", node), { version }) as Record<string, unknown>;
+        expect(yaml).toMatchObject({
+          "node-name": name,
+          "node-ip": "10.107.0.2",
+          "write-kubeconfig-mode": "0600",
+          "https-listen-port": node.httpsListenPort,
+          "cluster-domain": node.clusterDomain,
+          "cluster-cidr": node.clusterCidr,
+          "service-cidr": node.serviceCidr,
+          "cluster-dns": node.clusterDns,
+        });
+        const lists = { "node-label": Object.entries(node.labels).map((label) => label.join("=")), "kubelet-arg": node.kubeletArgs, "kube-apiserver-arg": node.apiServerArgs, "kube-controller-manager-arg": node.controllerManagerArgs, "kube-scheduler-arg": node.schedulerArgs };
+        // An empty list is left out: k3s takes a key without values for one empty value.
+        expect(Object.fromEntries(Object.keys(lists).flatMap((key) => (key in yaml ? [[key, yaml[key]]] : [])))).toEqual(
+          Object.fromEntries(Object.entries(lists).filter(([, values]) => values.length > 0)),
+        );
+      }),
+    );
+  });
+
+  it("gives the network its options as they are", () => {
+    fc.assert(
+      fc.property(configs, ({ network, node }) => {
+        const conflist = JSON.parse(renderConflist(network, node.clusterCidr, "10.107.0.2")) as { plugins: unknown[] };
+        expect(conflist.plugins).toEqual([
+          expect.objectContaining({ bridge: network.bridge, mtu: network.mtu, nodeAddresses: ["10.107.0.2"], ipam: expect.objectContaining({ ranges: [[{ subnet: node.clusterCidr.replace(/\/.*/, "/24") }]] }) }),
+        ]);
+      }),
+    );
+  });
+
+  it("limits the sandbox to what was given, and not at all for null", () => {
+    fc.assert(
+      fc.property(configs, (config) => {
+        const { memory, cpus } = config.sandbox;
+        const resources = specOf(config).linux.resources as { memory?: { limit: number }; cpu?: { quota: number; period: number } };
+        expect(Object.keys(resources)).toEqual([...(memory === null ? [] : ["memory"]), ...(cpus === null ? [] : ["cpu"])]);
+        if (cpus !== null) expect(resources.cpu!.quota / resources.cpu!.period).toBeCloseTo(cpus, 4);
+        if (memory !== null) expect(resources.memory!.limit).toBeGreaterThanOrEqual(512 * 2 ** 20);
       }),
     );
   });
 });
 
-it("the conflist gives the node the first /24 of the cluster's network", () => {
-  expect(JSON.parse(renderConflist(config.network, "10.42.0.0/16", "10.107.0.2")).plugins[0].ipam.ranges).toEqual([[{ subnet: "10.42.0.0/24" }]]);
-});
-
-it("the facade is the same for the same sandbox, and forwarding is on before the overlay covers it", () => {
-  expect(facadePlan("dev")).toEqual(facadePlan("dev"));
+it("a sandbox's machine id is its own, and forwarding is on before the overlay covers it", () => {
   expect(facadePlan("dev").files[0]).not.toEqual(facadePlan("other").files[0]);
   expect(facadePlan("dev").settings).toEqual([{ path: "/proc/sys/net/ipv4/ip_forward", content: "1" }]);
 });
 
-it("options come out of Pulumi's texts, and other projects' do not", () => {
-  expect(readStackConfig({ "p:containerd": '{"snapshotter":"native"}', "p:name": "x", "q:y": "1" }, "p", "dev")).toEqual({ name: "x", containerd: { snapshotter: "native" } });
+it("two sandboxes share no path and no link, and a link's name is one that the kernel takes", () => {
+  const [a, b] = ["dev", "twelve-chars"].map((name) => sandboxPaths(name, "/home"));
+  for (const key of Object.keys(a!) as (keyof typeof a & string)[]) expect(a![key]).not.toBe(b![key]);
+  expect(b!.link).toHaveLength(15);
+});
+
+it("the home is the variable's, and a variable that is empty is as good as none", () => {
+  expect(homeFolder({ GVISOR_K3S_HOME: "/elsewhere" })).toBe("/elsewhere");
+  expect(homeFolder({ GVISOR_K3S_HOME: "" })).toBe("/var/lib/gvisor-k3s");
 });

@@ -1,0 +1,167 @@
+/** What is refused because of the machine. The machine's own addresses and user are made up here; programs and archives are real files. */
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { type NetworkInterfaceInfo, networkInterfaces, tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { create } from "tar";
+import { afterAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { sandboxPaths } from "../../config/paths.ts";
+import { InputError } from "../../config/problems.ts";
+import { parseStackConfig, type StackConfigInput } from "../../config/schema.ts";
+import { preflight } from "../../steps/preflight.ts";
+import { knownPatches } from "../../toolchain/artifacts.ts";
+
+vi.mock("node:os", async (original) => ({ ...(await original<typeof import("node:os")>()), networkInterfaces: vi.fn() }));
+
+const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-preflight-"));
+const name = "preflight"; // no sandbox of this name is on the machine
+
+/** The host's links, each with the addresses that it has. */
+function hostHas(links: Record<string, string[]>): void {
+  const taken = Object.entries(links).map(([device, cidrs]) => [device, cidrs.map((cidr) => ({ cidr }) as NetworkInterfaceInfo)]);
+  vi.mocked(networkInterfaces).mockReturnValue(Object.fromEntries(taken));
+}
+
+beforeEach(() => {
+  vi.spyOn(process, "getuid").mockReturnValue(0);
+  hostHas({ lo: ["127.0.0.1/8", "::1/128"], eth0: ["192.168.1.20/24"] });
+});
+
+afterAll(() => rmSync(folder, { recursive: true }));
+
+/** What is refused of these options, a line each; nothing if they are taken. */
+function refusal(options: Partial<StackConfigInput> = {}): string[] {
+  try {
+    preflight(parseStackConfig({ name, ...options }));
+  } catch (error) {
+    if (!(error instanceof InputError)) throw error;
+    return error.message.split("\n").slice(1);
+  }
+  return [];
+}
+
+function file(path: string, content: string | Buffer, mode = 0o644): string {
+  const whole = join(folder, path);
+  mkdirSync(dirname(whole), { recursive: true });
+  writeFileSync(whole, content);
+  chmodSync(whole, mode);
+  return whole;
+}
+
+/** A program that answers every call alike. */
+const program = (path: string, says: string) => file(path, `#!/bin/sh\necho '${says}'\n`, 0o755);
+
+/** A tar archive with these entries, cut to a length if one is given. */
+function archive(path: string, entries: string[], cut?: number): string {
+  for (const entry of entries) file(join(`${path}.d`, entry), "x".repeat(2000));
+  create({ file: join(folder, path), cwd: join(folder, `${path}.d`), sync: true }, entries);
+  if (cut !== undefined) truncateSync(join(folder, path), cut);
+  return join(folder, path);
+}
+
+it("a machine with nothing in the way is taken", () => {
+  expect(refusal()).toEqual([]);
+});
+
+it("who is not root is told so", () => {
+  vi.spyOn(process, "getuid").mockReturnValue(1000);
+  expect(refusal()).toEqual(["  - user = 1000: root is needed to make network namespaces and sandboxes; run it with sudo"]);
+});
+
+describe("a program", () => {
+  it.each(["sandbox.runsc", "runtime.runc"])("%s that is not there or cannot be executed is refused", (option) => {
+    const [group, key] = option.split(".") as ["sandbox", "runsc"];
+    for (const path of ["/nowhere/program", folder, file("not-executable", "#!/bin/sh\n")]) {
+      expect(refusal({ [group]: { [key]: path } })).toEqual([`  - ${option} = "${path}": there is no such program; give the path of an executable file, or leave the option out`]);
+    }
+  });
+
+  it("that is not runsc, or fails to say so, is refused as runsc", () => {
+    const refused = "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out";
+    for (const path of [program("other", "runc version 1.3.0"), file("failing", "#!/bin/sh\necho runsc version 1; exit 1\n", 0o755)]) {
+      expect(refusal({ sandbox: { runsc: path } })).toEqual([`  - sandbox.runsc = "${path}": ${refused}`]);
+    }
+    expect(refusal({ sandbox: { runsc: program("runsc", "runsc version release-20260101.0") } })).toEqual([]);
+  });
+});
+
+describe("containerd and its shim", () => {
+  const set = (containerd: string, shim: string) => ({ containerd: program("containerd", containerd), shim: program("shim", shim) });
+
+  it.each([
+    ["the same", "containerd github.com/containerd/containerd/v2 v2.1.4 abc", "containerd-shim-runc-v2:\n  Version:  v2.1.4", undefined],
+    ["the same, one without the v", "containerd github.com/containerd/containerd/v2 2.1.4", "  Version:  v2.1.4", undefined],
+    ["a shim of containerd 1.7", "containerd github.com/containerd/containerd/v2 v2.1.4 abc", "  Version:  v1.7.27", "the shim is 1.7.27 and containerd (DIR/containerd) is 2.1.4: they must be of one version"],
+    ["a release candidate's shim", "containerd github.com/containerd/containerd/v2 v2.1.4 abc", "  Version:  v2.1.4-rc.1", "the shim is 2.1.4-rc.1 and containerd (DIR/containerd) is 2.1.4: they must be of one version"],
+    ["a shim that does not tell", "containerd github.com/containerd/containerd/v2 v2.1.4 abc", "?", "the shim is of no known version and containerd (DIR/containerd) is 2.1.4: they must be of one version"],
+  ])("%s", (_, containerd, shim, message) => {
+    expect(refusal({ containerd: set(containerd, shim) })).toEqual(message ? [`  - containerd.shim = "${folder}/shim": ${message.replace("DIR", folder)}`] : []);
+  });
+
+  it("are each refused when they are not there", () => {
+    expect(refusal({ containerd: { containerd: "/nowhere/containerd", shim: "/nowhere/shim" } })).toEqual(
+      ["containerd", "shim"].map((key) => `  - containerd.${key} = "/nowhere/${key}": there is no such program; give the path of an executable file, or leave the option out`),
+    );
+  });
+});
+
+it("a patch that is not there is refused with those that are", () => {
+  const known = knownPatches("runc");
+  expect(refusal({ runtime: { patches: [...known, "no-such"] } })).toEqual([`  - runtime.patches = "no-such": there is no such patch; there are: ${known.join(", ") || "none"}`]);
+});
+
+describe("an archive", () => {
+  const none = "it is a tar archive but none of an image: it has neither index.json nor manifest.json; give one that `docker save` or an OCI tool wrote";
+  const broken = /^ {2}- images = ".*": it is no tar archive, or a broken one \(.+\); give one that `docker save` or an OCI tool wrote$/;
+
+  it("of an image is taken, whichever tool wrote it", () => {
+    expect(refusal({ images: [archive("oci.tar", ["oci-layout", "index.json", "blobs/x"]), archive("docker.tar", ["manifest.json"]), archive("dotted.tar", ["./index.json"])] })).toEqual([]);
+  });
+
+  it("that is not there, or of something else, is refused by its path", () => {
+    const other = archive("other.tar", ["notes.txt", "folder/index.json"]);
+    expect(refusal({ images: ["/nowhere.tar", other] })).toEqual(['  - images = "/nowhere.tar": there is no such file', `  - images = "${other}": ${none}`]);
+  });
+
+  it.each([
+    ["is text", () => file("text.tar", "no archive ".repeat(200))],
+    ["ends within an entry", () => archive("short.tar", ["index.json", "blobs/x"], 4000)],
+    ["is a folder", () => folder],
+  ])("that %s is refused", (_, path) => {
+    const lines = refusal({ images: [path()] });
+    expect(lines).toHaveLength(1);
+    expect(lines[0]).toMatch(broken);
+  });
+});
+
+describe("the sandbox's network", () => {
+  const taken = (device: string, cidr: string, subnet: string) => [`  - sandbox.subnet = "${subnet}": the host's ${device} has ${cidr}; choose a network that the host does not use`];
+
+  it.each([
+    ["within the host's", "192.168.1.128/30", "192.168.1.20/24"],
+    ["around the host's", "192.168.1.0/24", "192.168.1.20/30"],
+    ["of an address alone", "192.168.1.20/30", "192.168.1.21/32"],
+  ])("%s is refused, by the host's link", (_, subnet, cidr) => {
+    hostHas({ lo: ["127.0.0.1/8"], eth0: ["fe80::1/64", cidr] });
+    expect(refusal({ sandbox: { subnet } })).toEqual(taken("eth0", cidr, subnet));
+  });
+
+  it("beside the host's is taken", () => {
+    hostHas({ eth0: ["192.168.1.20/25"] });
+    expect(refusal({ sandbox: { subnet: "192.168.1.128/25" } })).toEqual([]);
+  });
+
+  it("of its own link, from an earlier start, is taken, and of another sandbox's is refused", () => {
+    const subnet = "10.107.0.8/30";
+    hostHas({ [sandboxPaths(name).link]: ["10.107.0.9/30"] });
+    expect(refusal({ sandbox: { subnet } })).toEqual([]);
+    hostHas({ "gk-other": ["10.107.0.9/30"] });
+    expect(refusal({ sandbox: { subnet } })).toEqual(taken("gk-other", "10.107.0.9/30", subnet));
+  });
+});
+
+it("everything that is wrong is told at once", () => {
+  vi.spyOn(process, "getuid").mockReturnValue(1000);
+  hostHas({ eth0: ["192.168.1.20/24"] });
+  const lines = refusal({ sandbox: { subnet: "192.168.1.0/30", runsc: "/nowhere" }, runtime: { patches: ["no-such"] }, images: ["/nowhere.tar"] });
+  expect(lines.map((line) => line.match(/- (\S+) =/)?.[1])).toEqual(["user", "runtime.patches", "sandbox.runsc", "images", "sandbox.subnet"]);
+});
