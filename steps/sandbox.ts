@@ -4,7 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { copyFile, mkdir, readFile, rm, rmdir, statfs, symlink, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, readFile, rename, rm, rmdir, statfs, symlink, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { addressAt, parseNetwork } from "../config/network.ts";
 import { sandboxSpec } from "../config/ociSpec.ts";
@@ -69,7 +69,9 @@ export async function ensureSandbox(params: SandboxParams): Promise<SandboxRecor
     await writeBundle(params, spec);
     await linkNetwork(params);
     const record = { incarnation, revision, ...(await startSandbox(params)) };
-    await writeFile(paths.record, JSON.stringify(record), { mode: 0o600 });
+    // In one step: half a record would be in the way of every later command.
+    await writeFile(`${paths.record}.tmp`, JSON.stringify(record), { mode: 0o600 });
+    await rename(`${paths.record}.tmp`, paths.record);
     return record;
   } catch (error) {
     await clearRuntime(params);
