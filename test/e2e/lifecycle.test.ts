@@ -68,6 +68,12 @@ describe("up", () => {
     expect(files.filter((file) => secrets.some((secret) => readFileSync(file, "utf8").includes(secret)))).toEqual([]);
   });
 
+  it("holds the sandbox to its memory limit", () => {
+    const cgroup = `gvisor-k3s/${first}`;
+    const limit = [`/sys/fs/cgroup/memory/${cgroup}/memory.limit_in_bytes`, `/sys/fs/cgroup/${cgroup}/memory.max`].find(fileExists)!;
+    expect(Number(readFileSync(limit, "utf8"))).toBe(4 * 2 ** 30);
+  });
+
   it("a second time changes nothing", async () => {
     const stack = await open(first);
     const { changed } = await changes((options) => stack.up(options));
