@@ -1,0 +1,187 @@
+/**
+ * `make bench`: the same stack in gVisor and natively, in turn, and what each costs. Everything is in bench/results.json; the table goes
+ * into bench/README.md.
+ * @module
+ */
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { cpus, loadavg, release, tmpdir, totalmem } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { execa } from "execa";
+import { parse, stringify } from "yaml";
+import { inSandbox, sandboxPaths } from "../config/paths.ts";
+import { removeSandbox, type SandboxRef } from "../steps/sandbox.ts";
+import { artifactFolder, moduleVersion } from "../toolchain/artifacts.ts";
+import { readUsage } from "./cgroup.ts";
+import { measureGogc } from "./gogc.ts";
+import { startPods } from "./pods.ts";
+import type { Results, Run, Side } from "./results.ts";
+import { withTable } from "./table.ts";
+
+const root = join(import.meta.dirname, "..");
+const results = join(import.meta.dirname, "results.json");
+const readme = join(import.meta.dirname, "README.md");
+
+/** Bring-ups of each side. */
+const ROUNDS = Number(process.env.BENCH_ROUNDS ?? 3);
+/** The first rounds, in which pods are started as well: it takes a minute or more for each side. */
+const POD_ROUNDS = 2;
+const PODS = 30;
+/** Runs of what changes nothing, in each round. */
+const REPETITIONS = 2;
+/** Seconds that the node is left alone before its memory is read, and over which its idle CPU time is taken. */
+const SETTLE = 10;
+
+const began = Date.now();
+/** The rest of the machine's load, over the last minute. */
+const load = loadavg()[0]!;
+const say = (line: string) => console.log(`[${((Date.now() - began) / 1000).toFixed(0)} s] ${line}`);
+
+// An interruption ends what runs, and then everything is removed as after a failure.
+const interruption = new AbortController();
+let running: number | undefined;
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  process.on(signal, () => {
+    interruption.abort(new Error(`ended by ${signal}`));
+    if (running) process.kill(-running, "SIGINT"); // Pulumi ends its step and itself
+  });
+}
+
+const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-bench-"));
+const settings = join(root, "Pulumi.bench-native.yaml");
+const refs: Record<Side, SandboxRef> = {
+  gvisor: { name: "bench-gvisor", home: join(folder, "gvisor"), runsc: join(artifactFolder({ name: "runsc" }), "runsc") },
+  native: { name: "bench-native", home: join(folder, "native"), runsc: join(folder, "runtime/runsc") },
+};
+try {
+  if (!existsSync("/sys/fs/cgroup/memory")) throw new Error("no /sys/fs/cgroup/memory: the native node needs the same cgroups (version 1) that gVisor gives it");
+  prepareNative();
+  const runs: Run[] = [];
+  for (let round = 1; round <= ROUNDS; round++) {
+    for (const side of ["gvisor", "native"] as const) {
+      say(`round ${round} of ${ROUNDS}: ${side}`);
+      runs.push({ round, side, ...(await withNode(side, (up) => measure(side, up, round <= POD_ROUNDS))) });
+    }
+  }
+  say("GOGC, in gVisor");
+  const gogc = await withNode("gvisor", () => measureGogc(refs.gvisor, SETTLE));
+  const all: Results = { date: new Date().toISOString(), seconds: (Date.now() - began) / 1000, ...surroundings(), method: { pods: PODS, settle: SETTLE }, runs, gogc };
+  writeFileSync(results, `${JSON.stringify(all, null, 2)}\n`);
+  writeFileSync(readme, withTable(readFileSync(readme, "utf8"), all));
+  say(`${results} and the table in ${readme} are written`);
+} catch (error) {
+  console.error(error instanceof Error ? error.message : error);
+  process.exitCode = 1;
+} finally {
+  rmSync(settings, { force: true });
+  rmSync(folder, { recursive: true, force: true });
+}
+
+/** The stack for the native node: the same one, with another runsc. */
+function prepareNative(): void {
+  const { runsc } = refs.native;
+  mkdirSync(join(folder, "runtime"));
+  for (const file of ["runsc", "adapt.ts"]) symlinkSync(join(import.meta.dirname, "native", file), join(folder, "runtime", file));
+  symlinkSync(join(artifactFolder({ name: "runc" }), "runc"), join(folder, "runtime/runc"));
+  const { name: project } = parse(readFileSync(join(root, "Pulumi.yaml"), "utf8")) as { name: string };
+  writeFileSync(settings, stringify({ config: { [`${project}:sandbox`]: { runsc } } }));
+}
+
+/** Brings a node up from nothing, and removes everything of it afterwards. */
+async function withNode<T>(side: Side, act: (up: Output) => Promise<T>): Promise<T> {
+  try {
+    return await act(await cli(side, "up"));
+  } finally {
+    const ref = refs[side];
+    // What is native ends with its first process, and nothing but runc knows which one that is.
+    if (side === "native") await execa(ref.runsc, [`--root=${sandboxPaths(ref.name, ref.home).runsc}`, "delete", "--force", ref.name], { reject: false });
+    await removeSandbox(ref);
+    rmSync(ref.home, { recursive: true, force: true });
+  }
+}
+
+async function measure(side: Side, up: Output, withPods: boolean): Promise<Omit<Run, "round" | "side">> {
+  const { name, home } = refs[side];
+  const cpu = readUsage(name).cpuSeconds;
+  await sleep(SETTLE * 1000, undefined, { signal: interruption.signal });
+  const settled = readUsage(name);
+  const run: Omit<Run, "round" | "side"> = { up: up.seconds, ...stages(side, up), cpuSeconds: cpu, idleCpu: (settled.cpuSeconds - cpu) / SETTLE, memory: settled.memory, unchangedUp: [], preview: [] };
+  for (let i = 0; i < REPETITIONS; i++) {
+    run.unchangedUp.push((await cli(side, "up")).seconds);
+    run.preview.push((await cli(side, "preview")).seconds);
+  }
+  if (withPods) {
+    run.pods = await startPods(sandboxPaths(name, home).kubeconfig, PODS, interruption.signal);
+    await sleep(SETTLE * 1000, undefined, { signal: interruption.signal });
+    run.memoryWithPods = readUsage(name).memory;
+  }
+  return run;
+}
+
+interface Output {
+  /** When it was started, in milliseconds of Unix time. */
+  start: number;
+  /** From the program's start to its end. */
+  seconds: number;
+  /** What it printed, with the time of each line. */
+  lines: { at: number; text: string }[];
+}
+
+/** Runs the project's command line, as `make` does. */
+async function cli(side: Side, verb: "up" | "preview"): Promise<Output> {
+  interruption.signal.throwIfAborted();
+  const start = Date.now();
+  const lines: Output["lines"] = [];
+  const child = execa("node", [join(root, "automation/cli.ts"), verb, refs[side].name], { all: true, detached: true, stdin: "ignore", env: { GVISOR_K3S_HOME: refs[side].home } });
+  running = child.pid;
+  try {
+    for await (const text of child.iterable({ from: "all" })) lines.push({ at: Date.now(), text });
+    await child;
+  } finally {
+    running = undefined;
+  }
+  const seconds = (Date.now() - start) / 1000;
+  say(`${side}: ${verb} took ${seconds.toFixed(1)} s`);
+  return { start, seconds, lines };
+}
+
+/** How far `up` was when, in seconds since its start, and how long each resource took: from what it printed, and from what the server notes. */
+function stages(side: Side, { start, lines }: Output): Pick<Run, "stages" | "resources"> {
+  const resources: Record<string, number> = {};
+  const done: Record<string, number> = {};
+  for (const { at, text } of lines) {
+    const [, name, seconds] = text.match(/^\[[\d.]+ s\] create (\S+) \(([\d.]+) s\)$/) ?? [];
+    if (!name) continue;
+    resources[name] = Number(seconds);
+    done[name] = at;
+  }
+  const { name, home } = refs[side];
+  const server = JSON.parse(readFileSync(join(sandboxPaths(name, home).rootfs, inSandbox.nodeData, "server/stages.json"), "utf8")) as Record<string, number>;
+  const times = {
+    "sandbox runs": done["sandbox-process"],
+    "containerd answers": done["containerd-apply"],
+    "server starts": server.started,
+    "API ready": server.apiReady,
+    "default service account": server.defaultServiceAccount,
+    "node Ready": server.nodeReady,
+    "pod Running": done["testpod-pod"],
+  };
+  const missing = Object.entries(times).filter(([, time]) => time === undefined);
+  if (missing.length > 0) throw new Error(`nothing tells when: ${missing.map(([stage]) => stage).join(", ")}; \`up\` printed\n${lines.map(({ text }) => text).join("\n")}`);
+  return { resources, stages: Object.fromEntries(Object.entries(times).map(([stage, time]) => [stage, (time! - start) / 1000])) };
+}
+
+function surroundings(): Pick<Results, "machine" | "versions"> {
+  const system = readFileSync("/etc/os-release", "utf8").match(/^PRETTY_NAME="(.*)"$/m)?.[1] ?? "unknown";
+  return {
+    machine: { system, kernel: release(), cpu: cpus()[0]!.model, cores: cpus().length, memoryGiB: Math.round(totalmem() / 2 ** 30), load },
+    versions: {
+      gVisor: moduleVersion("toolchain/runsc", "gvisor.dev/gvisor"),
+      runc: moduleVersion("toolchain/runc", "github.com/opencontainers/runc"),
+      containerd: moduleVersion("toolchain/containerd", "github.com/containerd/containerd/v2"),
+      Kubernetes: moduleVersion("node/server", "k8s.io/kubernetes"),
+      Pulumi: moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3"),
+      "Node.js": process.versions.node,
+    },
+  };
+}

@@ -1,0 +1,102 @@
+/** The table in bench/README.md: `node bench/table.ts` writes it anew from bench/results.json. */
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Results, Run, Side } from "./results.ts";
+
+const [begin, end] = ["<!-- figures: written by `make bench` -->", "<!-- end of figures -->"];
+
+/** The README with the table in its place. */
+export function withTable(text: string, results: Results): string {
+  const [from, to] = [text.indexOf(begin), text.indexOf(end)];
+  if (from < 0 || to < from) throw new Error(`README.md has no place for the figures: ${begin} … ${end}`);
+  return `${text.slice(0, from)}${begin}\n${figures(results)}\n${text.slice(to)}`;
+}
+
+/** What is to be reached: at most this in gVisor, at most this many times the native figure. */
+interface Target {
+  inGvisor?: number;
+  ratio?: number;
+}
+
+function figures({ date, seconds, machine, versions, method, runs, gogc }: Results): string {
+  const of = (side: Side, figure: (run: Run) => number[]) => runs.filter((run) => run.side === side).flatMap(figure);
+  const row = (label: string, unit: Unit, figure: (run: Run) => number[], target: Target = {}) => {
+    const [inGvisor, natively] = [of("gvisor", figure), of("native", figure)];
+    const ratio = median(inGvisor) / median(natively);
+    const reached = [
+      ...(target.inGvisor ? [`≤ ${shown(target.inGvisor, unit)} ${unit}: ${verdict(median(inGvisor), target.inGvisor)}`] : []),
+      ...(target.ratio ? [`ratio ≤ ${target.ratio}: ${verdict(ratio, target.ratio)}`] : []),
+    ];
+    return [label, spread(inGvisor, unit), spread(natively, unit), ratio.toFixed(2), reached.join("; ")];
+  };
+  const stageRows = Object.keys(runs[0]!.stages).map((stage) =>
+    row(`empty → ${stage}`, "s", ({ stages }) => [stages[stage]!], stage === "pod Running" ? { inGvisor: 20, ratio: 1.5 } : {}),
+  );
+  const podRows = Array.from({ length: method.pods / 10 }, (_, ten) => row(`pods ${ten * 10 + 1} to ${ten * 10 + 10}: p50`, "s", ({ pods = [] }) => percentile(pods.slice(ten * 10, ten * 10 + 10), 0.5)));
+  const rows = [
+    ...stageRows,
+    row("of it: server starts → API ready", "s", ({ stages }) => [stages["API ready"]! - stages["server starts"]!]),
+    row("the whole `up`", "s", ({ up }) => [up]),
+    row("the node's CPU time until its end", "s", ({ cpuSeconds }) => [cpuSeconds]),
+    row("CPUs in use when idle", "CPU", ({ idleCpu }) => [idleCpu]),
+    row("memory with one pod", "MB", ({ memory }) => [memory.used], { inGvisor: 400e6 }),
+    row("the same with the file cache", "MB", ({ memory }) => [memory.usage]),
+    row(`memory with ${method.pods} pods more`, "MB", ({ memoryWithPods }) => (memoryWithPods ? [memoryWithPods.used] : [])),
+    row(`pod start, p50 of ${method.pods}`, "s", ({ pods = [] }) => percentile(pods, 0.5)),
+    row(`pod start, p95 of ${method.pods}`, "s", ({ pods = [] }) => percentile(pods, 0.95)),
+    ...podRows,
+    row("`up` with nothing to do", "s", ({ unchangedUp }) => unchangedUp, { inGvisor: 5 }),
+    row("`preview`", "s", ({ preview }) => preview),
+  ];
+  const gogcRows = [...new Set(gogc.map(({ gogc }) => gogc))].map((value) => {
+    const same = gogc.filter((run) => run.gogc === value);
+    return [String(value), spread(same.map(({ memory }) => memory.used), "MB"), spread(same.map(({ cpuSeconds }) => cpuSeconds), "s"), spread(same.map(({ ready }) => ready), "s")];
+  });
+  return [
+    `${date.slice(0, 10)}, ${Math.round(seconds / 60)} minutes on ${machine.cpu}, ${machine.cores} cores, ${machine.memoryGiB} GiB; ${machine.system}, Linux ${machine.kernel}; its load before was ${machine.load.toFixed(1)}.`,
+    `${Object.entries(versions).map(([name, version]) => `${name} ${version}`).join(", ")}.`,
+    `Median, and (least–most) of ${of("gvisor", () => [1]).length} bring-ups on each side; pods in ${of("gvisor", ({ pods }) => (pods ? [1] : [])).length} of them.`,
+    "",
+    ...markdown(["", "gVisor", "native", "ratio", "to reach"], rows),
+    "",
+    "The server with another GOGC, in gVisor, after a restart; CPU time from the restart to the reading:",
+    "",
+    ...markdown(["GOGC", "memory", "CPU time", "restart → node Ready"], gogcRows),
+  ].join("\n");
+}
+
+function markdown(head: string[], rows: string[][]): string[] {
+  const line = (cells: string[]) => `| ${cells.join(" | ")} |`;
+  return [line(head), `|${head.map((_, i) => (i === 0 ? "---" : "---:")).join("|")}|`, ...rows.map(line)];
+}
+
+function verdict(value: number, limit: number): string {
+  return value <= limit ? "yes" : "**no**";
+}
+
+type Unit = "s" | "MB" | "CPU";
+
+function shown(value: number, unit: Unit): string {
+  return { s: () => value.toFixed(value < 2 ? 2 : 1), MB: () => (value / 1e6).toFixed(0), CPU: () => value.toFixed(2) }[unit]();
+}
+
+function spread(values: number[], unit: Unit): string {
+  const middle = `${shown(median(values), unit)} ${unit}`;
+  return values.length < 2 ? middle : `${middle} (${shown(Math.min(...values), unit)}–${shown(Math.max(...values), unit)})`;
+}
+
+function median(values: number[]): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  return (sorted[Math.floor((sorted.length - 1) / 2)]! + sorted[Math.ceil((sorted.length - 1) / 2)]!) / 2;
+}
+
+/** A percentile by the nearest rank, as a list of one; none of nothing. */
+function percentile(values: number[], share: number): number[] {
+  return values.length === 0 ? [] : [values.toSorted((a, b) => a - b)[Math.ceil(values.length * share) - 1]!];
+}
+
+if (import.meta.main) {
+  const readme = join(import.meta.dirname, "README.md");
+  const results = JSON.parse(readFileSync(join(import.meta.dirname, "results.json"), "utf8")) as Results;
+  writeFileSync(readme, withTable(readFileSync(readme, "utf8"), results));
+}
