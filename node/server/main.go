@@ -73,7 +73,7 @@ func dispatch(args []string) error {
 func runServer(ctx context.Context, config *Config) error {
 	// One process holds several components, and each of them sets up logging; the first one's settings stand.
 	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged
-	// An eighth less memory of the whole node than with Go's default of 100, for about a second of CPU more at the start (bench/README.md).
+	// About a tenth less memory of the whole node than with Go's default of 100, for half a second of CPU more at the start (bench/README.md).
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
