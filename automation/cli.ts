@@ -13,11 +13,17 @@ const [verb = "", stackName = "dev"] = process.argv.slice(2);
 const started = Date.now();
 const say = (line: string) => console.log(`[${elapsed(started)}] ${line}`);
 
+// A terminal sends an interrupt to Pulumi as well, which ends its steps, notes what is done and releases its lock: that is waited for.
+process.on("SIGINT", () => say("interrupted; what runs is ended first"));
+const termination = new AbortController();
+process.on("SIGTERM", () => termination.abort());
+const { signal } = termination;
+
 async function up(): Promise<void> {
   checkStackConfig(stackName);
   const stack = await openStack(stackName, say);
   const stages = new Stages();
-  const { outputs, summary } = await stack.up({ onEvent: (event) => stages.see(event), color: "never", onError: (text) => process.stderr.write(text) });
+  const { outputs, summary } = await stack.up({ signal, onEvent: (event) => stages.see(event), color: "never", onError: (text) => process.stderr.write(text) });
   const changes = Object.entries(summary.resourceChanges ?? {}).map(([kind, count]) => `${count} ${kind}`);
   const pod = outputs.testPod?.value as { name: string; phase: string; logs: string } | undefined;
   const kubeconfig = outputs.kubeconfigPath?.value as string;
@@ -29,13 +35,13 @@ async function up(): Promise<void> {
 async function preview(): Promise<void> {
   checkStackConfig(stackName);
   const stack = await openStack(stackName, say);
-  await stack.preview({ diff: true, color: process.stdout.isTTY ? "always" : "never", onOutput: (text) => process.stdout.write(text), onError: (text) => process.stderr.write(text) });
+  await stack.preview({ signal, diff: true, color: process.stdout.isTTY ? "always" : "never", onOutput: (text) => process.stdout.write(text), onError: (text) => process.stderr.write(text) });
 }
 
 async function destroy(): Promise<void> {
   const stack = await openStack(stackName, say);
   const stages = new Stages();
-  await stack.destroy({ onEvent: (event) => stages.see(event), color: "never", onError: (text) => process.stderr.write(text) });
+  await stack.destroy({ signal, onEvent: (event) => stages.see(event), color: "never", onError: (text) => process.stderr.write(text) });
   await stack.workspace.removeStack(stackName);
   const home = homeFolder();
   await rm(join(home, "project", `Pulumi.${stackName}.yaml`), { force: true });

@@ -2,6 +2,7 @@
  * `node toolchain/build.ts [--print] [NAME ...]` builds the named artifacts, or all; what is built already takes no time.
  * With `--print` it builds nothing and prints the folder of each.
  */
+import { existsSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { type ArtifactName, artifactFolder, artifactNames, build } from "./artifacts.ts";
 
@@ -16,10 +17,12 @@ if (values.print) {
   for (const name of names) console.log(artifactFolder({ name }));
   process.exit();
 }
-for (const [index, name] of names.entries()) {
+const missing = names.filter((name) => !existsSync(artifactFolder({ name })));
+if (missing.length < names.length) console.log(`built already: ${names.filter((name) => !missing.includes(name)).join(", ")}`);
+for (const [index, name] of missing.entries()) {
   const start = Date.now();
   const seconds = () => `${((Date.now() - start) / 1000).toFixed(0)} s`;
-  const step = `[${index + 1}/${names.length}] ${name}`;
+  const step = `[${index + 1}/${missing.length}] ${name}`;
   const progress = setInterval(() => console.log(`${step}: still building, ${seconds()}`), 15_000);
   try {
     const folder = await build({ name }, (line) => console.log(`${step}: ${line}`));

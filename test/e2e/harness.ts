@@ -5,7 +5,7 @@ import { join } from "node:path";
 import type { ConfigMap, EngineEvent, Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa } from "execa";
 import { openStack } from "../../automation/workspace.ts";
-import { sandboxPaths } from "../../config/paths.ts";
+import { cacheFolder, sandboxPaths } from "../../config/paths.ts";
 import type { StackConfigInput } from "../../config/schema.ts";
 import { readRecord, type SandboxRecord } from "../../steps/record.ts";
 import { artifactFolder, pathInSandbox } from "../../toolchain/artifacts.ts";
@@ -84,7 +84,7 @@ export function traces(home: string) {
     }
   };
   return {
-    processes: readdirSync("/proc").filter((pid) => /^\d+$/.test(pid) && commandLine(pid).includes(home)).map(commandLine),
+    processes: readdirSync("/proc").filter((pid) => /^\d+$/.test(pid)).map(commandLine).filter((line) => line.includes(home) || line.includes(join(cacheFolder(), "pulumi"))),
     mounts: lines("/proc/self/mounts").map((line) => line.split(" ")[1]!).filter((target) => target.startsWith(home) || target.startsWith("/run/netns/gk-")),
     links: lines("/proc/net/dev").map((line) => line.trim().split(":")[0]!).filter((device) => device.startsWith("gk-")),
     namespaces: folders("/run/netns"),

@@ -198,17 +198,35 @@ describe("what dies", () => {
 });
 
 describe("a second sandbox", () => {
-  it("is made beside the first by an up that was interrupted, and then run again", async () => {
-    const interrupted = execa("node", [join(root, "automation/cli.ts"), "up", second], { all: true, reject: false, detached: true });
-    await waitFor("containerd is being started", 120, () => (fileExists(join(sandboxPaths(second).etc, "containerd/config.toml")) ? true : undefined));
-    process.kill(-interrupted.pid!, "SIGKILL");
-    await interrupted;
-    await waitFor("the interrupted run is gone", 20, () => (traces(home).processes.some((line) => line.includes(second) && !line.startsWith("runsc")) ? undefined : true));
+  /** Starts `up` in a process group of its own, as a terminal does, and sends the group a signal once a condition holds. */
+  async function interruptedUp(signal: "SIGINT" | "SIGKILL", what: string, condition: () => Promise<true | undefined> | true | undefined) {
+    const run = execa("node", [join(root, "automation/cli.ts"), "up", second], { all: true, reject: false, detached: true });
+    await waitFor(what, 120, condition);
+    process.kill(-run.pid!, signal);
+    return await run;
+  }
+
+  it("is made beside the first by an up that was killed, interrupted, and then run again", async () => {
+    await interruptedUp("SIGKILL", "containerd is being started", () => fileExists(join(sandboxPaths(second).etc, "containerd/config.toml")) || undefined);
+    await waitFor("the steps of the killed run end", 60, () => (traces(home).processes.some((line) => line.includes("steps/main.ts")) ? undefined : true));
+    const podIsThere = async () => ((await kubectl(second, "get", "pod", "testpod", "-o=name").catch(() => undefined)) ? true : undefined);
+    await interruptedUp("SIGKILL", "the pod is made", podIsThere);
     const { exitCode, all } = await cli("up", second);
     expect(exitCode, all).toBe(0);
     expect(all).toMatch(/^phase +Running$/m);
     expect(await kubectl(second, "get", "nodes", "-o=name")).toBe(`node/${second}`);
     expect(await kubectl(first, "get", "nodes", "-o=name")).toBe(`node/${first}`);
+  });
+
+  it("an interrupt lets go of the stack, and says so", async () => {
+    process.kill(record(second).pid, "SIGKILL");
+    const { exitCode, all } = await interruptedUp("SIGINT", "the sandbox is started again", () => isAlive(record(second)) || undefined);
+    expect(exitCode).toBe(1);
+    expect(all).toContain("interrupted; what runs is ended first");
+    expect(all).toContain("up failed; what is done is kept, and the next up goes on from there");
+    const again = await cli("up", second);
+    expect(again.exitCode, again.all).toBe(0);
+    expect(again.all).not.toContain("its lock is removed");
   });
 });
 

@@ -22,8 +22,8 @@ import (
 	"gvisor-k3s/toolchain/plugins/internal/nodehost"
 )
 
-// engineCheck is how often the host looks whether the engine still lives.
-const engineCheck = 5 * time.Minute
+// engineCheck is how often the host looks whether the engine still lives: an engine that was killed leaves it behind for so long.
+const engineCheck = 5 * time.Second
 
 func main() {
 	showVersion := flag.Bool("version", false, "print the version and exit")
