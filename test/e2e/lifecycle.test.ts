@@ -206,7 +206,7 @@ describe("a second sandbox", () => {
     return await run;
   }
 
-  it("is made beside the first by an up that was killed, interrupted, and then run again", async () => {
+  it("is made beside the first by an up that was killed, killed once more, and then run", async () => {
     await interruptedUp("SIGKILL", "containerd is being started", () => fileExists(join(sandboxPaths(second).etc, "containerd/config.toml")) || undefined);
     await waitFor("the steps of the killed run end", 60, () => (traces(home).processes.some((line) => line.includes("steps/main.ts")) ? undefined : true));
     const podIsThere = async () => ((await kubectl(second, "get", "pod", "testpod", "-o=name").catch(() => undefined)) ? true : undefined);
@@ -220,6 +220,7 @@ describe("a second sandbox", () => {
 
   it("an interrupt lets go of the stack, and says so", async () => {
     process.kill(record(second).pid, "SIGKILL");
+    await waitFor("the sandbox is gone", 20, () => !isAlive(record(second)) || undefined);
     const { exitCode, all } = await interruptedUp("SIGINT", "the sandbox is started again", () => isAlive(record(second)) || undefined);
     expect(exitCode).toBe(1);
     expect(all).toContain("interrupted; what runs is ended first");

@@ -12,18 +12,15 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/pulumi/pulumi/sdk/v3/go/common/util/logging"
 	"github.com/pulumi/pulumi/sdk/v3/go/common/util/rpcutil"
 	pulumirpc "github.com/pulumi/pulumi/sdk/v3/proto/go"
 	"google.golang.org/grpc"
 
+	"gvisor-k3s/toolchain/plugins/internal/engine"
 	"gvisor-k3s/toolchain/plugins/internal/nodehost"
 )
-
-// engineCheck is how often the host looks whether the engine still lives: an engine that was killed leaves it behind for so long.
-const engineCheck = 5 * time.Second
 
 func main() {
 	showVersion := flag.Bool("version", false, "print the version and exit")
@@ -45,8 +42,8 @@ func serve(engineAddress string) error {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 	if engineAddress != "" {
-		if err := rpcutil.Healthcheck(ctx, engineAddress, engineCheck, cancel); err != nil {
-			return fmt.Errorf("watching the engine at %s: %w", engineAddress, err)
+		if err := engine.Watch(ctx, engineAddress, cancel); err != nil {
+			return err
 		}
 	}
 	stop := make(chan bool)

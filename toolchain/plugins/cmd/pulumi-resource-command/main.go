@@ -10,12 +10,16 @@ import (
 	pulumirpc "github.com/pulumi/pulumi/sdk/v3/proto/go"
 
 	"gvisor-k3s/toolchain/plugins/internal/command"
+	"gvisor-k3s/toolchain/plugins/internal/engine"
 )
 
 func main() {
-	err := provider.Main("command", func(engine *provider.HostClient) (pulumirpc.ResourceProviderServer, error) {
-		return command.NewProvider(engine), nil
-	})
+	err := engine.ExitWith(os.Args)
+	if err == nil {
+		err = provider.Main("command", func(host *provider.HostClient) (pulumirpc.ResourceProviderServer, error) {
+			return command.NewProvider(host), nil
+		})
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "pulumi-resource-command:", err)
 		os.Exit(1)

@@ -12,6 +12,7 @@ import (
 	pulumirpc "github.com/pulumi/pulumi/sdk/v3/proto/go"
 	"k8s.io/klog/v2"
 
+	"gvisor-k3s/toolchain/plugins/internal/engine"
 	"gvisor-k3s/toolchain/plugins/internal/kube"
 )
 
@@ -19,9 +20,12 @@ func main() {
 	// The engine shows a plugin's stderr to the user; client-go's own log lines are no message for them.
 	klog.SetLogger(logr.Discard())
 
-	err := provider.Main("kubernetes", func(host *provider.HostClient) (pulumirpc.ResourceProviderServer, error) {
-		return kube.NewProvider(host), nil
-	})
+	err := engine.ExitWith(os.Args)
+	if err == nil {
+		err = provider.Main("kubernetes", func(host *provider.HostClient) (pulumirpc.ResourceProviderServer, error) {
+			return kube.NewProvider(host), nil
+		})
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "pulumi-resource-kubernetes:", err)
 		os.Exit(1)
