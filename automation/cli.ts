@@ -46,15 +46,11 @@ async function destroy(): Promise<void> {
   const home = homeFolder();
   await rm(join(home, "project", `Pulumi.${stackName}.yaml`), { force: true });
   // The last stack takes its surroundings along.
-  if (!existsSync(join(home, "sandboxes")) && !(await otherStacks(stack))) {
+  if (!existsSync(join(home, "sandboxes")) && (await stack.workspace.listStacks()).length === 0) {
     for (const entry of ["project", "pulumi", "passphrase"]) await rm(join(home, entry), { recursive: true, force: true });
     await rmdir(home).catch(() => undefined); // something of the user's is in it
   }
   say(`${stackName} is gone`);
-}
-
-async function otherStacks(stack: Awaited<ReturnType<typeof openStack>>): Promise<boolean> {
-  return (await stack.workspace.listStacks()).length > 0;
 }
 
 /** Tells what the engine does to the stack's resources, and keeps how long each took. */
@@ -84,7 +80,7 @@ class Stages {
   }
 
   table(): string {
-    return [...this.#took].map(([name, took]) => `stage       ${name.padEnd(22)} ${(took / 1000).toFixed(1)} s`).join("\n");
+    return [...this.#took].map(([name, took]) => `stage       ${name.padEnd(22)} ${seconds(took)}`).join("\n");
   }
 }
 
@@ -94,7 +90,11 @@ function isWork(type: string): boolean {
 }
 
 function elapsed(since: number): string {
-  return `${((Date.now() - since) / 1000).toFixed(1)} s`;
+  return seconds(Date.now() - since);
+}
+
+function seconds(milliseconds: number): string {
+  return `${(milliseconds / 1000).toFixed(1)} s`;
 }
 
 if (!Object.hasOwn(commands, verb)) {

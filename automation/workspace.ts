@@ -11,6 +11,7 @@ import { gte } from "semver";
 import { parse, stringify } from "yaml";
 import { cacheFolder, homeFolder } from "../config/paths.ts";
 import { parseStackConfig } from "../config/schema.ts";
+import { readStackConfig } from "../config/stackConfig.ts";
 import { preflight } from "../steps/preflight.ts";
 import { processStart } from "../steps/record.ts";
 import { run, runsWell } from "../steps/run.ts";
@@ -40,8 +41,7 @@ export async function openStack(name: string, say: (line: string) => void): Prom
 
 /** Removes the locks that a killed Pulumi of this machine left on a stack; one whose process lives is left for Pulumi to refuse. */
 function dropDeadLocks(home: string, stack: string, say: (line: string) => void): void {
-  const { name: project } = readYaml(join(root, "Pulumi.yaml"));
-  const folder = join(home, "pulumi/.pulumi/locks/organization", String(project), stack);
+  const folder = join(home, "pulumi/.pulumi/locks/organization", projectName(), stack);
   for (const file of existsSync(folder) ? readdirSync(folder).filter((entry) => entry.endsWith(".json")) : []) {
     const lock = JSON.parse(readFileSync(join(folder, file), "utf8")) as { pid: number; hostname: string; timestamp: string };
     if (lock.hostname !== hostname() || isPulumi(lock.pid)) continue;
@@ -60,10 +60,11 @@ function isPulumi(pid: number): boolean {
  */
 export function checkStackConfig(name: string): void {
   const { config = {} } = readYaml(join(root, `Pulumi.${name}.yaml`)) as { config?: Record<string, unknown> };
-  const { name: project } = readYaml(join(root, "Pulumi.yaml"));
-  const prefix = `${project}:`;
-  const own = Object.entries(config).filter(([key]) => key.startsWith(prefix));
-  preflight(parseStackConfig({ name, ...Object.fromEntries(own.map(([key, value]) => [key.slice(prefix.length), value])) }));
+  preflight(parseStackConfig(readStackConfig(config, projectName(), name)));
+}
+
+function projectName(): string {
+  return String(readYaml(join(root, "Pulumi.yaml")).name);
 }
 
 function readYaml(file: string): Record<string, unknown> {

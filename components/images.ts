@@ -1,7 +1,5 @@
-import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
 import * as pulumi from "@pulumi/pulumi";
-import { imageArchive, imageName } from "../toolchain/artifacts.ts";
+import { fileDigest, imageArchive, imageName, ownImages } from "../toolchain/artifacts.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import type { Sandbox } from "./sandbox.ts";
 import { step } from "./step.ts";
@@ -20,8 +18,8 @@ export class Images extends pulumi.ComponentResource {
     const { sandbox, node } = args;
     const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "images" }], own: [] } }, { parent: this });
     const archives = [
-      ...(["pause", "testpod"] as const).map((image) => ({ path: imageArchive(image), sha256: imageName(image) })),
-      ...args.archives.map((path) => ({ path, sha256: createHash("sha256").update(readFileSync(path)).digest("hex") })),
+      ...ownImages.map((image) => ({ path: imageArchive(image), sha256: imageName(image) })),
+      ...args.archives.map((path) => ({ path, sha256: fileDigest(path) })),
     ];
     step(`${name}-import`, { step: "images", params: { ...sandbox.ref, archives } }, sandbox.inside(this, node, build));
     this.registerOutputs();

@@ -2,8 +2,8 @@ import * as pulumi from "@pulumi/pulumi";
 import { homeFolder, sandboxPaths } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { nextIncarnation } from "../steps/record.ts";
-import { linkAddresses, type SandboxRef } from "../steps/sandbox.ts";
-import { artifactFolder } from "../toolchain/artifacts.ts";
+import { linkAddresses, type SandboxRef, sandboxRevision } from "../steps/sandbox.ts";
+import { artifactFolder, fileDigest } from "../toolchain/artifacts.ts";
 import { step } from "./step.ts";
 
 export interface SandboxArgs {
@@ -30,7 +30,9 @@ export class Sandbox extends pulumi.ComponentResource {
     const home = homeFolder();
     this.ref = { name: args.name, home, runsc };
     this.address = linkAddresses(subnet).node;
-    this.incarnation = nextIncarnation(sandboxPaths(args.name, home));
+    const own = args.sandbox.runsc ? { runscDigest: fileDigest(args.sandbox.runsc) } : {};
+    const params = { ...this.ref, ...own, subnet, limits: { memory, cpus }, platform };
+    this.incarnation = nextIncarnation(sandboxPaths(args.name, home), sandboxRevision(params));
     const artifacts = [...(args.sandbox.runsc ? [] : [{ name: "runsc" as const }]), { name: "init" as const }];
     const build = step(`${name}-build`, { step: "build", params: { artifacts, own: [] } }, { parent: this });
     this.process = step(
@@ -38,7 +40,7 @@ export class Sandbox extends pulumi.ComponentResource {
       {
         step: "sandbox",
         undo: "sandbox-remove",
-        params: { ...this.ref, subnet, limits: { memory, cpus }, platform },
+        params,
         incarnation: this.incarnation,
         replaceOn: [args.name, home, subnet],
       },

@@ -11,7 +11,11 @@ const SUBNET_POOL = parseNetwork("10.107.0.0/16")!;
 
 const quantity = z.string().regex(/^[1-9]\d*(Mi|Gi)$/, "a whole number with Mi or Gi behind it, such as 4Gi, is allowed");
 const cidr = z.string().refine((text) => parseNetwork(text) !== undefined, "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed");
-const port = z.int("a whole number from 1 to 65535 is allowed").min(1, "a whole number from 1 to 65535 is allowed").max(65535, "a whole number from 1 to 65535 is allowed");
+const wholeNumber = (least: number, most: number) => {
+  const allowed = `a whole number from ${least} to ${most} is allowed`;
+  return z.int(allowed).min(least, allowed).max(most, allowed);
+};
+const port = wholeNumber(1, 65535);
 const absolutePath = z.string().regex(/^\//, "an absolute path is allowed");
 const dnsLabel = z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/, "up to 63 lower-case letters, digits and dashes are allowed, no dash at either end");
 const imageName = z.string().regex(/^[a-z0-9.-]+(:\d+)?\/[a-z0-9._/-]+(:[\w.-]+|@sha256:[0-9a-f]{64})$/, "a full image name with registry and tag or digest is allowed, such as registry.example/team/app:1.2");
@@ -121,7 +125,7 @@ export const stackSchema = z.strictObject({
         .regex(/^[a-z][a-z0-9-]{0,14}$/, "up to 15 lower-case letters, digits and dashes are allowed, a letter first")
         .default("cni0")
         .describe("The bridge in the sandbox that pods are attached to."),
-      mtu: z.int("a whole number from 1280 to 65521 is allowed").min(1280, "a whole number from 1280 to 65521 is allowed").max(65521, "a whole number from 1280 to 65521 is allowed").default(65000).describe("The largest packet of pods that start from now on. Nothing leaves the sandbox's memory between pods, so a large one is several times faster."),
+      mtu: wholeNumber(1280, 65521).default(65000).describe("The largest packet of pods that start from now on. Nothing leaves the sandbox's memory between pods, so a large one is several times faster."),
     })
     .prefault({}),
   images: z

@@ -28,11 +28,13 @@ export function isAlive(record: SandboxRecord | undefined): boolean {
 
 /**
  * The incarnation that the next `up` is for: the one that runs, or the one that it will start. It is an input of everything that lives in
- * the sandbox's memory, so a preview shows what a dead sandbox will have done again.
+ * the sandbox's memory, so a preview shows what a sandbox that is dead, or described otherwise, will have done again.
+ * @param revision what the sandbox is to be started with
  */
-export function nextIncarnation(paths: ReturnType<typeof sandboxPaths>): number {
+export function nextIncarnation(paths: ReturnType<typeof sandboxPaths>, revision: string): number {
   const record = readRecord(paths);
-  return record === undefined ? 1 : isAlive(record) ? record.incarnation : record.incarnation + 1;
+  if (record === undefined) return 1;
+  return isAlive(record) && record.revision === revision ? record.incarnation : record.incarnation + 1;
 }
 
 /** When a process started, in clock ticks since boot; undefined if there is none, or only a zombie. */

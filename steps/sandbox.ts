@@ -24,6 +24,8 @@ export interface SandboxRef {
 }
 
 export interface SandboxParams extends SandboxRef {
+  /** The hash of a runsc of the user's, so that another program at the same path is another input. */
+  runscDigest?: string;
   subnet: string;
   limits: Pick<StackConfig["sandbox"], "memory" | "cpus">;
   platform: StackConfig["sandbox"]["platform"];
@@ -48,6 +50,15 @@ export function serviceLog(ref: SandboxRef, service: string, count = 15): string
   return existsSync(file) ? `the last lines of ${file}:\n${lastLines(readFileSync(file, "utf8"), count)}` : `there is no ${file}`;
 }
 
+/** A hash of everything that a sandbox is started with. */
+export function sandboxRevision(params: SandboxParams): string {
+  return createHash("sha256").update(JSON.stringify([specOf(params), params])).digest("hex");
+}
+
+function specOf({ name, home, limits }: SandboxParams) {
+  return sandboxSpec({ name, paths: sandboxPaths(name, home), artifacts: artifactsFolder(), init: pathInSandbox({ name: "init" }, "sandbox-init"), limits });
+}
+
 /**
  * Makes the sandbox run as described: starts one that is new or dead, restarts one that was described otherwise, leaves alone one that is
  * as it should be. A first start that fails leaves nothing behind.
@@ -55,18 +66,17 @@ export function serviceLog(ref: SandboxRef, service: string, count = 15): string
  */
 export async function ensureSandbox(params: SandboxParams): Promise<SandboxRecord> {
   const paths = sandboxPaths(params.name, params.home);
-  const spec = sandboxSpec({ name: params.name, paths, artifacts: artifactsFolder(), init: pathInSandbox({ name: "init" }, "sandbox-init"), limits: params.limits });
-  const revision = createHash("sha256").update(JSON.stringify([spec, params])).digest("hex");
+  const revision = sandboxRevision(params);
   const previous = readRecord(paths);
   if (previous && isAlive(previous)) {
     if (previous.revision === revision) return previous;
     await stopSandbox(params);
   }
-  const incarnation = nextIncarnation(paths);
+  const incarnation = nextIncarnation(paths, revision);
   await needDiskSpace(params.home);
   try {
     await clearRuntime(params);
-    await writeBundle(params, spec);
+    await writeBundle(params);
     await linkNetwork(params);
     const record = { incarnation, revision, ...(await startSandbox(params)) };
     // In one step: half a record would be in the way of every later command.
@@ -94,7 +104,7 @@ async function needDiskSpace(home: string): Promise<void> {
   if (free < NEEDED_MIB) throw new Error(`no space: ${existing} has ${free} MiB free and a sandbox needs ${NEEDED_MIB} MiB; make room, or set GVISOR_K3S_HOME to a folder on another disk`);
 }
 
-async function writeBundle(params: SandboxParams, spec: object): Promise<void> {
+async function writeBundle(params: SandboxParams): Promise<void> {
   const paths = sandboxPaths(params.name, params.home);
   const { node } = linkAddresses(params.subnet);
   await mkdir(params.home, { recursive: true, mode: 0o700 });
@@ -110,7 +120,7 @@ async function writeBundle(params: SandboxParams, spec: object): Promise<void> {
     "os-release": 'ID=gvisor-k3s\nPRETTY_NAME="gvisor-k3s sandbox"\n', // what the node tells as its OS image
   };
   for (const [file, content] of Object.entries(files)) await writeFile(join(paths.etc, file), content);
-  await writeFile(join(paths.bundle, "config.json"), JSON.stringify(spec, null, 2), { mode: 0o600 });
+  await writeFile(join(paths.bundle, "config.json"), JSON.stringify(specOf(params), null, 2), { mode: 0o600 });
 }
 
 /** The root of the sandbox: busybox and the folders that mounts go to. What the node writes below it stays over restarts. */
@@ -220,10 +230,20 @@ async function clearRuntime({ name, home }: SandboxRef): Promise<void> {
   await runsWell("ip", ["link", "delete", paths.link]);
   if (existsSync(paths.networkNamespace)) await run("ip", ["netns", "delete", paths.link]);
   for (const controller of existsSync("/sys/fs/cgroup") ? ["", ...readdirSync("/sys/fs/cgroup")] : []) {
-    for (const group of [`gvisor-k3s/${name}`, "gvisor-k3s"]) {
-      await rmdir(join("/sys/fs/cgroup", controller, group)).catch(() => undefined); // not ours alone, not empty, or not there
-    }
+    const group = join("/sys/fs/cgroup", controller, "gvisor-k3s");
+    await removeCgroup(join(group, name));
+    await rmdir(group).catch(() => undefined); // of other sandboxes as well, or not there
   }
+}
+
+/** A process that was killed leaves its cgroup when the last of its threads has ended, which is after it looks gone. */
+async function removeCgroup(group: string): Promise<void> {
+  await waitFor(`the cgroup ${group} can be removed`, 20, () =>
+    rmdir(group).then(
+      () => true,
+      (error: NodeJS.ErrnoException) => (error.code === "EBUSY" ? undefined : true),
+    ),
+  );
 }
 
 /** runsc keeps a namespace mounted in its folder, and leaves the mount behind when it is killed. */

@@ -16,13 +16,25 @@ export async function ensureService(ref: SandboxRef, name: string, command: stri
   await initIn(ref, ["service", "put"], { input: JSON.stringify(service), timeout: (stopSeconds + 10) * 1000 });
 }
 
+/** What sandbox-init tells of a service; see `State` in node/init/supervisor.go. */
+export interface ServiceState {
+  /** 0 while it waits to be started again. */
+  pid: number;
+  restarts: number;
+  lastExit: string;
+}
+
+/** The state of every service by name. */
+export async function serviceStates(ref: SandboxRef): Promise<Record<string, ServiceState>> {
+  return JSON.parse((await initIn(ref, ["service", "status"])).stdout) as Record<string, ServiceState>;
+}
+
 /**
  * Waits until a service answers.
  * @param ready answers with something once the service does
  * @throws Error with the end of the service's log, at once if the service keeps ending
  */
 export async function serviceAnswers<T>(ref: SandboxRef, name: string, seconds: number, ready: () => Promise<T | undefined>): Promise<T> {
-  const state = async () => (JSON.parse((await initIn(ref, ["service", "status"])).stdout) as Record<string, { restarts: number; lastExit: string }>)[name];
   let before: number | undefined;
   return await waitFor(
     `${name} answers`,
@@ -30,7 +42,7 @@ export async function serviceAnswers<T>(ref: SandboxRef, name: string, seconds: 
     async () => {
       const answer = await ready();
       if (answer !== undefined) return answer;
-      const { restarts = 0, lastExit = "" } = (await state()) ?? {};
+      const { restarts = 0, lastExit = "" } = (await serviceStates(ref))[name] ?? {};
       before ??= restarts;
       if (restarts - before >= ATTEMPTS) throw new Error(`${name} keeps ending, the last time with ${lastExit}\n${serviceLog(ref, name)}`);
       return undefined;

@@ -133,7 +133,12 @@ export function stagedPath(source: string, name: string): string {
 }
 
 function stagedId(source: string, name: string): string {
-  return `own-${name}-${digest(readFileSync(source))}`;
+  return `own-${name}-${fileDigest(source).slice(0, 12)}`;
+}
+
+/** The SHA-256 of a file, in hex. */
+export function fileDigest(path: string): string {
+  return createHash("sha256").update(readFileSync(path)).digest("hex");
 }
 
 /** Puts a runtime wrapper with its rules into the cache; the folder is named by both. */
@@ -210,25 +215,29 @@ function patchFile(name: ArtifactName, id: string): string {
   return join(root, "toolchain", name, "patches", `${id}.patch`);
 }
 
-/** The names of the images that are built here; the tag is a hash of what goes into them, so a name is never reused for other content. */
-export function imageName(image: "pause" | "testpod"): string {
+/** The images that are built here. */
+export const ownImages = ["pause", "testpod"] as const;
+type OwnImage = (typeof ownImages)[number];
+
+/** The full name of an image that is built here; the tag is a hash of what goes into them, so a name is never reused for other content. */
+export function imageName(image: OwnImage): string {
   return `gvisor-k3s.local/${image}:${artifactId({ name: "images" }).split("-").at(-1)}`;
 }
 
 /** The archive of an image that is built here, on the host. */
-export function imageArchive(image: "pause" | "testpod"): string {
+export function imageArchive(image: OwnImage): string {
   return join(artifactFolder({ name: "images" }), `${image}.tar`);
 }
 
 async function makeImages(folder: string, say: (line: string) => void): Promise<void> {
   await run("sh", [join(root, "node/images/pause/build.sh"), join(folder, "pause")]);
-  for (const image of ["pause", "testpod"] as const) {
+  for (const image of ownImages) {
     say(`image ${image}`);
     await run(join(folder, "mkimage"), [...imageRecipe(image), "--file", `${join(folder, image)}:/${image}:0755`, "--name", imageName(image), "-o", join(folder, `${image}.tar`)]);
   }
 }
 
-function imageRecipe(image: "pause" | "testpod"): string[] {
+function imageRecipe(image: OwnImage): string[] {
   return ["--platform", `linux/${goArch()}`, "--user", { pause: "65535:65535", testpod: "65532:65532" }[image], "--entrypoint", `/${image}`];
 }
 
@@ -265,7 +274,7 @@ function* inputs(artifact: Artifact): Generator<string | Buffer> {
     }
   }
   for (const id of artifact.patches ?? []) yield readFileSync(patchFile(artifact.name, id));
-  if (artifact.name === "images") yield JSON.stringify([imageRecipe("pause"), imageRecipe("testpod")]);
+  if (artifact.name === "images") yield JSON.stringify(ownImages.map(imageRecipe));
 }
 
 /** A compiler's own word on its version; what is built with another one is another artifact. */

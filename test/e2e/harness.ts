@@ -1,21 +1,32 @@
 /** What the end-to-end tests share: a home of their own, Pulumi's Automation API on it, and a look at what the host has. */
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ConfigMap, EngineEvent, Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa } from "execa";
 import { openStack } from "../../automation/workspace.ts";
-import { cacheFolder, sandboxPaths } from "../../config/paths.ts";
+import { cacheFolder, homeFolder, sandboxPaths } from "../../config/paths.ts";
 import type { StackConfigInput } from "../../config/schema.ts";
 import { readRecord, type SandboxRecord } from "../../steps/record.ts";
-import { artifactFolder, pathInSandbox } from "../../toolchain/artifacts.ts";
+import { execIn, type SandboxRef } from "../../steps/sandbox.ts";
+import { serviceStates } from "../../steps/service.ts";
+import { artifactFolder } from "../../toolchain/artifacts.ts";
 
 export const root = join(import.meta.dirname, "../..");
 
-/** A home folder for one test file, in the environment of everything that it starts. */
-export function ownHome(): string {
-  const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-e2e-"));
+/**
+ * An empty home folder for one test file, in the environment of everything that it starts. It is at the same place each time, so that
+ * what a killed run left there is found and destroyed first.
+ */
+export async function ownHome(): Promise<string> {
+  const home = join(tmpdir(), "gvisor-k3s-e2e");
   process.env.GVISOR_K3S_HOME = home;
+  for (const name of entriesOf(join(home, "sandboxes"))) {
+    const { exitCode, all } = await cli("destroy", name);
+    if (exitCode !== 0) throw new Error(`${name}, which an earlier run left, cannot be destroyed\n${all}`);
+  }
+  removeHome(home);
+  mkdirSync(home, { mode: 0o700 });
   return home;
 }
 
@@ -58,16 +69,15 @@ export async function kubectl(name: string, ...args: string[]): Promise<string> 
   return stdout;
 }
 
+const refOf = (name: string): SandboxRef => ({ name, home: homeFolder(), runsc: `${artifactFolder({ name: "runsc" })}/runsc` });
+
 /** Runs a program in a sandbox. */
 export async function inside(name: string, ...args: string[]): Promise<string> {
-  const { stdout } = await execa(`${artifactFolder({ name: "runsc" })}/runsc`, [`--root=${sandboxPaths(name).runsc}`, "exec", name, ...args], { timeout: 60_000 });
-  return stdout;
+  return (await execIn(refOf(name), args, { timeout: 60_000 })).stdout;
 }
 
 /** The state of the sandbox's services. */
-export async function services(name: string): Promise<Record<string, { pid: number; restarts: number; lastExit: string }>> {
-  return JSON.parse(await inside(name, pathInSandbox({ name: "init" }, "sandbox-init"), "service", "status")) as never;
-}
+export const services = (name: string) => serviceStates(refOf(name));
 
 export function record(name: string): SandboxRecord {
   return readRecord(sandboxPaths(name))!;
@@ -76,20 +86,14 @@ export function record(name: string): SandboxRecord {
 /** Everything on the host that a sandbox could leave behind. */
 export function traces(home: string) {
   const lines = (file: string) => readFileSync(file, "utf8").trim().split("\n");
-  const folders = (path: string): string[] => {
-    try {
-      return readdirSync(path).filter((entry) => entry.startsWith("gk-") || entry === "gvisor-k3s" || entry === "null-netns");
-    } catch {
-      return [];
-    }
-  };
+  const folders = (path: string) => entriesOf(path).filter((entry) => entry.startsWith("gk-") || entry === "gvisor-k3s" || entry === "null-netns");
   return {
     processes: readdirSync("/proc").filter((pid) => /^\d+$/.test(pid)).map(commandLine).filter((line) => line.includes(home) || line.includes(join(cacheFolder(), "pulumi"))),
     mounts: lines("/proc/self/mounts").map((line) => line.split(" ")[1]!).filter((target) => target.startsWith(home) || target.startsWith("/run/netns/gk-")),
     links: lines("/proc/net/dev").map((line) => line.trim().split(":")[0]!).filter((device) => device.startsWith("gk-")),
     namespaces: folders("/run/netns"),
     cgroups: ["", ...readdirSync("/sys/fs/cgroup")].flatMap((controller) => folders(join("/sys/fs/cgroup", controller))),
-    files: filesBelow(home),
+    files: entriesOf(home),
   };
 }
 
@@ -101,11 +105,11 @@ function commandLine(pid: string): string {
   }
 }
 
-function filesBelow(home: string): string[] {
+function entriesOf(path: string): string[] {
   try {
-    return readdirSync(home);
+    return readdirSync(path);
   } catch {
-    return [];
+    return []; // it is not there, or a file
   }
 }
 

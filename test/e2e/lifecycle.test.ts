@@ -13,8 +13,10 @@ import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder, goArch, imageName, pathInSandbox } from "../../toolchain/artifacts.ts";
 import { changes, cli, inside, kubectl, open, ownHome, record, removeHome, root, services, traces } from "./harness.ts";
 
-const home = ownHome();
+const home = await ownHome();
 const [first, second] = ["e2e-a", "e2e-b"];
+/** The options of the first sandbox, once both of these were changed. */
+const altered = { containerd: { snapshotter: "native" as const }, sandbox: { memory: "3Gi" } };
 let before: ReturnType<typeof traces>;
 
 beforeAll(() => {
@@ -38,6 +40,12 @@ async function startPod(pod: string, image = imageName("testpod")): Promise<stri
   await kubectl(first, "run", pod, `--image=${image}`, "--image-pull-policy=Never", "--restart=Never");
   await kubectl(first, "wait", `pod/${pod}`, "--for=condition=Ready", "--timeout=60s");
   return await kubectl(first, "get", "pod", pod, "-o=jsonpath={.status.podIP}");
+}
+
+function memoryLimit(): number {
+  const cgroup = `gvisor-k3s/${first}`;
+  const limit = [`/sys/fs/cgroup/memory/${cgroup}/memory.limit_in_bytes`, `/sys/fs/cgroup/${cgroup}/memory.max`].find(fileExists)!;
+  return Number(readFileSync(limit, "utf8"));
 }
 
 async function kill(name: string, service: string): Promise<void> {
@@ -72,9 +80,7 @@ describe("up", () => {
   });
 
   it("holds the sandbox to its memory limit", () => {
-    const cgroup = `gvisor-k3s/${first}`;
-    const limit = [`/sys/fs/cgroup/memory/${cgroup}/memory.limit_in_bytes`, `/sys/fs/cgroup/${cgroup}/memory.max`].find(fileExists)!;
-    expect(Number(readFileSync(limit, "utf8"))).toBe(4 * 2 ** 30);
+    expect(memoryLimit()).toBe(4 * 2 ** 30);
   });
 
   it("a second time changes nothing", async () => {
@@ -131,12 +137,25 @@ describe("a change of the configuration", () => {
   });
 });
 
+describe("a change of the sandbox's limits", () => {
+  it("is one restart of the sandbox, with all that is in it", async () => {
+    const uid = (await identity("testpod")).split(" ").at(0);
+    const stack = await open(first, altered);
+    const { changed } = await changes((options) => stack.up(options));
+    expect(Object.keys(changed)).toEqual(["update"]);
+    expect(memoryLimit()).toBe(3 * 2 ** 30);
+    await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=60s");
+    expect((await identity("testpod")).split(" ").at(0)).toBe(uid);
+    expect((await changes((options) => stack.up(options))).changed).toEqual({});
+  });
+});
+
 describe("an archive of the user's", () => {
   it("is imported, compressed as it is, and its image runs", async () => {
     const [tools, archive, image] = [artifactFolder({ name: "images" }), join(home, "extra.tar"), "example.test/extra:1"];
     await execa(join(tools, "mkimage"), ["--platform", `linux/${goArch()}`, "--file", `${join(tools, "testpod")}:/testpod:0755`, "--entrypoint", "/testpod", "--name", image, "-o", archive]);
     writeFileSync(`${archive}.gz`, gzipSync(readFileSync(archive)));
-    const stack = await open(first, { containerd: { snapshotter: "native" }, images: [`${archive}.gz`] });
+    const stack = await open(first, { ...altered, images: [`${archive}.gz`] });
     expect((await changes((options) => stack.up(options))).changed).toEqual({ update: ["images-import"] });
     rmSync(archive);
     await startPod("extra", image);
@@ -151,7 +170,7 @@ describe("a rule of the runtime", () => {
   };
 
   it("brings in the wrapper, holds for pods that start from now on, and leaves the others alone", async () => {
-    const stack = await open(first, { containerd: { snapshotter: "native" }, images: [join(home, "extra.tar.gz")], runtime: { rules: [{ dropMaskedPath: "/proc/kcore" }] } });
+    const stack = await open(first, { ...altered, images: [join(home, "extra.tar.gz")], runtime: { rules: [{ dropMaskedPath: "/proc/kcore" }] } });
     const pod = await identity("testpod");
     expect((await changes((options) => stack.up(options))).changed).toEqual({ create: ["runtime-install"], update: ["runtime-check", "containerd-apply"] });
     await startPod("ruled");

@@ -9,7 +9,7 @@ import { homeFolder } from "../../config/paths.ts";
 import { imageArchive } from "../../toolchain/artifacts.ts";
 import { cli, ownHome, removeHome, root, traces } from "./harness.ts";
 
-const home = ownHome();
+const home = await ownHome();
 const name = "e2e-bad";
 const settings = join(root, `Pulumi.${name}.yaml`);
 const files = `${home}-files`;
@@ -38,7 +38,10 @@ function brokenRunsc(): string {
   return file("runsc", '#!/bin/sh\n[ "$1" = --version ] && exec echo runsc version broken\necho "cannot start here" >&2\nexit 3\n', 0o755);
 }
 
-beforeAll(() => mkdirSync(files));
+beforeAll(() => {
+  rmSync(files, { recursive: true, force: true }); // a killed run left them
+  mkdirSync(files);
+});
 beforeEach(() => rmSync(home, { recursive: true, force: true }));
 afterAll(() => {
   rmSync(settings, { force: true });

@@ -6,6 +6,8 @@ import * as pulumi from "@pulumi/pulumi";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { sandboxPaths } from "../../config/paths.ts";
 import { preflight } from "../../steps/preflight.ts";
+import { processStart } from "../../steps/record.ts";
+import { fileDigest } from "../../toolchain/artifacts.ts";
 
 // What it checks is this machine, on which the graph does not depend; preflight.test.ts is about it.
 vi.mock("../../steps/preflight.ts", () => ({ preflight: vi.fn() }));
@@ -197,14 +199,17 @@ describe("an update touches only what an option is about", () => {
     expect(differences(plain, await graph(options))).toEqual(expected);
   });
 
-  it("a dead sandbox has what lives in its memory done again, and no more", async () => {
+  it.each([
+    ["is dead", "another process's"],
+    ["was started with other options", processStart(process.pid)],
+  ])("a sandbox that %s has what lives in its memory done again, and no more", async (_, startTime) => {
     const { record } = sandboxPaths("graph", home);
     mkdirSync(dirname(record), { recursive: true });
-    writeFileSync(record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime: "another process's", revision: "" }));
-    const dead = await graph();
+    writeFileSync(record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime, revision: "" }));
+    const next = await graph();
     rmSync(record);
-    expect(differences(plain, dead)).toEqual(["containerd-apply", "facade-apply", "network-apply", "node-server", "runtime-check", "sandbox-process"].map((name) => `${name}.environment`));
-    expect(dead["sandbox-process"]!.inputs.environment).toMatchObject({ SANDBOX_INCARNATION: "5" });
+    expect(differences(plain, next)).toEqual(["containerd-apply", "facade-apply", "network-apply", "node-server", "runtime-check", "sandbox-process"].map((name) => `${name}.environment`));
+    expect(next["sandbox-process"]!.inputs.environment).toMatchObject({ SANDBOX_INCARNATION: "5" });
   });
 });
 
@@ -225,14 +230,14 @@ describe("an option changes the graph", () => {
   });
 
   it("programs of the user's are taken in place of those that are built", async () => {
-    const [containerd, shim] = ["containerd", "shim"].map((name) => {
+    const [containerd, shim, runsc] = ["containerd", "shim", "runsc"].map((name) => {
       writeFileSync(join(home, name), name);
       return join(home, name);
     });
-    const own = await graph({ sandbox: { runsc: "/usr/bin/runsc" }, containerd: { containerd, shim } });
+    const own = await graph({ sandbox: { runsc }, containerd: { containerd, shim } });
     const params = (name: string) => JSON.parse((own[name]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS) as Record<string, unknown>;
     expect(params("sandbox-build")).toEqual({ artifacts: [{ name: "init" }], own: [] });
-    expect(params("sandbox-process")).toMatchObject({ runsc: "/usr/bin/runsc" });
+    expect(params("sandbox-process")).toMatchObject({ runsc, runscDigest: fileDigest(runsc!) });
     // What stays of the built one is ctr.
     expect(params("containerd-build")).toEqual({ artifacts: [{ name: "containerd" }, { name: "cni" }], own: [{ source: containerd, name: "containerd" }, { source: shim, name: "containerd-shim-runc-v2" }] });
     expect(own["containerd-apply"]!.inputs.stdin).toMatch(/runtime_path = "\/opt\/gvisor-k3s\/own-containerd-shim-runc-v2-[0-9a-f]{12}\/containerd-shim-runc-v2"/);

@@ -209,5 +209,6 @@ it("options come out of Pulumi's texts, and other projects' do not", () => {
     images: ["/a"],
   });
   expect(readStackConfig({ "p:images": "[/a" }, "p", "dev")).toEqual({ name: "dev", images: "[/a" });
+  expect(readStackConfig({ "p:images": ["/a"], "p:containerd": '{"snapshotter":"native"}' }, "p", "dev")).toEqual({ name: "dev", images: ["/a"], containerd: { snapshotter: "native" } });
   expect(readStackConfig({}, "p", "dev")).toEqual({ name: "dev" });
 });
