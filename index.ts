@@ -1,16 +1,18 @@
 /** The Pulumi program: it reads the stack's configuration and makes the parts in the order of their integration. */
 import * as pulumi from "@pulumi/pulumi";
 import { ContainerdConfig } from "./components/containerdConfig.ts";
+import { Crun } from "./components/crun.ts";
 import { Images } from "./components/images.ts";
 import { K3sNode } from "./components/k3sNode.ts";
 import { KernelFacade } from "./components/kernelFacade.ts";
 import { PatchedRunc } from "./components/patchedRunc.ts";
 import { PodNetwork } from "./components/podNetwork.ts";
+import { QuirkProbe } from "./components/quirkProbe.ts";
 import { RuntimeWrapper } from "./components/runtimeWrapper.ts";
 import { Sandbox } from "./components/sandbox.ts";
 import { TestPod } from "./components/testPod.ts";
 import { InputError } from "./config/problems.ts";
-import { parseStackConfig, type StackConfig } from "./config/schema.ts";
+import { CRUN, parseStackConfig, type StackConfig } from "./config/schema.ts";
 import { readStackConfig } from "./config/stackConfig.ts";
 import { preflight } from "./steps/preflight.ts";
 
@@ -18,16 +20,26 @@ const config = checkedConfig();
 
 // Each part's commands depend on the parts that it is given. The parts themselves do not: their builds would wait for the sandbox.
 const sandbox = new Sandbox("sandbox", config);
-const facade = new KernelFacade("facade", { sandbox });
-const runc = new PatchedRunc("runc", config.runtime);
-const runtime = new RuntimeWrapper("runtime", { sandbox, facade, runc, rules: config.runtime.rules });
-const containerd = new ContainerdConfig("containerd", { sandbox, runtime, containerd: config.containerd });
+const probe = new QuirkProbe("quirks", { sandbox, quirks: config.quirks });
+const containerd = config.mode === "node" ? containerRuntime() : undefined;
 const node = new K3sNode("node", { sandbox, containerd, node: config.node });
-const network = new PodNetwork("network", { sandbox, node, network: config.network, clusterCidr: config.node.clusterCidr });
-const images = new Images("images", { sandbox, node, archives: config.images });
-const pod = config.pod.enabled
-  ? new TestPod("testpod", { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process }, { dependsOn: [network, images] })
-  : undefined;
+const pod = containerd ? podNetworkAndTestPod() : undefined;
+
+/** What runs containers; a control plane alone has none of it. */
+function containerRuntime(): ContainerdConfig {
+  const { name, path, patches, rules } = config.runtime;
+  const facade = new KernelFacade("facade", { sandbox, probe });
+  const binary = name === "crun" ? new Crun("crun", { path: path ?? CRUN }) : new PatchedRunc("runc", { probe, path, patches });
+  const runtime = new RuntimeWrapper("runtime", { sandbox, probe, facade, runtime: binary, rules });
+  return new ContainerdConfig("containerd", { sandbox, probe, runtime, containerd: config.containerd });
+}
+
+function podNetworkAndTestPod(): TestPod | undefined {
+  const network = new PodNetwork("network", { sandbox, node, network: config.network, clusterCidr: config.node.clusterCidr });
+  const images = new Images("images", { sandbox, node, archives: config.images });
+  if (!config.pod.enabled) return undefined;
+  return new TestPod("testpod", { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process }, { dependsOn: [network, images] });
+}
 
 function checkedConfig(): StackConfig {
   try {
@@ -42,6 +54,8 @@ function checkedConfig(): StackConfig {
 
 /** The node's address, which the host reaches. */
 export const address = sandbox.address;
+/** The ids of what the sandbox's gVisor lacks; the option `quirks` takes them. */
+export const quirks = probe.found;
 /** The kubeconfig's file. */
 export const kubeconfigPath = node.kubeconfigPath;
 /** The kubeconfig itself, a secret. */

@@ -1,13 +1,16 @@
 import * as pulumi from "@pulumi/pulumi";
 import { renderContainerdConfig } from "../config/containerdToml.ts";
+import { containerdKeysFor } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { imageName, pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
+import type { QuirkProbe } from "./quirkProbe.ts";
 import type { RuntimeWrapper } from "./runtimeWrapper.ts";
 import type { Sandbox } from "./sandbox.ts";
 import { step } from "./step.ts";
 
 export interface ContainerdConfigArgs {
   sandbox: Sandbox;
+  probe: QuirkProbe;
   runtime: RuntimeWrapper;
   containerd: StackConfig["containerd"];
 }
@@ -15,20 +18,21 @@ export interface ContainerdConfigArgs {
 /** containerd with its shim, and their configuration; a change of it is one restart of containerd, which running pods survive. */
 export class ContainerdConfig extends pulumi.ComponentResource {
   /** The file as containerd reads it. */
-  readonly toml: string;
+  readonly toml: pulumi.Output<string>;
 
   constructor(name: string, args: ContainerdConfigArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:ContainerdConfig", name, {}, options);
-    const { sandbox, runtime, containerd } = args;
+    const { sandbox, probe, runtime, containerd } = args;
     const own = (["containerd", "shim"] as const).flatMap((option) => (containerd[option] ? [{ source: containerd[option], name: fileName[option] }] : []));
     const path = (option: keyof typeof fileName) =>
       containerd[option] ? stagedPath(containerd[option], fileName[option]) : pathInSandbox({ name: "containerd" }, fileName[option]);
-    this.toml = renderContainerdConfig(containerd, {
-      shim: path("shim"),
-      runtime: runtime.path,
-      cniPlugins: pathInSandbox({ name: "cni" }, ""),
-      pauseImage: imageName("pause"),
-    });
+    this.toml = pulumi.all([runtime.path, probe.found]).apply(([binary, found]) =>
+      renderContainerdConfig(
+        containerd,
+        { shim: path("shim"), runtime: binary, cniPlugins: pathInSandbox({ name: "cni" }, ""), pauseImage: imageName("pause") },
+        containerdKeysFor(found),
+      ),
+    );
     const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "containerd" }, { name: "cni" }], own } }, { parent: this });
     step(
       `${name}-apply`,

@@ -9,7 +9,8 @@ import { step } from "./step.ts";
 
 export interface K3sNodeArgs {
   sandbox: Sandbox;
-  containerd: ContainerdConfig;
+  /** Without it there is no kubelet: the node is a control plane alone. */
+  containerd?: ContainerdConfig | undefined;
   node: StackConfig["node"];
 }
 
@@ -30,8 +31,8 @@ export class K3sNode extends pulumi.ComponentResource {
     const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "server" }], own: [] } }, { parent: this });
     const server = step(
       `${name}-server`,
-      { step: "server", params: { ...sandbox.ref, server: this.server }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node), incarnation: sandbox.incarnation },
-      sandbox.inside(this, containerd, build),
+      { step: "server", params: { ...sandbox.ref, server: this.server }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, containerd !== undefined), incarnation: sandbox.incarnation },
+      sandbox.inside(this, containerd ?? sandbox, build),
     );
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made through it.
     const kubeconfig = step(`${name}-kubeconfig`, { step: "kubeconfig", params: sandbox.ref, secretOutput: true, content: `${sandbox.address}:${node.httpsListenPort}` }, sandbox.inside(this, server));

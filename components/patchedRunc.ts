@@ -1,22 +1,41 @@
 import * as pulumi from "@pulumi/pulumi";
+import { patchesFor } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { type Artifact, pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
+import type { QuirkProbe } from "./quirkProbe.ts";
+import type { OciRuntime } from "./runtimeWrapper.ts";
 import { step } from "./step.ts";
 
-/** runc, built statically with seccomp and with the patches that are asked for; the build waits for no sandbox. */
-export class PatchedRunc extends pulumi.ComponentResource {
-  /** runc by its path in the sandbox; another build is another path. */
-  readonly path: string;
+export interface PatchedRuncArgs {
+  /** What decides on the patches, beside `patches`. */
+  probe: QuirkProbe;
+  /** See the option `runtime.patches`. */
+  patches: StackConfig["runtime"]["patches"];
+  /** A static runc of the user's, which is taken as it is. */
+  path?: string | undefined;
+}
 
-  constructor(name: string, args: Pick<StackConfig["runtime"], "patches" | "runc">, options?: pulumi.ComponentResourceOptions) {
+/** runc, built statically with seccomp and with those patches only that the sandbox's quirks or the user ask for; without any it is upstream's. */
+export class PatchedRunc extends pulumi.ComponentResource implements OciRuntime {
+  /** runc by its path in the sandbox; another build is another path. */
+  readonly command: pulumi.Output<string[]>;
+
+  constructor(name: string, args: PatchedRuncArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:PatchedRunc", name, {}, options);
-    const artifact: Artifact = { name: "runc", ...(args.patches.length > 0 ? { patches: args.patches } : {}) };
-    this.path = args.runc ? stagedPath(args.runc, "runc") : pathInSandbox(artifact, "runc");
-    step(
-      `${name}-build`,
-      { step: "build", params: args.runc ? { artifacts: [], own: [{ source: args.runc, name: "runc" }] } : { artifacts: [artifact], own: [] } },
-      { parent: this },
-    );
-    this.registerOutputs({ path: this.path });
+    const { probe, path } = args;
+    if (path) {
+      this.command = pulumi.output([stagedPath(path, "runc")]);
+      step(`${name}-build`, { step: "build", params: { artifacts: [], own: [{ source: path, name: "runc" }] } }, { parent: this });
+    } else {
+      const artifact = probe.found.apply((found) => runcWith([...patchesFor(found), ...args.patches]));
+      this.command = artifact.apply((runc) => [pathInSandbox(runc, "runc")]);
+      step(`${name}-build`, { step: "build", params: { artifacts: artifact.apply((runc) => [runc]), own: [] } }, { parent: this });
+    }
+    this.registerOutputs({ command: this.command });
   }
+}
+
+function runcWith(patches: string[]): Artifact {
+  const ids = [...new Set(patches)].sort();
+  return { name: "runc", ...(ids.length > 0 ? { patches: ids } : {}) };
 }

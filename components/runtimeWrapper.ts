@@ -1,33 +1,47 @@
 import * as pulumi from "@pulumi/pulumi";
+import { rulesFor } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { wrapperPath } from "../toolchain/artifacts.ts";
 import type { KernelFacade } from "./kernelFacade.ts";
-import type { PatchedRunc } from "./patchedRunc.ts";
+import type { QuirkProbe } from "./quirkProbe.ts";
 import type { Sandbox } from "./sandbox.ts";
 import { step } from "./step.ts";
 
+/** A component that has a program with runc's command line. */
+export interface OciRuntime extends pulumi.Resource {
+  /** What starts it in the sandbox: its path, or a loader's with the program behind it. */
+  readonly command: pulumi.Output<string[]>;
+}
+
 export interface RuntimeWrapperArgs {
   sandbox: Sandbox;
+  probe: QuirkProbe;
   facade: KernelFacade;
-  runc: PatchedRunc;
+  runtime: OciRuntime;
+  /** Rules beside those that the quirks ask for. */
   rules: StackConfig["runtime"]["rules"];
 }
 
-/** What containerd calls as the OCI runtime: runc itself, or, where there are rules, a wrapper that rewrites each spec. Its check runs a container before containerd starts. */
+/**
+ * What containerd calls as the OCI runtime: the runtime itself, or, where there are rules or the runtime needs a loader, a wrapper that rewrites
+ * each spec and becomes the runtime. It is put in place by a step that then runs a container, before containerd starts.
+ */
 export class RuntimeWrapper extends pulumi.ComponentResource {
   /** The runtime by its path in the sandbox. */
-  readonly path: string;
+  readonly path: pulumi.Output<string>;
 
   constructor(name: string, args: RuntimeWrapperArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:RuntimeWrapper", name, {}, options);
-    const { sandbox, facade, runc, rules } = args;
-    const rulesFile = `${JSON.stringify({ runtime: runc.path, rules }, null, 2)}\n`;
-    this.path = rules.length > 0 ? wrapperPath(rulesFile) : runc.path;
-    const installed = rules.length > 0 ? [step(`${name}-install`, { step: "wrapper", params: {}, content: rulesFile }, { parent: this })] : [];
+    const { sandbox, probe, facade, runtime } = args;
+    const rulesFile = pulumi.all([runtime.command, probe.found]).apply(([command, found]) => {
+      const rules = [...rulesFor(found), ...args.rules];
+      return rules.length === 0 && command.length === 1 ? "" : `${JSON.stringify({ runtime: command, rules }, null, 2)}\n`;
+    });
+    this.path = pulumi.all([runtime.command, rulesFile]).apply(([command, content]) => (content ? wrapperPath(content) : command[0]!));
     step(
       `${name}-check`,
-      { step: "runtime-check", params: { ...sandbox.ref, runtime: this.path }, incarnation: sandbox.incarnation },
-      sandbox.inside(this, facade, runc, ...installed),
+      { step: "runtime-check", params: { ...sandbox.ref, runtime: this.path }, content: rulesFile, incarnation: sandbox.incarnation },
+      sandbox.inside(this, facade, runtime),
     );
     this.registerOutputs({ path: this.path });
   }

@@ -2,7 +2,7 @@ import * as pulumi from "@pulumi/pulumi";
 import { homeFolder, sandboxPaths } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { nextIncarnation } from "../steps/record.ts";
-import { linkAddresses, type SandboxRef, sandboxRevision } from "../steps/sandbox.ts";
+import { linkAddresses, type SandboxParams, type SandboxRef, sandboxRevision } from "../steps/sandbox.ts";
 import { artifactFolder, fileDigest } from "../toolchain/artifacts.ts";
 import { step } from "./step.ts";
 
@@ -11,12 +11,16 @@ export interface SandboxArgs {
   name: string;
   /** See the option `sandbox`. A change of the subnet replaces the sandbox; any other restarts it in place. */
   sandbox: StackConfig["sandbox"];
+  /** See the option `mode`. A change restarts the sandbox, with nothing running in it. */
+  mode: StackConfig["mode"];
 }
 
 /** A runsc container with its own network namespace, a veth pair to the host, and a state folder; it is restarted by the next `up` if it died. */
 export class Sandbox extends pulumi.ComponentResource {
   /** What finds the sandbox; known before it exists. */
   readonly ref: SandboxRef;
+  /** What it is started with. */
+  readonly params: SandboxParams;
   /** The node's address, which the host reaches. */
   readonly address: string;
   /** The start of the sandbox that this deployment is for; see `nextIncarnation`. */
@@ -26,13 +30,13 @@ export class Sandbox extends pulumi.ComponentResource {
 
   constructor(name: string, args: SandboxArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Sandbox", name, {}, options);
-    const { runsc = `${artifactFolder({ name: "runsc" })}/runsc`, subnet, memory, cpus, platform } = args.sandbox;
+    const { runsc = `${artifactFolder({ name: "runsc" })}/runsc`, subnet, memory, cpus, platform, network } = args.sandbox;
     const home = homeFolder();
     this.ref = { name: args.name, home, runsc };
     this.address = linkAddresses(subnet).node;
     const own = args.sandbox.runsc ? { runscDigest: fileDigest(args.sandbox.runsc) } : {};
-    const params = { ...this.ref, ...own, subnet, limits: { memory, cpus }, platform };
-    this.incarnation = nextIncarnation(sandboxPaths(args.name, home), sandboxRevision(params));
+    this.params = { ...this.ref, ...own, subnet, limits: { memory, cpus }, platform, network, mode: args.mode };
+    this.incarnation = nextIncarnation(sandboxPaths(args.name, home), sandboxRevision(this.params));
     const artifacts = [...(args.sandbox.runsc ? [] : [{ name: "runsc" as const }]), { name: "init" as const }];
     const build = step(`${name}-build`, { step: "build", params: { artifacts, own: [] } }, { parent: this });
     this.process = step(
@@ -40,7 +44,7 @@ export class Sandbox extends pulumi.ComponentResource {
       {
         step: "sandbox",
         undo: "sandbox-remove",
-        params,
+        params: this.params,
         incarnation: this.incarnation,
         replaceOn: [args.name, home, subnet],
       },

@@ -13,14 +13,28 @@ export interface ContainerdFiles {
   pauseImage: string;
 }
 
+/** Keys that depend on what the sandbox can do, with what they are on Linux. */
+export interface ContainerdKeys {
+  snapshotter: "overlayfs" | "native";
+  /** Whether containers get net.ipv4.ping_group_range; needs Linux 4.11. */
+  enable_unprivileged_icmp: boolean;
+  /** Whether containers get net.ipv4.ip_unprivileged_port_start; needs Linux 4.11. */
+  enable_unprivileged_ports: boolean;
+}
+
+const ON_LINUX: ContainerdKeys = { snapshotter: "overlayfs", enable_unprivileged_icmp: true, enable_unprivileged_ports: true };
+
 /** Plugins that cannot work in gVisor (no block devices, no NRI) and only cost start time. */
 const DISABLED = ["blockfile", "btrfs", "devmapper", "erofs", "zfs"].map((name) => `io.containerd.snapshotter.v1.${name}`);
 
 /**
  * containerd 2.x's config, version 3. A change of any line takes effect by a restart of containerd, which running pods survive.
  * Keys: containerd's docs/cri/config.md.
+ * @param quirky keys that the sandbox's quirks ask for; see `containerdKeysFor`
  */
-export function renderContainerdConfig(options: StackConfig["containerd"], files: ContainerdFiles): string {
+export function renderContainerdConfig(options: StackConfig["containerd"], files: ContainerdFiles, quirky: Partial<ContainerdKeys>): string {
+  const { snapshotter: suitable, ...unprivileged } = { ...ON_LINUX, ...quirky };
+  const snapshotter = options.snapshotter === "auto" ? suitable : options.snapshotter;
   return stringify({
     version: 3,
     root: "/var/lib/containerd",
@@ -30,14 +44,12 @@ export function renderContainerdConfig(options: StackConfig["containerd"], files
     grpc: { address: inSandbox.containerdSocket },
     plugins: {
       "io.containerd.cri.v1.images": {
-        snapshotter: options.snapshotter,
+        snapshotter,
         pinned_images: { sandbox: files.pauseImage },
         registry: { config_path: inSandbox.registries },
       },
       "io.containerd.cri.v1.runtime": {
-        // gVisor has neither net.ipv4.ip_unprivileged_port_start nor ping_group_range, whatever kernel it reports.
-        enable_unprivileged_icmp: false,
-        enable_unprivileged_ports: false,
+        ...unprivileged,
         cni: { bin_dirs: [files.cniPlugins], conf_dir: inSandbox.cniConfig },
         containerd: {
           default_runtime_name: "runc",
@@ -47,7 +59,7 @@ export function renderContainerdConfig(options: StackConfig["containerd"], files
         },
       },
       // `ctr images import` and pulls unpack with this plugin, not with the CRI's; left out, they fail with "no unpack platforms defined".
-      "io.containerd.transfer.v1.local": { unpack_config: [{ platform: "linux", snapshotter: options.snapshotter }] },
+      "io.containerd.transfer.v1.local": { unpack_config: [{ platform: "linux", snapshotter }] },
     },
   });
 }

@@ -9,8 +9,11 @@ export interface FacadePlan {
   nodes: { path: string; major: number; minor: number }[];
 }
 
-/** The kernel tunables that the kubelet sets at its start or refuses to run without (kubelet: cm.setupKernelTunables). */
-const TUNABLES: Record<string, string> = {
+/** A part of a plan, as a quirk of the sandbox asks for it. */
+export type FacadeParts = Partial<FacadePlan>;
+
+/** The kernel tunables that the kubelet sets at its start or refuses to run without (kubelet: cm.setupKernelTunables), below /proc/sys. */
+export const TUNABLES: Record<string, string> = {
   "vm/overcommit_memory": "1",
   "vm/panic_on_oom": "0",
   "kernel/panic": "10",
@@ -25,33 +28,42 @@ const CONTROLLERS = ["cpu", "cpuacct", "cpuset", "devices", "memory", "pids"];
 const upper = "/run/gvisor-k3s/proc-sys/upper";
 const work = "/run/gvisor-k3s/proc-sys/work";
 
+const mount = (type: string, source: string, target: string, options: string, folders: string[] = [], optional = false) => ({
+  type,
+  source,
+  target,
+  options,
+  folders,
+  optional,
+});
+
+/** The tunables on an overlay over /proc/sys whose upper folder is on a tmpfs: processes read and write plain files there, and nothing has to be intercepted. */
+export const tunables: FacadeParts = {
+  files: Object.entries(TUNABLES).map(([name, value]) => ({ path: `${upper}/${name}`, content: `${value}\n` })),
+  mounts: [mount("overlay", "overlay", "/proc/sys", `lowerdir=/proc/sys,upperdir=${upper},workdir=${work}`, [work])],
+};
+
+/** Each controller of cgroup v1 that the kernel has. The source names this facade: the probe for cgroups knows it by that (node/init/can.go). */
+export const cgroupMounts: FacadeParts = {
+  mounts: [mount("tmpfs", "gvisor-k3s", "/sys/fs/cgroup", "mode=0755"), ...CONTROLLERS.map((controller) => mount("cgroup", controller, `/sys/fs/cgroup/${controller}`, controller, [], true))],
+};
+
+/** The kubelet's OOM watcher reads the kernel log; there is none, so it reads what /dev/null gives: nothing. */
+export const kernelLog: FacadeParts = { nodes: [{ path: "/dev/kmsg", major: 1, minor: 3 }] };
+
 /**
- * The facade of a sandbox. The tunables lie on an overlay over /proc/sys whose upper folder is on a tmpfs: processes read and write
- * plain files there, and nothing has to be intercepted.
+ * The facade of a sandbox.
  * @param name the sandbox's name; its machine id is derived from it, so that it stays the same over restarts
+ * @param parts what the sandbox's quirks ask for; see `facadeFor`
  */
-export function facadePlan(name: string): FacadePlan {
-  const mount = (type: string, source: string, target: string, options: string, folders: string[] = [], optional = false) => ({
-    type,
-    source,
-    target,
-    options,
-    folders,
-    optional,
-  });
+export function facadePlan(name: string, parts: readonly FacadeParts[]): FacadePlan {
+  const machineId = { path: "/etc/machine-id", content: `${createHash("sha256").update(`gvisor-k3s machine ${name}`).digest("hex").slice(0, 32)}\n` };
+  const all = <K extends keyof FacadePlan>(kind: K) => parts.flatMap((part) => (part[kind] ?? []) as FacadePlan[K][number][]);
   return {
-    // Through the overlay a write would read back and do nothing.
-    settings: [{ path: "/proc/sys/net/ipv4/ip_forward", content: "1" }],
-    files: [
-      { path: "/etc/machine-id", content: `${createHash("sha256").update(`gvisor-k3s machine ${name}`).digest("hex").slice(0, 32)}\n` },
-      ...Object.entries(TUNABLES).map(([name, value]) => ({ path: `${upper}/${name}`, content: `${value}\n` })),
-    ],
-    mounts: [
-      mount("overlay", "overlay", "/proc/sys", `lowerdir=/proc/sys,upperdir=${upper},workdir=${work}`, [work]),
-      mount("tmpfs", "cgroup", "/sys/fs/cgroup", "mode=0755"),
-      ...CONTROLLERS.map((controller) => mount("cgroup", controller, `/sys/fs/cgroup/${controller}`, controller, [], true)),
-    ],
-    // The kubelet's OOM watcher reads the kernel log; there is none, so it reads what /dev/null gives: nothing.
-    nodes: [{ path: "/dev/kmsg", major: 1, minor: 3 }],
+    // Through an overlay over /proc/sys a write would read back and do nothing.
+    settings: [{ path: "/proc/sys/net/ipv4/ip_forward", content: "1" }, ...all("settings")],
+    files: [machineId, ...all("files")],
+    mounts: all("mounts"),
+    nodes: all("nodes"),
   };
 }

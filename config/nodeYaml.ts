@@ -5,8 +5,9 @@ import type { StackConfig } from "./schema.ts";
 /**
  * The server's config file, in k3s's own keys (k3s's docs, "Configuration File"): both distributions read it.
  * A change takes effect by a restart of the server, which running pods survive.
+ * @param agent whether there is a kubelet, and so a container runtime
  */
-export function renderNodeConfig(name: string, address: string, options: StackConfig["node"]): string {
+export function renderNodeConfig(name: string, address: string, options: StackConfig["node"], agent: boolean): string {
   const lists = {
     "node-label": Object.entries(options.labels).map(([key, value]) => `${key}=${value}`),
     "kubelet-arg": options.kubeletArgs,
@@ -26,8 +27,7 @@ export function renderNodeConfig(name: string, address: string, options: StackCo
     "service-cidr": options.serviceCidr,
     "cluster-dns": options.clusterDns,
     "cluster-domain": options.clusterDomain,
-    "container-runtime-endpoint": `unix://${inSandbox.containerdSocket}`,
-    "resolv-conf": "/etc/resolv.conf",
+    ...(agent ? { "container-runtime-endpoint": `unix://${inSandbox.containerdSocket}`, "resolv-conf": "/etc/resolv.conf" } : { "disable-agent": true }),
     // Without netfilter none of these can work in gVisor, and the embedded server does not have them.
     "flannel-backend": "none",
     "disable-kube-proxy": true,

@@ -2,9 +2,13 @@ import { createHash } from "node:crypto";
 import { z } from "zod";
 import { addressAt, contains, overlap, parseNetwork } from "./network.ts";
 import { type Problem, refuse } from "./problems.ts";
+import { blockersAmong, probedQuirks, type QuirkId, quirk } from "./quirks.ts";
 
 /** Ports that the node's own servers take beside `node.httpsListenPort`, by who takes them. */
 export const NODE_PORTS = { kubelet: 10250, "kubelet health": 10248, "controller manager": 10257, scheduler: 10259 } as const;
+
+/** Where Debian's crun is. */
+export const CRUN = "/usr/bin/crun";
 
 /** Sandboxes without a `sandbox.subnet` of their own get one from here, chosen by their name. */
 const SUBNET_POOL = parseNetwork("10.107.0.0/16")!;
@@ -48,6 +52,14 @@ export const stackSchema = z.strictObject({
     .string()
     .regex(/^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$/, "up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last")
     .describe("The sandbox's name, one per machine; also the node's name. Default: the stack's name. Changing it replaces the sandbox, and the cluster in it is lost."),
+  mode: z
+    .enum(["node", "control-plane"])
+    .default("node")
+    .describe("`node` runs pods. `control-plane` is the API server, the controllers and the scheduler alone: for Helm, RBAC, CRDs, admission and server-side dry runs; pods stay Pending. Changing it restarts the sandbox."),
+  quirks: z
+    .union([z.literal("auto"), z.array(z.string())])
+    .default("auto")
+    .describe("What the sandbox's gVisor lacks, by the ids of [docs/quirks.md](docs/quirks.md): `auto` probes the sandbox, once; a list is taken as it is, so that a preview of a new sandbox shows every line. Changing it changes what they ask for: runc, the wrapper, containerd's config."),
   distribution: z
     .enum(["embedded", "k3s"])
     .default("embedded")
@@ -71,6 +83,10 @@ export const stackSchema = z.strictObject({
         .enum(["systrap", "kvm", "ptrace"])
         .default("systrap")
         .describe("How gVisor intercepts system calls. Changing it restarts the sandbox."),
+      network: z
+        .enum(["sandbox", "host"])
+        .default("sandbox")
+        .describe("Whose network stack the sandbox uses: gVisor's own (`sandbox`), or the host kernel's (`host`), in the sandbox's own network namespace either way. `host` is for old gVisors that refuse the other on a newer kernel; it has no veth, so it carries a control plane and no pods. Changing it restarts the sandbox."),
       runsc: absolutePath
         .optional()
         .describe("A `runsc` to use in place of the one that is built from the pinned module. Changing it restarts the sandbox."),
@@ -78,23 +94,29 @@ export const stackSchema = z.strictObject({
     .prefault({}),
   runtime: z
     .strictObject({
+      name: z
+        .enum(["runc", "crun"])
+        .default("runc")
+        .describe("The OCI runtime: `runc`, built here with the patches that the sandbox's quirks ask for, or `crun`, the one that is installed on the host. Changing it restarts containerd; running pods live on, and are stopped by the runtime that started them."),
+      path: absolutePath
+        .optional()
+        .describe(`A program to use in place of the runtime that is built (\`runc\`, which must be static) or installed (\`crun\`, default \`${CRUN}\`; it is taken with its libraries).`),
       patches: z
         .array(z.string())
         .default([])
-        .describe("Patches by id (`toolchain/runc/patches/ID.patch`) that runc is built with. Changing them restarts containerd; running pods keep their runc's containers."),
+        .describe("Patches by id (`toolchain/runc/patches/ID.patch`) that runc is built with beside those that the quirks ask for. Changing them restarts containerd; running pods keep their runc's containers."),
       rules: z
         .array(ociRule)
         .default([])
-        .describe("Changes to every container's OCI spec, in order: `{dropNamespace}`, `{dropMaskedPath}`, `{dropMount}`, `{unset}` or `{set, value}`. Without any there is no wrapper."),
-      runc: absolutePath.optional().describe("A static `runc` to use in place of the one that is built."),
+        .describe("Changes to every container's OCI spec, in order, after those that the quirks ask for: `{dropNamespace}`, `{dropMaskedPath}`, `{dropMount}`, `{unset}` or `{set, value}`. Without any there is no wrapper."),
     })
     .prefault({}),
   containerd: z
     .strictObject({
       snapshotter: z
-        .enum(["overlayfs", "native"])
-        .default("overlayfs")
-        .describe("How image layers become a container's root: `overlayfs` shares them, `native` copies them. Changing it restarts containerd; running pods live on."),
+        .enum(["auto", "overlayfs", "native"])
+        .default("auto")
+        .describe("How image layers become a container's root: `overlayfs` shares them, `native` copies them; `auto` is `overlayfs` unless the sandbox has the quirk overlay-upper. Changing it restarts containerd; running pods live on."),
       logLevel: z.enum(["debug", "info", "warn", "error"]).default("info").describe("Changing it restarts containerd; running pods live on."),
       containerd: absolutePath.optional().describe("A static `containerd` to use in place of the one that is built; `shim` must then be of the same version."),
       shim: absolutePath.optional().describe("A static `containerd-shim-runc-v2` to use in place of the one that is built; it must be of containerd's version."),
@@ -158,6 +180,8 @@ export function parseStackConfig(input: unknown) {
   const config = parsed.data!;
   const complete = {
     ...config,
+    // Every id is one of the catalogue, or the checks below refuse it.
+    quirks: config.quirks as "auto" | QuirkId[],
     sandbox: { ...config.sandbox, subnet: config.sandbox.subnet ?? defaultSubnet(config.name) },
     node: { ...config.node, clusterDns: config.node.clusterDns ?? addressAt(parseNetwork(config.node.serviceCidr)!, 10) },
   };
@@ -171,10 +195,10 @@ export function defaultSubnet(name: string): string {
   return `${addressAt(SUBNET_POOL, slot * 4)}/30`;
 }
 
-type Complete = z.output<typeof stackSchema> & { sandbox: { subnet: string }; node: { clusterDns: string } };
+type Complete = Omit<z.output<typeof stackSchema>, "quirks"> & { quirks: "auto" | QuirkId[]; sandbox: { subnet: string }; node: { clusterDns: string } };
 
-function crossChecks({ sandbox, node, containerd, distribution }: Complete): Problem[] {
-  const problems: Problem[] = [];
+function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distribution }: Complete): Problem[] {
+  const problems: Problem[] = quirkProblems(quirks, mode);
   const named = { "sandbox.subnet": sandbox.subnet, "node.clusterCidr": node.clusterCidr, "node.serviceCidr": node.serviceCidr };
   const networks = Object.entries(named).map(([option, text]) => ({ option, ...parseNetwork(text)! }));
   for (const [i, a] of networks.entries()) {
@@ -197,9 +221,21 @@ function crossChecks({ sandbox, node, containerd, distribution }: Complete): Pro
     const [given, missing] = containerd.shim === undefined ? (["containerd", "shim"] as const) : (["shim", "containerd"] as const);
     problems.push({ option: `containerd.${given}`, value: containerd[given], message: `containerd and its shim belong together: set containerd.${missing} as well, or neither` });
   }
+  if (runtime.patches.length > 0 && (runtime.name === "crun" || runtime.path !== undefined)) {
+    problems.push({ option: "runtime.patches", value: runtime.patches, message: "only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches" });
+  }
   if (distribution === "k3s") {
     problems.push({ option: "distribution", value: "k3s", message: "the official release is not available in this version; use embedded" });
   }
+  return problems;
+}
+
+function quirkProblems(quirks: "auto" | string[], mode: StackConfigInput["mode"]): Problem[] {
+  if (quirks === "auto") return [];
+  const known: readonly string[] = probedQuirks;
+  const problems = quirks.filter((id) => !known.includes(id)).map((id) => ({ option: "quirks", value: id, message: `there is no such quirk; auto is allowed, or a list of ${known.join(", ")}` }));
+  const blockers = mode === "node" ? blockersAmong(quirks as QuirkId[]) : [];
+  if (blockers.length > 0) problems.push({ option: "quirks", value: blockers.join(", "), message: `a sandbox with these cannot run pods (${blockers.map((id) => quirk(id).needs).join(", ")}); set mode: control-plane, or use another gVisor` });
   return problems;
 }
 
@@ -222,7 +258,7 @@ function toProblems(issue: z.core.$ZodIssue): Problem[] {
     case "invalid_value":
       return [{ option, value: issue.input, message: `allowed: ${issue.values.map(String).join(", ")}` }];
     case "invalid_union":
-      return [{ option, value: issue.input, message: RULE_FORMS }];
+      return [{ option, value: issue.input, message: option === "quirks" ? "auto, or a list of quirk ids, is allowed" : RULE_FORMS }];
     default:
       return [{ option, value: issue.input, message: issue.message }];
   }

@@ -7,8 +7,9 @@ import { text } from "node:stream/consumers";
 import { ensureContainerd } from "./containerd.ts";
 import { importImages } from "./images.ts";
 import { ensureNetwork, ensureServer, printKubeconfig } from "./node.ts";
-import { applyFacade, buildArtifacts, checkRuntime, installWrapper } from "./parts.ts";
+import { applyFacade, buildArtifacts, checkRuntime } from "./parts.ts";
 import type { PodLogsParams } from "./pod.ts";
+import { probeQuirks } from "./probe.ts";
 import { ensureSandbox, removeSandbox } from "./sandbox.ts";
 
 /** A step takes its parameters and its standard input, and returns what becomes the command's output. */
@@ -20,8 +21,8 @@ export const steps = {
   build: buildArtifacts,
   sandbox: ensureSandbox,
   "sandbox-remove": removeSandbox,
+  probe: probeQuirks,
   facade: applyFacade,
-  wrapper: installWrapper,
   "runtime-check": checkRuntime,
   containerd: ensureContainerd,
   server: ensureServer,

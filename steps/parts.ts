@@ -16,16 +16,13 @@ export async function applyFacade(params: SandboxRef & { plan: FacadePlan }): Pr
   await initIn(params, ["facade"], { input: JSON.stringify(params.plan), timeout: 20_000 });
 }
 
-/** Puts the wrapper and its rules (standard input) where the sandbox sees them. */
-export async function installWrapper(_params: object, rules: string): Promise<void> {
-  await stageWrapper(rules);
-}
-
 /**
- * Runs a container directly with the OCI runtime (or its wrapper), before containerd starts.
+ * Puts the runtime wrapper with its rules (standard input) in place, unless there are none, and runs a container directly with it or with the
+ * OCI runtime, before containerd starts.
  * @throws CommandError with the runtime's own message
  */
-export async function checkRuntime(params: SandboxRef & { runtime: string }): Promise<void> {
+export async function checkRuntime(params: SandboxRef & { runtime: string }, rules: string): Promise<void> {
+  if (rules !== "") await stageWrapper(rules);
   const bundle = "/run/gvisor-k3s/runtime-check";
   const word = "the runtime can start a container here";
   const spec = runtimeCheckSpec(["/bin/busybox", "echo", word]);

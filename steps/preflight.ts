@@ -1,12 +1,13 @@
 import { execFileSync } from "node:child_process";
 import { accessSync, constants, existsSync, statSync } from "node:fs";
-import { networkInterfaces } from "node:os";
+import { arch, networkInterfaces } from "node:os";
 import { list } from "tar";
 import { overlap, parseNetwork } from "../config/network.ts";
 import { sandboxPaths } from "../config/paths.ts";
 import { type Problem, refuse } from "../config/problems.ts";
-import type { StackConfig } from "../config/schema.ts";
+import { CRUN, type StackConfig } from "../config/schema.ts";
 import { knownPatches } from "../toolchain/artifacts.ts";
+import { readElf } from "../toolchain/elf.ts";
 import { readRecord } from "./record.ts";
 
 /**
@@ -20,16 +21,34 @@ export function preflight(config: StackConfig): void {
   for (const id of config.runtime.patches) {
     if (!known.includes(id)) problems.push({ option: "runtime.patches", value: id, message: `there is no such patch; there are: ${known.join(", ") || "none"}` });
   }
-  const programs = { "sandbox.runsc": config.sandbox.runsc, "runtime.runc": config.runtime.runc, "containerd.containerd": config.containerd.containerd, "containerd.shim": config.containerd.shim };
-  for (const [option, path] of Object.entries(programs)) {
-    if (path && !isExecutable(path)) problems.push({ option, value: path, message: "there is no such program; give the path of an executable file, or leave the option out" });
+  const { name: runtime, path = runtime === "crun" ? CRUN : undefined } = config.runtime;
+  const inTheSandbox = { "runtime.path": path, "containerd.containerd": config.containerd.containerd, "containerd.shim": config.containerd.shim };
+  if (runtime === "crun" && config.runtime.path === undefined && !isExecutable(CRUN)) {
+    problems.push({ option: "runtime.name", value: runtime, message: `there is no ${CRUN}; install it (Debian: apt-get install crun), or give the path of another one with runtime.path` });
+    delete inTheSandbox["runtime.path"];
   }
+  problems.push(...missing({ "sandbox.runsc": config.sandbox.runsc, ...inTheSandbox }));
+  for (const [option, program] of Object.entries(inTheSandbox)) if (program && isExecutable(program)) problems.push(...elfProblems(option, program, runtime === "crun" && option === "runtime.path"));
   const { runsc } = config.sandbox;
   if (runsc && isExecutable(runsc) && !output(runsc, "--version").startsWith("runsc version")) {
     problems.push({ option: "sandbox.runsc", value: runsc, message: "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out" });
   }
   problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...subnetProblems(config));
   refuse(problems);
+}
+
+function missing(programs: Record<string, string | undefined>): Problem[] {
+  const without = Object.entries(programs).filter(([, path]) => path && !isExecutable(path));
+  return without.map(([option, value]) => ({ option, value, message: "there is no such program; give the path of an executable file, or leave the option out" }));
+}
+
+/** Programs that run in the sandbox are this machine's, and find no libraries there but those that are taken along. */
+function elfProblems(option: string, value: string, dynamicToo: boolean): Problem[] {
+  const elf = readElf(value);
+  if (elf === undefined) return []; // a script, say
+  if (elf.arch !== arch()) return [{ option, value, message: `it is built for ${elf.arch}, and this machine is ${arch()}; give one for ${arch()}` }];
+  if (elf.loader !== undefined && !dynamicToo) return [{ option, value, message: "it is linked with shared libraries, which the sandbox does not have; give a static one" }];
+  return [];
 }
 
 /** containerd and its shim speak one protocol only if they are of one version. */

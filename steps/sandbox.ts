@@ -29,6 +29,9 @@ export interface SandboxParams extends SandboxRef {
   subnet: string;
   limits: Pick<StackConfig["sandbox"], "memory" | "cpus">;
   platform: StackConfig["sandbox"]["platform"];
+  network: StackConfig["sandbox"]["network"];
+  /** What runs in it; a sandbox that changes its mode begins with nothing running. */
+  mode: StackConfig["mode"];
 }
 
 /** What the node's state takes on an empty cluster, with room for a few images. */
@@ -185,7 +188,7 @@ async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, 
   const flags = [
     `--root=${paths.runsc}`,
     `--platform=${params.platform}`,
-    "--network=sandbox",
+    `--network=${params.network}`,
     // Without an overlay of runsc's own the root is the host's folder: it keeps the cluster over restarts, and it can carry containerd's overlays.
     "--overlay2=none",
     ...(limits.memory === null && limits.cpus === null ? ["--ignore-cgroups"] : ["--cpu-num-from-quota"]),

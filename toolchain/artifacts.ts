@@ -8,9 +8,10 @@ import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { chmod, copyFile, cp, mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { arch } from "node:os";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { cacheFolder, inSandbox } from "../config/paths.ts";
 import { run } from "../steps/run.ts";
+import { readElf } from "./elf.ts";
 
 const root = join(import.meta.dirname, "..");
 
@@ -61,7 +62,7 @@ export const artifactNames = Object.keys(builds) as ArtifactName[];
 /** An artifact with the choices that its build takes. */
 export interface Artifact {
   name: ArtifactName;
-  /** Ids of patches in `toolchain/NAME/patches`, applied in order to the module that is built; only runc has any. */
+  /** Ids of patches in `toolchain/NAME/patches`, applied in order; only runc has any. */
   patches?: string[];
 }
 
@@ -112,28 +113,43 @@ export async function build(artifact: Artifact, say: (line: string) => void = ()
 }
 
 /**
- * Copies a file of the user's into the cache, where sandboxes see it.
- * @returns the path in the sandbox, which is known before: see {@link stagedPath}
+ * Copies a program of the user's into the cache, where sandboxes see it, with the libraries that it is linked with.
+ * Its path is known before: see {@link stagedPath} and {@link stagedProgram}.
  */
-export async function stage(source: string, name: string): Promise<string> {
-  const id = stagedId(source, name);
-  const folder = join(artifactsFolder(), id);
-  if (!existsSync(folder)) {
-    await intoPlace(folder, async (work) => {
-      await copyFile(source, join(work, name));
-      await chmod(join(work, name), 0o755);
-    });
-  }
-  return join(inSandbox.artifacts, id, name);
+export async function stage(source: string, name: string): Promise<void> {
+  const folder = join(artifactsFolder(), stagedId(source, name));
+  if (existsSync(folder)) return;
+  await intoPlace(folder, async (work) => {
+    await copyFile(source, join(work, name));
+    await chmod(join(work, name), 0o755);
+    const libraries = librariesOf(source);
+    if (libraries.length > 0) await mkdir(join(work, "lib"), { mode: 0o755 });
+    for (const library of libraries) await copyFile(library, join(work, "lib", basename(library)));
+  });
 }
 
-/** Where {@link stage} puts a file, as the sandbox sees it. */
+/** Where {@link stage} puts a program, as the sandbox sees it. */
 export function stagedPath(source: string, name: string): string {
   return join(inSandbox.artifacts, stagedId(source, name), name);
 }
 
+/** What starts a program of {@link stage} in the sandbox: its path or, where it has libraries, its loader with where they are. */
+export function stagedProgram(source: string, name: string): string[] {
+  const path = stagedPath(source, name);
+  const loader = readElf(source)?.loader;
+  const libraries = join(dirname(path), "lib");
+  return loader === undefined ? [path] : [join(libraries, basename(loader)), "--library-path", libraries, path];
+}
+
 function stagedId(source: string, name: string): string {
-  return `own-${name}-${fileDigest(source).slice(0, 12)}`;
+  return `own-${name}-${digest(...[source, ...librariesOf(source)].map(fileDigest))}`;
+}
+
+/** The libraries of a program by their paths on the host, its loader among them; a static program has none. */
+function librariesOf(program: string): string[] {
+  if (readElf(program)?.loader === undefined) return [];
+  const lines = execFileSync("ldd", [program], { encoding: "utf8" }).split("\n");
+  return lines.flatMap((line) => /(?:=> )?(\/\S+) \(0x/.exec(line)?.[1] ?? []);
 }
 
 /** The SHA-256 of a file, in hex. */
@@ -193,22 +209,37 @@ async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Prom
   }
 }
 
-/** Copies the module that is built, applies the patches and returns a go.mod that builds from the copy. */
+/**
+ * Copies the modules that the patches change, applies them and returns a go.mod that builds from the copies. The paths in a patch begin
+ * with the module's: a fix may belong into a library that runc uses.
+ */
 async function patchedModfile(goBuild: GoBuild, artifact: Artifact, work: string): Promise<string> {
   const module = join(root, goBuild.module);
-  const target = goBuild.packages[0]!;
-  const { stdout } = await run("go", ["mod", "download", "-json", target], { cwd: module });
   const source = join(work, "source");
-  await mkdir(work, { recursive: true });
-  await cp((JSON.parse(stdout) as { Dir: string }).Dir, source, { recursive: true });
-  await run("chmod", ["-R", "u+w", source]);
+  const pins = readFileSync(join(module, "go.mod"), "utf8");
+  const replaced: string[] = [];
+  for (const path of patchedModules(pins, artifact.patches!.map((id) => readFileSync(patchFile(artifact.name, id), "utf8")))) {
+    const { stdout } = await run("go", ["mod", "download", "-json", path], { cwd: module });
+    const copy = join(source, path);
+    await cp((JSON.parse(stdout) as { Dir: string }).Dir, copy, { recursive: true });
+    await run("chmod", ["-R", "u+w", copy]);
+    replaced.push(`replace ${path} => ${copy}`);
+  }
   for (const id of artifact.patches!) {
+    await mkdir(source, { recursive: true });
     await run("patch", ["--strip=1", "--fuzz=0", "--batch", "--directory", source, "--input", patchFile(artifact.name, id)]);
   }
   const modfile = join(work, "go.mod");
   await copyFile(join(module, "go.sum"), join(work, "go.sum"));
-  await writeFile(modfile, `${readFileSync(join(module, "go.mod"), "utf8")}\nreplace ${target} => ${source}\n`);
+  await writeFile(modfile, [pins, ...replaced, ""].join("\n"));
   return modfile;
+}
+
+/** The modules of a go.mod that patches change. */
+function patchedModules(pins: string, patches: string[]): string[] {
+  const files = patches.flatMap((patch) => [...patch.matchAll(/^\+\+\+ b\/(\S+)/gm)].map(([, file]) => file!));
+  const modules = [...pins.matchAll(/^(?:require)?\s*(\S+) v\S+/gm)].map(([, path]) => path!);
+  return modules.filter((path) => files.some((file) => file.startsWith(`${path}/`)));
 }
 
 function patchFile(name: ArtifactName, id: string): string {

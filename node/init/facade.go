@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -110,15 +111,9 @@ func (n Node) make() error {
 
 // mountedType is the type of the newest file system on target, "" if nothing is mounted there.
 func mountedType(target string) (string, error) {
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(target))
+	if len(mounts) == 0 {
 		return "", err
 	}
-	found := ""
-	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); len(fields) > 2 && fields[1] == target {
-			found = fields[2]
-		}
-	}
-	return found, nil
+	return mounts[len(mounts)-1].FSType, err
 }

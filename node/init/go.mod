@@ -3,6 +3,10 @@ module gvisor-k3s/node/init
 go 1.26.0
 
 require (
+	github.com/moby/sys/mountinfo v0.7.2
+	github.com/vishvananda/netlink v1.3.1
 	golang.org/x/sys v0.48.0
 	gopkg.in/natefinch/lumberjack.v2 v2.2.1
 )
+
+require github.com/vishvananda/netns v0.0.5 // indirect

@@ -6,6 +6,8 @@
 //	sandbox-init service stop NAME        stop a service and forget it
 //	sandbox-init service status           print the state of every service as JSON
 //	sandbox-init facade                   apply the facade plan on standard input (see Plan), idempotently
+//	sandbox-init probe                    run the probes on standard input (a list of probe.Probe) and print a list of probe.Answer
+//	sandbox-init can WHAT ARGUMENTS       exit code 0 if the kernel can do that, else 1 and its answer (see probe.Can)
 //	sandbox-init write PATH MODE          write standard input to PATH atomically, with an octal file mode
 //
 // A file that a process in the sandbox watches must be written with `write`: gVisor's inotify does not report what the host
@@ -25,11 +27,13 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"gvisor-k3s/node/init/probe"
 )
 
 const controlSocket = "/run/sandbox-init.sock"
 
-const usage = "usage: sandbox-init run | service put|restart NAME|stop NAME|status | facade | write PATH MODE"
+const usage = "usage: sandbox-init run | service put|restart NAME|stop NAME|status | facade | probe | can WHAT | write PATH MODE"
 
 func main() {
 	if err := dispatch(os.Args[1:]); err != nil {
@@ -51,6 +55,10 @@ func dispatch(args []string) error {
 			return fmt.Errorf("facade plan: %w", err)
 		}
 		return plan.Apply()
+	case command("probe", 1):
+		return probe.Run(os.Stdin, os.Stdout)
+	case len(args) >= 1 && args[0] == "can":
+		return probe.Can(args[1:])
 	case command("write", 3):
 		return writeAtomically(args[1], args[2], os.Stdin)
 	}

@@ -11,14 +11,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
 
 // Config is the content of rules.json.
 type Config struct {
-	Runtime string `json:"runtime"` // the OCI runtime by absolute path
-	Rules   []Rule `json:"rules"`   // applied in order
+	Runtime []string `json:"runtime"` // what starts the OCI runtime: its absolute path, or a loader's with its arguments
+	Rules   []Rule   `json:"rules"`   // applied in order
 }
 
 func main() {
@@ -42,13 +43,16 @@ func run(args []string) error {
 	if err := json.Unmarshal(content, &config); err != nil {
 		return fmt.Errorf("%s: %w", rulesFile, err)
 	}
+	if len(config.Runtime) == 0 {
+		return fmt.Errorf("%s: it names no runtime", rulesFile)
+	}
 	if bundle, reads := bundleOf(args[1:]); reads {
 		if err := rewrite(filepath.Join(bundle, "config.json"), config.Rules); err != nil {
 			return err
 		}
 	}
-	err = syscall.Exec(config.Runtime, append([]string{config.Runtime}, args[1:]...), os.Environ())
-	return fmt.Errorf("exec %s: %w", config.Runtime, err)
+	err = syscall.Exec(config.Runtime[0], slices.Concat(config.Runtime, args[1:]), os.Environ())
+	return fmt.Errorf("exec %s: %w", config.Runtime[0], err)
 }
 
 // globalOptionsWithValue are runc's and crun's options before the command that take the next argument as their value.

@@ -87,14 +87,14 @@ func TestProcess(t *testing.T) {
 		return path
 	}
 	runtime := write("runtime", "#!/bin/sh\necho \"$@\"\nexit 7\n", 0o755)
-	write("rules.json", `{"runtime":"`+runtime+`","rules":[{"dropNamespace":"cgroup"}]}`, 0o644)
+	write("rules.json", `{"runtime":["`+runtime+`","before"],"rules":[{"dropNamespace":"cgroup"}]}`, 0o644)
 	config := write("config.json", spec, 0o600)
 
 	output, err := exec.Command(wrapper, "--root", "/r", "create", "--bundle", folder, "id").CombinedOutput()
 	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 7 {
 		t.Errorf("the runtime's exit code did not come through: %v", err)
 	}
-	if want := "--root /r create --bundle " + folder + " id\n"; string(output) != want {
+	if want := "before --root /r create --bundle " + folder + " id\n"; string(output) != want {
 		t.Errorf("the runtime was called with %q, want %q", output, want)
 	}
 	if got, _ := os.ReadFile(config); strings.Contains(string(got), `{"type":"cgroup"}`) {

@@ -1,5 +1,6 @@
 /** What the property tests draw from: networks, and every valid configuration there is. */
 import fc from "fast-check";
+import { blockersAmong, probedQuirks } from "../../config/quirks.ts";
 import { NODE_PORTS, type StackConfigInput } from "../../config/schema.ts";
 
 /** An address as a number, in the usual notation. */
@@ -41,22 +42,32 @@ const some = <T extends object>(model: { [K in keyof T]: fc.Arbitrary<T[K]> }) =
 
 export const names = word(12).map((name) => name.replace(/-+$/, ""));
 
+/** Quirks that a sandbox may have, in any order. */
+export const quirkLists = fc.shuffledSubarray(probedQuirks);
+
 /** Every valid configuration, with any of its options left out. */
 export const validConfigs: fc.Arbitrary<StackConfigInput> = threeNetworks.chain(({ subnet, clusterCidr, serviceCidr }) =>
   fc.record(
     {
       name: names,
+      // A list with a blocker is valid for a control plane only.
+      mode: fc.constant("control-plane" as const),
+      quirks: fc.oneof(fc.constant("auto" as const), fc.shuffledSubarray(probedQuirks.filter((id) => blockersAmong([id]).length === 0))),
       distribution: fc.constant("embedded" as const),
       sandbox: some({
         subnet: fc.constant(subnet),
         memory: fc.option(fc.oneof(fc.integer({ min: 512, max: 2 ** 20 }).map((n) => `${n}Mi`), fc.integer({ min: 1, max: 1024 }).map((n) => `${n}Gi`))),
         cpus: fc.option(fc.double({ min: 0.1, max: 512, noNaN: true })),
         platform: fc.constantFrom("systrap" as const, "kvm" as const, "ptrace" as const),
+        network: fc.constantFrom("sandbox" as const, "host" as const),
         runsc: path,
       }),
-      runtime: some({ patches: fc.array(text, { maxLength: 3 }), rules: fc.array(rule, { maxLength: 3 }), runc: path }),
+      runtime: fc.tuple(
+        some({ rules: fc.array(rule, { maxLength: 3 }) }),
+        fc.oneof(some({ patches: fc.array(text, { maxLength: 3 }) }), some({ name: fc.constantFrom("runc" as const, "crun" as const), path })), // only a runc that is built is patched
+      ).map(([own, program]) => ({ ...own, ...program })),
       containerd: fc.tuple(
-        some({ snapshotter: fc.constantFrom("overlayfs" as const, "native" as const), logLevel: fc.constantFrom("debug" as const, "warn" as const) }),
+        some({ snapshotter: fc.constantFrom("auto" as const, "overlayfs" as const, "native" as const), logLevel: fc.constantFrom("debug" as const, "warn" as const) }),
         fc.oneof(fc.constant({}), fc.record({ containerd: path, shim: path })), // both or neither
       ).map(([own, set]) => ({ ...own, ...set })),
       node: some({

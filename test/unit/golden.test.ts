@@ -6,28 +6,37 @@ import { facadePlan } from "../../config/facade.ts";
 import { renderNodeConfig } from "../../config/nodeYaml.ts";
 import { runtimeCheckSpec, sandboxSpec } from "../../config/ociSpec.ts";
 import { sandboxPaths } from "../../config/paths.ts";
+import { containerdKeysFor, facadeFor, type QuirkId } from "../../config/quirks.ts";
 import { parseStackConfig, type StackConfigInput } from "../../config/schema.ts";
 
 const stacks: Record<string, StackConfigInput> = {
   default: { name: "dev" },
   custom: {
     name: "other",
+    mode: "control-plane",
     sandbox: { subnet: "192.168.77.0/29", memory: null, cpus: 1.5 },
-    containerd: { snapshotter: "native", logLevel: "debug" },
+    containerd: { logLevel: "debug" },
     node: { httpsListenPort: 7443, clusterCidr: "10.50.0.0/16", serviceCidr: "10.51.0.0/16", labels: { "example.org/tier": "test" }, kubeletArgs: ["v=4"] },
     network: { bridge: "br0", mtu: 1500 },
   },
 };
 
+/** What gVisor of 2026-09 and of 2025-02 lack. */
+const lacks: Record<string, QuirkId[]> = {
+  default: ["no-cgroup-mounts", "kernel-tunables", "dev-kmsg", "old-kernel-cri", "no-netfilter"],
+  custom: ["no-cgroup-mounts", "kernel-tunables", "dev-kmsg", "procfs-root-inode", "tmpfs-nr-blocks", "setns-exec", "overlay-upper", "old-kernel-cri", "no-netfilter"],
+};
+
 describe.each(Object.entries(stacks))("the %s stack's", (stack, input) => {
   const config = parseStackConfig(input);
   const address = { default: "10.107.0.2", custom: "192.168.77.2" }[stack]!;
+  const found = lacks[stack]!;
   const json = (value: unknown) => `${JSON.stringify(value, null, 2)}\n`;
   const files: Record<string, string> = {
-    "config.toml": renderContainerdConfig(config.containerd, { shim: "/opt/shim", runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" }),
-    "config.yaml": renderNodeConfig(config.name, address, config.node),
+    "config.toml": renderContainerdConfig(config.containerd, { shim: "/opt/shim", runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" }, containerdKeysFor(found)),
+    "config.yaml": renderNodeConfig(config.name, address, config.node, config.mode === "node"),
     "10-gvisor-k3s.conflist": renderConflist(config.network, config.node.clusterCidr, address),
-    "facade.json": json(facadePlan(config.name)),
+    "facade.json": json(facadePlan(config.name, facadeFor(found))),
     "sandbox.json": json(sandboxSpec({ name: config.name, paths: sandboxPaths(config.name, "/home"), artifacts: "/artifacts", init: "/opt/init", limits: config.sandbox })),
     "runtime-check.json": json(runtimeCheckSpec(["/bin/true"])),
   };

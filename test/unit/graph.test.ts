@@ -26,9 +26,12 @@ interface Registration {
 const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-graph-"));
 const nameOf = (urn: string) => urn.split("::").at(-1) ?? "";
 
+/** What the sandbox is found to lack. */
+let found = ["kernel-tunables", "old-kernel-cri"];
+
 /** What a command prints, or the engine's own word on a pod. */
 const outputs = (type: string, name: string, inputs: object) =>
-  type === "kubernetes:core/v1:Pod" ? { ...inputs, metadata: { name: "testpod", uid: "uid-1" }, status: { phase: "Running" } } : { ...inputs, stdout: `${name} says` };
+  type === "kubernetes:core/v1:Pod" ? { ...inputs, metadata: { name: "testpod", uid: "uid-1" }, status: { phase: "Running" } } : { ...inputs, stdout: name === "quirks-ask" ? JSON.stringify(found) : `${name} says` };
 
 /** Runs the program with these options and returns what it registers, by name. */
 async function graph(options: Record<string, unknown> = {}): Promise<Record<string, Registration>> {
@@ -60,7 +63,7 @@ async function program(options: Record<string, unknown>) {
     };
     return register.apply(monitor, args);
   }) as typeof register;
-  pulumi.runtime.setAllConfig(Object.fromEntries(Object.entries(options).map(([key, value]) => [`gvisor-k3s:${key}`, JSON.stringify(value)])));
+  pulumi.runtime.setAllConfig(Object.fromEntries(Object.entries(options).map(([key, value]) => [`gvisor-k3s:${key}`, typeof value === "string" ? value : JSON.stringify(value)])));
   vi.resetModules();
   try {
     const exported = await import("../../index.ts");
@@ -105,6 +108,7 @@ describe("the graph", () => {
     const parts = Object.entries(plain).filter(([, { type }]) => !type.includes(":"));
     expect(Object.fromEntries(parts.map(([part, { type }]) => [part, [type, Object.keys(plain).filter((name) => plain[name]!.parent === part).sort()]]))).toEqual({
       sandbox: ["Sandbox", ["sandbox-build", "sandbox-process"]],
+      quirks: ["QuirkProbe", ["quirks-ask"]],
       facade: ["KernelFacade", ["facade-apply"]],
       runc: ["PatchedRunc", ["runc-build"]],
       runtime: ["RuntimeWrapper", ["runtime-check"]],
@@ -117,7 +121,7 @@ describe("the graph", () => {
   });
 
   it("does the steps in the order of their integration", () => {
-    const order = ["sandbox-process", "facade-apply", "runtime-check", "containerd-apply", "node-server", "network-apply", "testpod-pod", "testpod-logs"];
+    const order = ["sandbox-process", "quirks-ask", "facade-apply", "runtime-check", "containerd-apply", "node-server", "network-apply", "testpod-pod", "testpod-logs"];
     for (const [index, step] of order.entries()) {
       expect([...awaited(plain, step)], `before ${step}`).toEqual(expect.arrayContaining(order.slice(0, index)));
       for (const later of order.slice(index + 1)) expect(awaited(plain, step), `before ${step}`).not.toContain(later);
@@ -128,9 +132,11 @@ describe("the graph", () => {
     expect(awaited(plain, "network-apply")).not.toContain("images-import");
   });
 
-  it("builds beside the sandbox: no build waits for anything", () => {
-    const builds = Object.keys(plain).filter((name) => name.endsWith("-build") && name !== "sandbox-build");
-    expect(builds.sort()).toEqual(["containerd-build", "images-build", "node-build", "runc-build"]);
+  it("builds beside the sandbox: no build waits for anything, but runc's for what it is to be patched with", async () => {
+    const builds = Object.keys(plain).filter((name) => name.endsWith("-build") && name !== "sandbox-build" && name !== "runc-build");
+    expect(builds.sort()).toEqual(["containerd-build", "images-build", "node-build"]);
+    expect(awaited(plain, "runc-build")).toContain("quirks-ask");
+    expect([...awaited(await graph({ quirks: [] }), "runc-build")]).toEqual([]);
     // A resource is registered after its parent, which in turn waits for all that it depends on itself.
     const withParents = ({ dependsOn, parent }: Registration) => [...dependsOn, ...(parent ? [parent] : [])];
     for (const build of builds) expect([...awaited(plain, build, withParents)], build).toEqual([plain[build]!.parent]);
@@ -138,7 +144,7 @@ describe("the graph", () => {
 
   it("lets everything in the sandbox end with it, and nothing else", () => {
     const ending = Object.keys(plain).filter((name) => plain[name]!.deletedWith !== "");
-    expect(ending.sort()).toEqual(["containerd-apply", "facade-apply", "images-import", "network-apply", "node-kubeconfig", "node-server", "runtime-check", "testpod-logs", "testpod-pod"]);
+    expect(ending.sort()).toEqual(["containerd-apply", "facade-apply", "images-import", "network-apply", "node-kubeconfig", "node-server", "quirks-ask", "runtime-check", "testpod-logs", "testpod-pod"]);
     for (const name of ending) expect(plain[name]!.deletedWith, name).toBe("sandbox-process");
   });
 
@@ -165,6 +171,7 @@ describe("the graph", () => {
     expect(told).toEqual({
       address: "192.168.7.2",
       kubeconfig: "node-kubeconfig says",
+      quirks: found,
       kubeconfigPath: `${home}/sandboxes/graph/etc/rancher/k3s/k3s.yaml`,
       testPod: { name: "testpod", phase: "Running", logs: "testpod-logs says" },
     });
@@ -191,10 +198,10 @@ describe("an update touches only what an option is about", () => {
     [{ network: { mtu: 1500 } }, ["network-apply.stdin"]],
     [{ node: { clusterCidr: "10.99.0.0/16" } }, ["network-apply.stdin", "node-server.stdin"]],
     [{ sandbox: { memory: "2Gi" } }, ["sandbox-process.environment"]],
-    [{ sandbox: { platform: "kvm" } }, ["sandbox-process.environment"]],
+    [{ sandbox: { platform: "kvm" } }, ["quirks-ask.environment", "sandbox-process.environment"]],
     [{ pod: { args: ["-v"] } }, ["testpod-pod.spec"]],
     [{ pod: { enabled: false } }, ["testpod", "testpod-logs", "testpod-pod", "testpod-provider"]],
-    [{ runtime: { rules: [{ dropNamespace: "cgroup" }] } }, ["containerd-apply.stdin", "runtime-check.environment", "runtime-install"]],
+    [{ runtime: { rules: [{ dropNamespace: "cgroup" }] } }, ["containerd-apply.stdin", "runtime-check.environment", "runtime-check.stdin"]],
   ])("%j", async (options, expected) => {
     expect(differences(plain, await graph(options))).toEqual(expected);
   });
@@ -218,11 +225,39 @@ describe("an option changes the graph", () => {
     // A runc of a fixed content, so that its path in the golden file is fixed too.
     const runc = join(home, "runc");
     writeFileSync(runc, "a runc");
-    const ruled = await graph({ runtime: { runc, rules: [{ dropNamespace: "cgroup" }, { dropMaskedPath: "/proc/kcore" }, { set: "process.noNewPrivileges", value: false }] } });
-    expect(awaited(ruled, "runtime-check")).toContain("runtime-install");
-    expect(ruled["runtime-install"]!.deletedWith).toBe("");
-    await expect(ruled["runtime-install"]!.inputs.stdin).toMatchFileSnapshot("golden/rules.json");
-    expect(plain).not.toHaveProperty("runtime-install");
+    const ruled = await graph({ runtime: { path: runc, rules: [{ dropNamespace: "cgroup" }, { dropMaskedPath: "/proc/kcore" }, { set: "process.noNewPrivileges", value: false }] } });
+    await expect(ruled["runtime-check"]!.inputs.stdin).toMatchFileSnapshot("golden/rules.json");
+    expect(plain["runtime-check"]!.inputs.stdin).toBe("");
+    expect(ruled["containerd-apply"]!.inputs.stdin).toMatch(/BinaryName = "\/opt\/gvisor-k3s\/runc-wrapper-[0-9a-f]{12}\/runc-wrapper"/);
+  });
+
+  it("a control plane alone has nothing that runs containers", async () => {
+    const alone = await graph({ mode: "control-plane" });
+    expect(Object.keys(alone).filter((name) => alone[name]!.type.startsWith("command:")).sort()).toEqual(["node-build", "node-kubeconfig", "node-server", "quirks-ask", "sandbox-build", "sandbox-process"]);
+    expect(alone["node-server"]!.inputs.stdin).toContain("disable-agent: true");
+  });
+
+  it("crun takes the place of runc", async () => {
+    const crun = join(home, "crun");
+    writeFileSync(crun, "a crun");
+    const other = await graph({ runtime: { name: "crun", path: crun } });
+    expect(Object.keys(other).filter((name) => name.startsWith("runc"))).toEqual([]);
+    expect(other["containerd-apply"]!.inputs.stdin).toMatch(/BinaryName = "\/opt\/gvisor-k3s\/own-crun-[0-9a-f]{12}\/crun"/);
+  });
+
+  it("quirks that are named are not asked for, and give the same as when they are found", async () => {
+    const named = await graph({ quirks: found });
+    expect(differences(plain, named)).toEqual(["quirks-ask"]);
+  });
+
+  it.each<[string[], string[]]>([
+    [["setns-exec", "cap-last-cap"], ["containerd-apply.stdin", "runc-build.environment", "runtime-check.environment"]],
+    [["cgroup-namespace"], ["containerd-apply.stdin", "runtime-check.environment", "runtime-check.stdin"]],
+    [["overlay-upper"], ["containerd-apply.stdin"]],
+    [["dev-kmsg"], ["facade-apply.environment"]],
+    [["no-netfilter"], []],
+  ])("with the quirks %j only what removes them changes", async (more, expected) => {
+    expect(differences(await graph({ quirks: found }), await graph({ quirks: [...found, ...more] }))).toEqual(expected);
   });
 
   it("without the test pod there is none", async () => {

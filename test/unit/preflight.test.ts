@@ -1,6 +1,6 @@
 /** What is refused because of the machine. The machine's own addresses and user are made up here; programs and archives are real files. */
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { type NetworkInterfaceInfo, networkInterfaces, tmpdir } from "node:os";
+import { accessSync, chmodSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { arch, type NetworkInterfaceInfo, networkInterfaces, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { create } from "tar";
 import { afterAll, beforeEach, describe, expect, it, vi } from "vitest";
@@ -10,6 +10,10 @@ import { parseStackConfig, type StackConfigInput } from "../../config/schema.ts"
 import { preflight } from "../../steps/preflight.ts";
 import { knownPatches } from "../../toolchain/artifacts.ts";
 
+vi.mock("node:fs", async (original) => {
+  const real = await original<typeof import("node:fs")>();
+  return { ...real, accessSync: vi.fn(real.accessSync) };
+});
 vi.mock("node:os", async (original) => ({ ...(await original<typeof import("node:os")>()), networkInterfaces: vi.fn() }));
 
 const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-preflight-"));
@@ -62,13 +66,56 @@ it("a machine with nothing in the way is taken", () => {
   expect(refusal()).toEqual([]);
 });
 
+/** A program's head: 64 bits, little-endian, for a machine; with the loader that it asks for, if any. */
+function elf(path: string, machine: number, loader = ""): string {
+  const bytes = Buffer.alloc(64 + 56 + loader.length + 1);
+  bytes.write("\x7fELF\x02\x01", "latin1");
+  bytes.writeUInt16LE(machine, 18);
+  bytes.writeBigUInt64LE(64n, 32); // e_phoff
+  bytes.writeUInt16LE(56, 54); // e_phentsize
+  bytes.writeUInt16LE(1, 56); // e_phnum
+  bytes.writeUInt32LE(loader ? 3 : 1, 64); // PT_INTERP, else PT_LOAD
+  bytes.writeBigUInt64LE(120n, 64 + 8);
+  bytes.writeBigUInt64LE(BigInt(loader.length + 1), 64 + 32);
+  bytes.write(loader, 120, "latin1");
+  return file(path, bytes, 0o755);
+}
+
+describe("a runtime", () => {
+  const [mine, other] = arch() === "x64" ? [62, 183] : [183, 62];
+
+  it("of this machine's kind is taken", () => {
+    expect(refusal({ runtime: { path: elf("runc", mine!) } })).toEqual([]);
+    expect(refusal({ runtime: { name: "crun", path: elf("crun", mine!, "/lib/ld.so") } })).toEqual([]);
+  });
+
+  it("of another architecture is refused", () => {
+    const [path, name] = [elf("runc-other", other!), arch() === "x64" ? "arm64" : "x64"];
+    expect(refusal({ runtime: { path } })).toEqual([`  - runtime.path = "${path}": it is built for ${name}, and this machine is ${arch()}; give one for ${arch()}`]);
+    const strange = elf("runc-strange", 243);
+    expect(refusal({ runtime: { path: strange } })).toEqual([`  - runtime.path = "${strange}": it is built for machine 243, and this machine is ${arch()}; give one for ${arch()}`]);
+  });
+
+  it("that needs libraries is refused, but for crun", () => {
+    const path = elf("runc-dynamic", mine!, "/lib/ld.so");
+    expect(refusal({ runtime: { path } })).toEqual([`  - runtime.path = "${path}": it is linked with shared libraries, which the sandbox does not have; give a static one`]);
+  });
+
+  it("that is not installed is named with where to get it", () => {
+    vi.mocked(accessSync).mockImplementationOnce(() => {
+      throw new Error("ENOENT");
+    });
+    expect(refusal({ runtime: { name: "crun" } })).toEqual(['  - runtime.name = "crun": there is no /usr/bin/crun; install it (Debian: apt-get install crun), or give the path of another one with runtime.path']);
+  });
+});
+
 it("who is not root is told so", () => {
   vi.spyOn(process, "getuid").mockReturnValue(1000);
   expect(refusal()).toEqual(["  - user = 1000: root is needed to make network namespaces and sandboxes; run it with sudo"]);
 });
 
 describe("a program", () => {
-  it.each(["sandbox.runsc", "runtime.runc"])("%s that is not there or cannot be executed is refused", (option) => {
+  it.each(["sandbox.runsc", "runtime.path"])("%s that is not there or cannot be executed is refused", (option) => {
     const [group, key] = option.split(".") as ["sandbox", "runsc"];
     for (const path of ["/nowhere/program", folder, file("not-executable", "#!/bin/sh\n")]) {
       expect(refusal({ [group]: { [key]: path } })).toEqual([`  - ${option} = "${path}": there is no such program; give the path of an executable file, or leave the option out`]);

@@ -9,45 +9,48 @@ import { facadePlan } from "../../config/facade.ts";
 import { renderNodeConfig } from "../../config/nodeYaml.ts";
 import { sandboxSpec } from "../../config/ociSpec.ts";
 import { homeFolder, inSandbox, sandboxPaths } from "../../config/paths.ts";
+import { containerdKeysFor, facadeFor, type QuirkId } from "../../config/quirks.ts";
 import { parseStackConfig, type StackConfig } from "../../config/schema.ts";
 import { linkAddresses } from "../../steps/sandbox.ts";
-import { validConfigs } from "./arbitraries.ts";
+import { quirkLists, validConfigs } from "./arbitraries.ts";
 
 const files = { shim: "/opt/shim", runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" };
 const specOf = ({ name, sandbox }: StackConfig) => sandboxSpec({ name, paths: sandboxPaths(name, "/home"), artifacts: "/artifacts", init: "/opt/init", limits: sandbox });
 
-function render(config: StackConfig): string[] {
+function render(config: StackConfig, found: QuirkId[]): string[] {
   const address = linkAddresses(config.sandbox.subnet).node;
   return [
-    renderContainerdConfig(config.containerd, files),
-    renderNodeConfig(config.name, address, config.node),
+    renderContainerdConfig(config.containerd, files, containerdKeysFor(found)),
+    renderNodeConfig(config.name, address, config.node, config.mode === "node"),
     renderConflist(config.network, config.node.clusterCidr, address),
-    JSON.stringify([facadePlan(config.name), specOf(config)]),
+    JSON.stringify([facadePlan(config.name, facadeFor(found)), specOf(config)]),
   ];
 }
 
 describe("any valid configuration", () => {
   const configs = validConfigs.map((input) => parseStackConfig(input));
 
-  it("renders to the same bytes each time", () => {
+  it("renders to the same bytes each time, in whatever order quirks are named", () => {
     fc.assert(
-      fc.property(configs, (config) => {
-        expect(render(structuredClone(config))).toEqual(render(config));
+      fc.property(configs, quirkLists, (config, found) => {
+        expect(render(structuredClone(config), found.toReversed())).toEqual(render(config, found));
       }),
     );
   });
 
   it("gives containerd the paths and options as they are", () => {
     fc.assert(
-      fc.property(configs, fc.record({ shim: fc.string(), runtime: fc.string(), cniPlugins: fc.string(), pauseImage: fc.string() }), ({ containerd }, paths) => {
-        const toml = parseToml(renderContainerdConfig(containerd, paths)) as { plugins: Record<string, Record<string, unknown>> };
+      fc.property(configs, quirkLists, fc.record({ shim: fc.string(), runtime: fc.string(), cniPlugins: fc.string(), pauseImage: fc.string() }), ({ containerd }, found, paths) => {
+        const toml = parseToml(renderContainerdConfig(containerd, paths, containerdKeysFor(found))) as { plugins: Record<string, Record<string, unknown>> };
+        const snapshotter = containerd.snapshotter !== "auto" ? containerd.snapshotter : found.includes("overlay-upper") ? "native" : "overlayfs";
+        const unprivileged = !found.includes("old-kernel-cri");
         expect(toml).toMatchObject({ version: 3, debug: { level: containerd.logLevel }, grpc: { address: inSandbox.containerdSocket } });
-        expect(toml.plugins["io.containerd.cri.v1.images"]).toMatchObject({ snapshotter: containerd.snapshotter, pinned_images: { sandbox: paths.pauseImage } });
+        expect(toml.plugins["io.containerd.cri.v1.images"]).toMatchObject({ snapshotter, pinned_images: { sandbox: paths.pauseImage } });
         // An import that unpacked for another snapshotter than the CRI's would leave images that no container can use.
-        expect(toml.plugins["io.containerd.transfer.v1.local"]).toEqual({ unpack_config: [{ platform: "linux", snapshotter: containerd.snapshotter }] });
+        expect(toml.plugins["io.containerd.transfer.v1.local"]).toEqual({ unpack_config: [{ platform: "linux", snapshotter }] });
         expect(toml.plugins["io.containerd.cri.v1.runtime"]).toMatchObject({
-          enable_unprivileged_icmp: false,
-          enable_unprivileged_ports: false,
+          enable_unprivileged_icmp: unprivileged,
+          enable_unprivileged_ports: unprivileged,
           cni: { bin_dirs: [paths.cniPlugins] },
           containerd: { runtimes: { runc: { runtime_path: paths.shim, options: { BinaryName: paths.runtime } } } },
         });
@@ -58,7 +61,7 @@ describe("any valid configuration", () => {
   it("has its snapshotter in two lines of containerd's config, and a change of it changes no other", () => {
     fc.assert(
       fc.property(configs, ({ containerd }) => {
-        const [before, after] = (["overlayfs", "native"] as const).map((snapshotter) => renderContainerdConfig({ ...containerd, snapshotter }, files).split("\n"));
+        const [before, after] = (["overlayfs", "native"] as const).map((snapshotter) => renderContainerdConfig({ ...containerd, snapshotter }, files, {}).split("\n"));
         expect(after).toHaveLength(before!.length);
         expect(before!.flatMap((line, index) => (line === after![index] ? [] : [[line, after![index]]]))).toEqual(Array(2).fill(['snapshotter = "overlayfs"', 'snapshotter = "native"']));
       }),
@@ -69,7 +72,7 @@ describe("any valid configuration", () => {
   it.each(["1.1", "1.2"] as const)("gives the server its options as they are, read as YAML %s", (version) => {
     fc.assert(
       fc.property(configs, ({ name, node }) => {
-        const yaml = parseYaml(renderNodeConfig(name, "10.107.0.2", node), { version }) as Record<string, unknown>;
+        const yaml = parseYaml(renderNodeConfig(name, "10.107.0.2", node, true), { version }) as Record<string, unknown>;
         expect(yaml).toMatchObject({
           "node-name": name,
           "node-ip": "10.107.0.2",
@@ -113,9 +116,17 @@ describe("any valid configuration", () => {
   });
 });
 
+it("a control plane alone has no container runtime, and no kubelet", () => {
+  const { node } = parseStackConfig({ name: "dev" });
+  expect(parseYaml(renderNodeConfig("dev", "10.107.0.2", node, true))).toHaveProperty("container-runtime-endpoint");
+  const alone = parseYaml(renderNodeConfig("dev", "10.107.0.2", node, false));
+  expect(alone).toHaveProperty("disable-agent", true);
+  expect(alone).not.toHaveProperty("container-runtime-endpoint");
+});
+
 it("a sandbox's machine id is its own, and forwarding is on before the overlay covers it", () => {
-  expect(facadePlan("dev").files[0]).not.toEqual(facadePlan("other").files[0]);
-  expect(facadePlan("dev").settings).toEqual([{ path: "/proc/sys/net/ipv4/ip_forward", content: "1" }]);
+  expect(facadePlan("dev", []).files[0]).not.toEqual(facadePlan("other", []).files[0]);
+  expect(facadePlan("dev", facadeFor(["kernel-tunables"])).settings).toEqual([{ path: "/proc/sys/net/ipv4/ip_forward", content: "1" }]);
 });
 
 it("two sandboxes share no path and no link, and a link's name is one that the kernel takes", () => {

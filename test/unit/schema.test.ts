@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import type { z } from "zod";
 import { contains, overlap, parseNetwork } from "../../config/network.ts";
 import { InputError, type Problem } from "../../config/problems.ts";
+import { probedQuirks } from "../../config/quirks.ts";
 import { bytes, defaultSubnet, NODE_PORTS, parseStackConfig, stackSchema, unwrap } from "../../config/schema.ts";
 import { readStackConfig } from "../../config/stackConfig.ts";
 import { cidrOf, dotted, names, PREFIXES, validConfigs } from "./arbitraries.ts";
@@ -20,7 +21,7 @@ function refusal(input: unknown): { lines: string[]; problems: readonly Problem[
 
 it("nothing but a name is needed", () => {
   const config = parseStackConfig({ name: "dev" });
-  expect(config.containerd.snapshotter).toBe("overlayfs");
+  expect(config).toMatchObject({ mode: "node", quirks: "auto", runtime: { name: "runc" }, containerd: { snapshotter: "auto" } });
   expect(config.node.clusterDns).toBe("10.43.0.10");
   expect(config.sandbox.subnet).toBe(defaultSubnet("dev"));
 });
@@ -28,7 +29,7 @@ it("nothing but a name is needed", () => {
 describe("each bad input has its own message", () => {
   const whole = "a whole number from 1 to 65535 is allowed";
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
-  const options = "allowed here: name, distribution, sandbox, runtime, containerd, node, network, images, pod";
+  const options = "allowed here: name, mode, quirks, distribution, sandbox, runtime, containerd, node, network, images, pod";
   const rules = "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
   const apart = "choose networks that share no address";
 
@@ -40,7 +41,7 @@ describe("each bad input has its own message", () => {
     [{ bar: 1 }, `bar: there is no such option; ${options}`],
     [{ distribution: "k0s" }, 'distribution = "k0s": allowed: embedded, k3s'],
     [{ sandbox: null }, "sandbox = null: a value of type object is allowed"],
-    [{ sandbox: { foo: 1 } }, "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, runsc"],
+    [{ sandbox: { foo: 1 } }, "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, runsc"],
     [{ sandbox: { subnet: "10.0.0.1/24" } }, `sandbox.subnet = "10.0.0.1/24": ${network}`],
     [{ sandbox: { memory: 4 } }, "sandbox.memory = 4: a value of type string is allowed"],
     [{ sandbox: { memory: "4GB" } }, 'sandbox.memory = "4GB": a whole number with Mi or Gi behind it, such as 4Gi, is allowed'],
@@ -54,7 +55,7 @@ describe("each bad input has its own message", () => {
     [{ runtime: { rules: [{ dropMount: "dev" }] } }, 'runtime.rules[0].dropMount = "dev": an absolute path is allowed'],
     [{ runtime: { rules: [{ unset: "" }] } }, 'runtime.rules[0].unset = "": a path such as linux.seccomp is allowed'],
     [{ runtime: { rules: [{ dropNamespace: "cgroup", foo: 1 }] } }, `runtime.rules[0] = {"dropNamespace":"cgroup","foo":1}: ${rules}`],
-    [{ containerd: { snapshotter: "zfs" } }, 'containerd.snapshotter = "zfs": allowed: overlayfs, native'],
+    [{ containerd: { snapshotter: "zfs" } }, 'containerd.snapshotter = "zfs": allowed: auto, overlayfs, native'],
     [{ containerd: { logLevel: "trace" } }, 'containerd.logLevel = "trace": allowed: debug, info, warn, error'],
     [{ node: { httpsListenPort: 0 } }, `node.httpsListenPort = 0: ${whole}`],
     [{ node: { httpsListenPort: 65536 } }, `node.httpsListenPort = 65536: ${whole}`],
@@ -72,6 +73,14 @@ describe("each bad input has its own message", () => {
     [{ pod: { namespace: "-x" } }, 'pod.namespace = "-x": up to 63 lower-case letters, digits and dashes are allowed, no dash at either end'],
     [{ pod: { image: "nginx" } }, 'pod.image = "nginx": a full image name with registry and tag or digest is allowed, such as registry.example/team/app:1.2'],
     // against each other
+    [{ mode: "external" }, 'mode = "external": allowed: node, control-plane'],
+    [{ quirks: "rshared" }, 'quirks = "rshared": auto, or a list of quirk ids, is allowed'],
+    [{ quirks: ["setns"] }, `quirks = "setns": there is no such quirk; auto is allowed, or a list of ${probedQuirks.join(", ")}`],
+    [{ quirks: ["machine-id"] }, `quirks = "machine-id": there is no such quirk; auto is allowed, or a list of ${probedQuirks.join(", ")}`],
+    [{ quirks: ["no-veth", "setns-exec", "rshared"] }, 'quirks = "rshared, no-veth": a sandbox with these cannot run pods (the kubelet, the pods\' network); set mode: control-plane, or use another gVisor'],
+    [{ runtime: { name: "youki" } }, 'runtime.name = "youki": allowed: runc, crun'],
+    [{ runtime: { name: "crun", patches: ["a"] } }, 'runtime.patches = ["a"]: only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches'],
+    [{ runtime: { path: "/x", patches: ["a"] } }, 'runtime.patches = ["a"]: only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches'],
     [{ distribution: "k3s" }, 'distribution = "k3s": the official release is not available in this version; use embedded'],
     [{ sandbox: { subnet: "10.42.0.0/24" } }, `node.clusterCidr = "10.42.0.0/16": it overlaps sandbox.subnet (10.42.0.0/24); ${apart}`],
     [{ node: { serviceCidr: "10.42.128.0/20" } }, `node.serviceCidr = "10.42.128.0/20": it overlaps node.clusterCidr (10.42.0.0/16); ${apart}`],
@@ -97,8 +106,8 @@ describe("each bad input has its own message", () => {
       "5 problems with the configuration; nothing was changed:",
       '  - name = "Dev_": up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last',
       "  - sandbox.memory = 4: a value of type string is allowed",
-      "  - sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, runsc",
-      '  - containerd.snapshotter = "zfs": allowed: overlayfs, native',
+      "  - sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, runsc",
+      '  - containerd.snapshotter = "zfs": allowed: auto, overlayfs, native',
       `  - bar: there is no such option; ${options}`,
     ]);
     // And so are those that only show when the options are seen together.

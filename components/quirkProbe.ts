@@ -1,0 +1,38 @@
+import * as pulumi from "@pulumi/pulumi";
+import type { QuirkId } from "../config/quirks.ts";
+import type { StackConfig } from "../config/schema.ts";
+import { foreseeQuirks, probes } from "../steps/probe.ts";
+import type { Sandbox } from "./sandbox.ts";
+import { step } from "./step.ts";
+
+export interface QuirkProbeArgs {
+  sandbox: Sandbox;
+  /** `auto` asks the sandbox; a list is taken as it is, and nothing is asked. */
+  quirks: StackConfig["quirks"];
+}
+
+/**
+ * What the sandbox's gVisor lacks. It is asked once, and again when runsc, its platform, its network or the questions change; a sandbox that was
+ * only restarted is not asked again.
+ */
+export class QuirkProbe extends pulumi.ComponentResource {
+  /** The ids of the quirks that were found; the option `quirks` takes them as they are. */
+  readonly found: pulumi.Output<QuirkId[]>;
+
+  constructor(name: string, args: QuirkProbeArgs, options?: pulumi.ComponentResourceOptions) {
+    super("gvisor-k3s:index:QuirkProbe", name, {}, options);
+    const { sandbox, quirks } = args;
+    this.found = quirks === "auto" ? probed(this, name, sandbox) : pulumi.output(quirks);
+    this.registerOutputs({ found: this.found });
+  }
+}
+
+function probed(parent: QuirkProbe, name: string, sandbox: Sandbox): pulumi.Output<QuirkId[]> {
+  const { runscDigest, platform, network, mode } = sandbox.params;
+  const params = { ...sandbox.ref, ...(runscDigest === undefined ? {} : { runscDigest }), platform, network, mode, probes };
+  const { stdout } = step(`${name}-ask`, { step: "probe", params }, sandbox.inside(parent, sandbox.process));
+  const answer = stdout.apply((ids) => JSON.parse(ids) as QuirkId[]);
+  if (!pulumi.runtime.isDryRun()) return answer;
+  // A preview cannot know what a command will print, and yet is to show the lines that follow from it.
+  return pulumi.output(foreseeQuirks(params).then((foreseen) => foreseen ?? answer));
+}

@@ -1,0 +1,256 @@
+package probe
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// An ability is what a kernel can be asked for. It tries the thing itself, takes back what it did, and returns the kernel's answer.
+type ability struct {
+	arguments string
+	try       func(arguments []string) error
+}
+
+var abilities map[string]ability
+
+func init() { // not a literal: canJoinPID comes back here
+	abilities = map[string]ability{
+		"read":            {"FILE", canRead},
+		"mount":           {"TYPE SOURCE OPTIONS", canMount},
+		"overlay":         {"FOLDER", canOverlay},
+		"share-mounts":    {"", canShareMounts},
+		"tune":            {"NAME...", canTune},
+		"number-procfs":   {"", canNumberProcfs},
+		"log":             {"", canLog},
+		"group":           {"", canGroup},
+		"isolate-cgroups": {"", canIsolateCgroups},
+		"join-pid":        {"", canJoinPID},
+		"wait":            {"", wait},
+		"link":            {"TYPE", canLink},
+		"filter":          {"", canFilter},
+	}
+}
+
+// FacadeCgroups is the source of the facade's mount on /sys/fs/cgroup; see config/facade.ts.
+const FacadeCgroups = "gvisor-k3s"
+
+// Can answers whether the kernel can do something; nil means yes. It must have the process for itself.
+func Can(args []string) error {
+	if len(args) == 0 {
+		args = []string{""}
+	}
+	asked, known := abilities[args[0]]
+	if !known {
+		return fmt.Errorf("can %q: unknown, there are %s", args[0], strings.Join(slices.Sorted(maps.Keys(abilities)), ", "))
+	}
+	if wanted := len(strings.Fields(asked.arguments)); len(args)-1 != wanted && !(strings.HasSuffix(asked.arguments, "...") && len(args) > wanted) {
+		return fmt.Errorf("can %s takes %s", args[0], cmp.Or(asked.arguments, "no arguments"))
+	}
+	// What is mounted here vanishes with this thread, also where it is killed. A kernel that has no mount namespaces is asked anyway.
+	runtime.LockOSThread()
+	if unix.Unshare(unix.CLONE_NEWNS) == nil {
+		_ = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	}
+	return asked.try(args[1:])
+}
+
+func canRead(args []string) error {
+	file, err := os.Open(args[0])
+	if err == nil {
+		file.Close()
+	}
+	return err
+}
+
+func canMount(args []string) error {
+	return mounted(args[0], args[1], args[2], func(string) error { return nil })
+}
+
+// mounted runs use with a mount that is there only for it.
+func mounted(kind, source, options string, use func(target string) error) error {
+	target, err := os.MkdirTemp("", "can-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(target)
+	if err := unix.Mount(source, target, kind, 0, options); err != nil {
+		return fmt.Errorf("mount -t %s -o %q: %w", kind, options, err)
+	}
+	return errors.Join(use(target), unix.Unmount(target, unix.MNT_DETACH))
+}
+
+// canOverlay mounts an overlay whose layers lie in a folder, and makes a file in it.
+func canOverlay(args []string) error {
+	work, err := os.MkdirTemp(args[0], ".can-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	layer := func(name string) string {
+		path := filepath.Join(work, name)
+		err = errors.Join(err, os.Mkdir(path, 0o700))
+		return path
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", layer("lower"), layer("upper"), layer("work"))
+	if err != nil {
+		return err
+	}
+	return mounted("overlay", "overlay", options, func(target string) error {
+		return os.WriteFile(filepath.Join(target, "file"), nil, 0o600)
+	})
+}
+
+// canShareMounts does what the kubelet does to its folder: mount --make-rshared.
+func canShareMounts([]string) error {
+	return mounted("tmpfs", "tmpfs", "", func(target string) error {
+		if err := unix.Mount("", target, "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+			return fmt.Errorf("mount --make-rshared: %w", err)
+		}
+		return nil
+	})
+}
+
+// canTune looks for kernel tunables in a procfs of its own, which nothing covers.
+func canTune(names []string) error {
+	return mounted("proc", "proc", "", func(proc string) error {
+		var missing []error
+		for _, name := range names {
+			file, err := os.OpenFile(filepath.Join(proc, "sys", name), os.O_RDWR, 0)
+			if err != nil {
+				missing = append(missing, fmt.Errorf("/proc/sys/%s: %w", name, errors.Unwrap(err)))
+				continue
+			}
+			file.Close()
+		}
+		return errors.Join(missing...)
+	})
+}
+
+// canNumberProcfs wants the inode number that Linux gives the root of every procfs.
+func canNumberProcfs([]string) error {
+	var stat unix.Stat_t
+	if err := unix.Stat("/proc", &stat); err != nil || stat.Ino == 1 {
+		return err
+	}
+	return fmt.Errorf("the root of /proc has the inode number %d", stat.Ino)
+}
+
+// canLog wants the kernel's log device, and not a null device in its place.
+func canLog([]string) error {
+	var stat unix.Stat_t
+	if err := unix.Stat("/dev/kmsg", &stat); err != nil {
+		return fmt.Errorf("/dev/kmsg: %w", err)
+	}
+	if stat.Rdev != unix.Mkdev(1, 11) {
+		return fmt.Errorf("/dev/kmsg is device %d:%d", unix.Major(stat.Rdev), unix.Minor(stat.Rdev))
+	}
+	return nil
+}
+
+// canGroup wants cgroups to be mounted, by somebody else than the facade.
+func canGroup([]string) error {
+	mounts, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return err
+	}
+	facade := func(m *mountinfo.Info) bool { return m.Source == FacadeCgroups }
+	cgroup := func(m *mountinfo.Info) bool { return strings.HasPrefix(m.FSType, "cgroup") }
+	if slices.ContainsFunc(mounts, facade) || !slices.ContainsFunc(mounts, cgroup) {
+		return errors.New("no cgroup is mounted")
+	}
+	return nil
+}
+
+// canIsolateCgroups makes a cgroup namespace, where containers get one: they do only with version 2.
+func canIsolateCgroups([]string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		return nil
+	}
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+		return fmt.Errorf("unshare(CLONE_NEWCGROUP): %w", err)
+	}
+	return nil
+}
+
+// canJoinPID joins the pid namespace of another process.
+func canJoinPID([]string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	other := exec.Command(self, "can", "wait")
+	other.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	input, err := other.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := other.Start(); err != nil {
+		return fmt.Errorf("clone(CLONE_NEWPID): %w", err)
+	}
+	defer other.Wait()
+	defer input.Close()
+	namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", other.Process.Pid))
+	if err != nil {
+		return err
+	}
+	defer namespace.Close()
+	if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWPID); err != nil {
+		return fmt.Errorf("setns(CLONE_NEWPID): %w", err)
+	}
+	return nil
+}
+
+// wait is the other process of canJoinPID.
+func wait([]string) error {
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+func canLink(args []string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("unshare(CLONE_NEWNET): %w", err)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "can0"
+	links := map[string]netlink.Link{"veth": &netlink.Veth{LinkAttrs: attrs, PeerName: "can1"}, "bridge": &netlink.Bridge{LinkAttrs: attrs}}
+	link, known := links[args[0]]
+	if !known {
+		return fmt.Errorf("link type %q: veth or bridge is allowed", args[0])
+	}
+	if err := netlink.LinkAdd(link); err != nil {
+		return fmt.Errorf("ip link add type %s: %w", args[0], err)
+	}
+	return nil
+}
+
+// canFilter asks for the nat table of iptables, without which kube-proxy serves no Service.
+func canFilter([]string) error {
+	const getInfo = 64 // IPT_SO_GET_INFO in linux/netfilter_ipv4/ip_tables.h
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return fmt.Errorf("a raw socket: %w", err)
+	}
+	defer unix.Close(socket)
+	info := [84]byte{'n', 'a', 't'} // struct ipt_getinfo
+	size := uint32(len(info))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(socket), unix.IPPROTO_IP, getInfo, uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return fmt.Errorf("iptables table nat: %w", errno)
+	}
+	return nil
+}
