@@ -4,7 +4,7 @@ import { conflistPath } from "../config/conflist.ts";
 import { inSandbox, sandboxPaths } from "../config/paths.ts";
 import { CommandError, lastLines } from "./run.ts";
 import { execIn, initIn, type SandboxRef } from "./sandbox.ts";
-import { ensureService, serviceAnswers } from "./service.ts";
+import { ensureService, type ServiceState, serviceAnswers, serviceStates } from "./service.ts";
 
 export interface ServerParams extends SandboxRef {
   /** The server binary by its path in the sandbox. */
@@ -22,9 +22,10 @@ export async function ensureServer(params: ServerParams, config: string): Promis
   const file = join(sandboxPaths(params.name, params.home).state, inSandbox.nodeConfig);
   await mkdir(dirname(file), { recursive: true, mode: 0o755 });
   await writeFile(file, config, { mode: 0o600 });
-  await execIn(params, [params.server, "check", "--config", inSandbox.nodeConfig]);
+  // A server that runs is not ended for a config that another could not start with. Where none runs, its own start tells the same.
+  if ((await serviceStates(params)).server?.pid) await execIn(params, [params.server, "check", "--config", inSandbox.nodeConfig]);
   await ensureService(params, "server", [params.server, "server", "--config", inSandbox.nodeConfig], config, 15);
-  await isReady(params, "api");
+  await reached(params, "defaultServiceAccount");
 }
 
 /** The admin's kubeconfig. */
@@ -35,23 +36,29 @@ export async function printKubeconfig(params: SandboxRef): Promise<string> {
 /** Writes the CNI conflist (standard input) from within the sandbox, where containerd watches for it, and waits until the node is Ready. */
 export async function ensureNetwork(params: ServerParams, conflist: string): Promise<void> {
   await initIn(params, ["write", conflistPath, "644"], { input: conflist });
-  await isReady(params, "node");
+  await reached(params, "nodeReady");
 }
 
-async function isReady(params: ServerParams, stage: "api" | "node"): Promise<void> {
-  let missing = "";
-  const ready = async () => {
-    try {
-      // The binary is large to start, so one start of it waits for a while.
-      await execIn(params, [params.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage, "--wait", "5"], { timeout: 30_000 });
-      return true;
-    } catch (error) {
-      if (!(error instanceof CommandError)) throw error;
-      missing = lastLines(error.output, 1);
-      return undefined;
-    }
+/** What the server notes of its start: its process, and when it came how far. See node/server/ready.go. */
+interface Stages {
+  pid?: number;
+  defaultServiceAccount?: number;
+  nodeReady?: number;
+}
+
+/**
+ * Waits until the server that runs now has noted a stage. To ask the API server takes a process in the sandbox, which has to start
+ * just when the server needs every CPU; so that is done only to tell what is missing when the time is up.
+ */
+async function reached(params: ServerParams, stage: "defaultServiceAccount" | "nodeReady"): Promise<void> {
+  const file = join(sandboxPaths(params.name, params.home).rootfs, inSandbox.nodeData, "server/stages.json");
+  const noted = async ({ pid }: ServiceState) => {
+    const stages = JSON.parse(await readFile(file, "utf8").catch(() => "{}")) as Stages;
+    return (stages.pid === pid && stages[stage] !== undefined) || undefined;
   };
-  await serviceAnswers(params, "server", PATIENCE, ready).catch((error: Error) => {
+  await serviceAnswers(params, "server", PATIENCE, noted).catch(async (error: Error) => {
+    const asked = await execIn(params, [params.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage === "nodeReady" ? "node" : "api"], { timeout: 30_000 }).catch((reason: unknown) => reason);
+    const missing = asked instanceof CommandError ? lastLines(asked.output, 1) : "";
     throw new Error([missing, error.message].filter(Boolean).join("\n"), { cause: error });
   });
 }

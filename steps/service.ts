@@ -29,23 +29,29 @@ export async function serviceStates(ref: SandboxRef): Promise<Record<string, Ser
   return JSON.parse((await initIn(ref, ["service", "status"])).stdout) as Record<string, ServiceState>;
 }
 
+/** Milliseconds between two looks at whether a service that is waited for still runs; each look is a process in the sandbox. */
+const LOOK = 2000;
+
 /**
  * Waits until a service answers.
- * @param ready answers with something once the service does
+ * @param ready answers with something once the service does; it gets the service's state
  * @throws Error with the end of the service's log, at once if the service keeps ending
  */
-export async function serviceAnswers<T>(ref: SandboxRef, name: string, seconds: number, ready: () => Promise<T | undefined>): Promise<T> {
+export async function serviceAnswers<T>(ref: SandboxRef, name: string, seconds: number, ready: (state: ServiceState) => Promise<T | undefined> | T | undefined): Promise<T> {
+  let state: ServiceState | undefined;
   let before: number | undefined;
+  let looked = 0;
   return await waitFor(
     `${name} answers`,
     seconds,
     async () => {
-      const answer = await ready();
-      if (answer !== undefined) return answer;
-      const { restarts = 0, lastExit = "" } = (await serviceStates(ref))[name] ?? {};
-      before ??= restarts;
-      if (restarts - before >= ATTEMPTS) throw new Error(`${name} keeps ending, the last time with ${lastExit}\n${serviceLog(ref, name)}`);
-      return undefined;
+      if (state === undefined || Date.now() - looked > LOOK) {
+        state = (await serviceStates(ref))[name] ?? { pid: 0, restarts: 0, lastExit: "" };
+        looked = Date.now();
+        before ??= state.restarts;
+        if (state.restarts - before >= ATTEMPTS) throw new Error(`${name} keeps ending, the last time with ${state.lastExit}\n${serviceLog(ref, name)}`);
+      }
+      return await ready(state);
     },
     () => serviceLog(ref, name),
   );

@@ -28,12 +28,16 @@ interface GoBuild {
   cgo?: boolean;
   /** Values for string variables, for the linker's -X. */
   variables?: Record<string, string>;
+  /** The Go toolchain that it takes, where the machine's own will not do; Go gets it as it gets modules. */
+  toolchain?: string;
 }
 
 const kubernetes = () => moduleVersion("node/server", "k8s.io/kubernetes");
 
 const builds = {
   runsc: [{ module: "toolchain/runsc", packages: ["gvisor.dev/gvisor/runsc"], get variables() { return { "gvisor.dev/gvisor/runsc/version.version": moduleVersion("toolchain/runsc", "gvisor.dev/gvisor") }; } }],
+  // Newer toolchains build it, and what they build crashes.
+  "runsc-2025-02": [{ module: "toolchain/runsc-2025-02", packages: ["gvisor.dev/gvisor/runsc"], toolchain: "go1.24.11", get variables() { return { "gvisor.dev/gvisor/runsc/version.version": moduleVersion("toolchain/runsc-2025-02", "gvisor.dev/gvisor") }; } }],
   runc: [{ module: "toolchain/runc", packages: ["github.com/opencontainers/runc"], tags: ["seccomp"], cgo: true }],
   containerd: [
     {
@@ -58,6 +62,9 @@ const builds = {
 export type ArtifactName = keyof typeof builds;
 
 export const artifactNames = Object.keys(builds) as ArtifactName[];
+
+/** What a user's sandbox takes; the rest is for tests. */
+export const usualArtifacts = artifactNames.filter((name) => name !== "runsc-2025-02");
 
 /** An artifact with the choices that its build takes. */
 export interface Artifact {
@@ -202,7 +209,7 @@ async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Prom
     const patched = artifact.patches?.length ? await patchedModfile(goBuild, artifact, `${into}-src`) : undefined;
     await run("go", ["build", ...flags, "-ldflags", link.join(" "), ...(patched ? [`-modfile=${patched}`] : []), "-o", join(into, goBuild.output ?? "/"), ...goBuild.packages], {
       cwd: module,
-      env: { CGO_ENABLED: goBuild.cgo ? "1" : "0", GOFLAGS: patched ? "-mod=mod" : "-mod=readonly" },
+      env: { CGO_ENABLED: goBuild.cgo ? "1" : "0", GOFLAGS: patched ? "-mod=mod" : "-mod=readonly", ...(goBuild.toolchain ? { GOTOOLCHAIN: goBuild.toolchain } : {}) },
     });
   } finally {
     await rm(`${into}-src`, { recursive: true, force: true });

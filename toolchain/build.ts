@@ -1,10 +1,10 @@
 /**
- * `node toolchain/build.ts [--print] [NAME ...]` builds the named artifacts, or all; what is built already takes no time.
+ * `node toolchain/build.ts [--print] [NAME ...]` builds the named artifacts, or all that a sandbox takes; what is built already takes no time.
  * With `--print` it builds nothing and prints the folder of each.
  */
 import { existsSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { type ArtifactName, artifactFolder, artifactNames, build } from "./artifacts.ts";
+import { type ArtifactName, artifactFolder, artifactNames, build, usualArtifacts } from "./artifacts.ts";
 
 const { values, positionals: wanted } = parseArgs({ allowPositionals: true, options: { print: { type: "boolean", default: false } } });
 const unknown = wanted.filter((name) => !artifactNames.includes(name as ArtifactName));
@@ -12,7 +12,7 @@ if (unknown.length > 0) {
   console.error(`no artifact ${unknown.join(", ")}; there are ${artifactNames.join(", ")}`);
   process.exit(1);
 }
-const names = wanted.length > 0 ? (wanted as ArtifactName[]) : artifactNames;
+const names = wanted.length > 0 ? (wanted as ArtifactName[]) : usualArtifacts;
 if (values.print) {
   for (const name of names) console.log(artifactFolder({ name }));
   process.exit();

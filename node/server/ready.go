@@ -114,7 +114,8 @@ func waitForAPI(ctx context.Context, c *Config) error {
 	})
 }
 
-// stages notes when the server got how far, in stages.json beside the datastore: Unix time in milliseconds by stage.
+// stages notes when the server got how far, in stages.json beside the datastore: Unix time in milliseconds by stage, and the process
+// that they are of.
 type stages struct {
 	mu    sync.Mutex
 	file  string
@@ -124,7 +125,7 @@ type stages struct {
 func stagesFile(c *Config) string { return c.path("server", "stages.json") }
 
 func newStages(c *Config) *stages {
-	s := &stages{file: stagesFile(c), times: map[string]int64{}}
+	s := &stages{file: stagesFile(c), times: map[string]int64{"pid": int64(os.Getpid())}}
 	s.reached("started")
 	return s
 }
