@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aa
 
 GO_MODULES := node/init node/wrapper node/images node/cni toolchain/plugins
 
-.PHONY: help bootstrap build up preview destroy bench check unit go-test e2e options test
+.PHONY: help bootstrap build up preview destroy bench check unit go-test e2e docs test
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -48,7 +48,7 @@ e2e: build
 	@echo "== end-to-end tests"
 	@node_modules/.bin/vitest run --project e2e
 
-options: bootstrap ## write the README's table of options anew
-	@node docs/options.ts --write
+docs: bootstrap ## write the tables of the docs that follow from the code anew
+	@node docs/tables.ts
 
 test: check unit go-test e2e ## type check, lint, unit tests, Go tests, end-to-end tests in real sandboxes

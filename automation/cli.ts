@@ -1,15 +1,23 @@
-/** `node automation/cli.ts up|preview|destroy [STACK]`: runs Pulumi on a stack, `dev` by default, and tells how far it is. */
+/**
+ * `node automation/cli.ts up|preview|destroy|doctor [STACK] [--json]`: runs Pulumi on a stack, `dev` by default, and tells how far it is; `doctor`
+ * tells what its sandbox can do. Exit codes: 0 done, and for `doctor` that pods can run; 1 an error; 2 a wrong command line; 3 (`doctor`)
+ * that only a control plane can run.
+ */
 import { existsSync } from "node:fs";
 import { rm, rmdir } from "node:fs/promises";
 import { join } from "node:path";
+import { parseArgs } from "node:util";
 import { CommandError, type EngineEvent } from "@pulumi/pulumi/automation/index.js";
 import { homeFolder } from "../config/paths.ts";
 import { InputError } from "../config/problems.ts";
+import { removeDeadTrials } from "../steps/probe.ts";
+import { asTable, doctor as examine } from "./doctor.ts";
 import { checkStackConfig, openStack } from "./workspace.ts";
 
-const commands = { up, preview, destroy };
+const commands = { up, preview, destroy, doctor };
 
-const [verb = "", stackName = "dev"] = process.argv.slice(2);
+const { positionals, values } = parseArgs({ allowPositionals: true, strict: false, options: { json: { type: "boolean", default: false } } });
+const [verb = "", stackName = "dev"] = positionals;
 const started = Date.now();
 const say = (line: string) => console.log(`[${elapsed(started)}] ${line}`);
 
@@ -41,6 +49,7 @@ async function preview(): Promise<void> {
 async function destroy(): Promise<void> {
   const stack = await openStack(stackName, say);
   const stages = new Stages();
+  await removeDeadTrials(homeFolder());
   await stack.destroy({ signal, onEvent: (event) => stages.see(event), color: "never", onError: (text) => process.stderr.write(text) });
   await stack.workspace.removeStack(stackName);
   const home = homeFolder();
@@ -51,6 +60,12 @@ async function destroy(): Promise<void> {
     await rmdir(home).catch(() => undefined); // something of the user's is in it
   }
   say(`${stackName} is gone`);
+}
+
+async function doctor(): Promise<void> {
+  const report = await examine(checkStackConfig(stackName), values.json ? (line) => console.error(line) : say);
+  process.stdout.write(values.json ? `${JSON.stringify(report, null, 2)}\n` : asTable(report));
+  process.exitCode = report.blockers.length === 0 ? 0 : 3;
 }
 
 /** Tells what the engine does to the stack's resources, and keeps how long each took. */
@@ -97,13 +112,14 @@ function seconds(milliseconds: number): string {
   return `${(milliseconds / 1000).toFixed(1)} s`;
 }
 
-if (!Object.hasOwn(commands, verb)) {
-  console.error(`usage: cli.ts ${Object.keys(commands).join("|")} [STACK]`);
+const unknown = Object.keys(values).filter((option) => option !== "json" || verb !== "doctor").filter((option) => values[option]);
+if (!Object.hasOwn(commands, verb) || positionals.length > 2 || unknown.length > 0) {
+  console.error(`usage: cli.ts ${Object.keys(commands).join("|")} [STACK], and for doctor [--json]`);
   process.exit(2);
 }
 await commands[verb as keyof typeof commands]().catch((error: unknown) => {
   // Pulumi has printed its diagnostics; its own error only repeats them.
   if (error instanceof CommandError) console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
-  else console.error(error instanceof InputError ? error.message : error);
+  else console.error(error instanceof InputError || (error instanceof Error && verb === "doctor") ? error.message : error);
   process.exitCode = 1;
 });

@@ -10,7 +10,7 @@ import { LocalWorkspace, PulumiCommand, Stack } from "@pulumi/pulumi/automation/
 import { gte } from "semver";
 import { parse, stringify } from "yaml";
 import { cacheFolder, homeFolder } from "../config/paths.ts";
-import { parseStackConfig } from "../config/schema.ts";
+import { parseStackConfig, type StackConfig } from "../config/schema.ts";
 import { readStackConfig } from "../config/stackConfig.ts";
 import { preflight } from "../steps/preflight.ts";
 import { processStart } from "../steps/record.ts";
@@ -58,9 +58,11 @@ function isPulumi(pid: number): boolean {
  * Checks the options of a stack before anything is made, its surroundings included.
  * @throws InputError that lists every problem at once
  */
-export function checkStackConfig(name: string): void {
+export function checkStackConfig(name: string): StackConfig {
   const { config = {} } = readYaml(join(root, `Pulumi.${name}.yaml`)) as { config?: Record<string, unknown> };
-  preflight(parseStackConfig(readStackConfig(config, projectName(), name)));
+  const checked = parseStackConfig(readStackConfig(config, projectName(), name));
+  preflight(checked);
+  return checked;
 }
 
 function projectName(): string {

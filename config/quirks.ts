@@ -36,7 +36,7 @@ export type Remedy =
   | { always: string }
   /** Nothing helps, and what needs it cannot run; what the sandbox's owner can do. */
   | { blocked: string }
-  /** Nothing helps, and the rest works without it. */
+  /** Nothing helps, and the rest works without it; what the sandbox's owner can do. */
   | { missing: string };
 
 const measured = "measured here, see docs/runtimes.md";
@@ -146,7 +146,7 @@ export const quirks = {
     symptom: "iptables: Table does not exist; nft: Protocol not supported",
     needs: "kube-proxy and network policies",
     probe: ["can", "filter"],
-    remedy: { missing: "Services and network policies; the sandbox's owner can start runsc with --net-raw" },
+    remedy: { missing: "the sandbox's owner: runsc with --net-raw, where its netfilter suffices" },
     source: "gVisor: pkg/sentry/socket/netfilter",
   },
   "machine-id": {
@@ -224,6 +224,18 @@ export const containerdKeysFor = (found: readonly QuirkId[]): Partial<Containerd
 export const facadeFor = (found: readonly QuirkId[]): FacadeParts[] => remedies("facade", found);
 /** The quirks for which nothing helps, and with which a pod cannot run. */
 export const blockersAmong = (found: readonly QuirkId[]) => probedQuirks.filter((id) => found.includes(id) && "blocked" in quirk(id).remedy);
+
+/** A remedy in words, and who can change what it is for. */
+export function describeRemedy(remedy: Remedy): { remedy: string; by: string } {
+  const ours = (text: string) => ({ remedy: text, by: "gvisor-k3s does" });
+  if ("patch" in remedy) return ours(`runc patch ${remedy.patch}`);
+  if ("rule" in remedy) return ours(`wrapper rule ${JSON.stringify(remedy.rule)}`);
+  if ("containerd" in remedy) return ours(`containerd ${Object.entries(remedy.containerd).map(([key, value]) => `${key} = ${value}`).join(", ")}`);
+  if ("facade" in remedy) return ours("kernel facade");
+  if ("always" in remedy) return ours(remedy.always);
+  if ("blocked" in remedy) return { remedy: "none: no pods", by: remedy.blocked };
+  return { remedy: "none: the rest works", by: remedy.missing };
+}
 
 /** What a node cannot run without and this sandbox does not have, a line for each quirk. */
 export function whyNoNode(blockers: readonly QuirkId[]): string {

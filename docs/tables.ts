@@ -1,0 +1,69 @@
+/** Writes the tables of the docs that follow from the code: `node docs/tables.ts`, or `make docs`. */
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { z } from "zod";
+import { describeRemedy, probedQuirks, type QuirkId, quirk, quirks } from "../config/quirks.ts";
+import { stackSchema, unwrap } from "../config/schema.ts";
+
+const root = join(import.meta.dirname, "..");
+
+/** The tables by the file that they are in; each stands between two comments with its name. */
+const tables: Record<string, { name: string; table: () => string }> = {
+  "README.md": { name: "options", table: optionsTable },
+  "docs/quirks.md": { name: "quirks", table: quirksTable },
+};
+
+/** The files with tables in them. */
+export const files = Object.keys(tables);
+
+/** A file of {@link files} with its table as the code has it now. */
+export function withTable(file: string): string {
+  const { name, table } = tables[file]!;
+  return putTable(readFileSync(join(root, file), "utf8"), name, table());
+}
+
+/**
+ * Puts a table in its place in a text.
+ * @throws Error if the text has no such place
+ */
+export function putTable(text: string, name: string, table: string): string {
+  const [begin, end] = [new RegExp(`<!-- ${name}: [^>]*-->\n`).exec(text), text.indexOf(`<!-- end of ${name} -->`)];
+  if (!begin || end < begin.index) throw new Error(`there is no place for the table ${name}: <!-- ${name}: … --> … <!-- end of ${name} -->`);
+  return `${text.slice(0, begin.index)}${begin[0]}${table}\n${text.slice(end)}`;
+}
+
+/** A table in Markdown. */
+export function markdown(head: string[], rows: string[][]): string {
+  const line = (cells: string[]) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|").replaceAll("\n", " ")).join(" | ")} |`;
+  return [line(head), `|${head.map(() => "---|").join("")}`, ...rows.map(line)].join("\n");
+}
+
+function optionsTable(): string {
+  return markdown(["Option", "Default", "What it does"], optionRows(stackSchema, ""));
+}
+
+function optionRows(object: z.ZodObject, prefix: string): string[][] {
+  return Object.entries(object.shape as Record<string, z.ZodType>).flatMap(([key, schema]) => {
+    const inner = unwrap(schema);
+    if (inner instanceof z.ZodObject) return optionRows(inner, `${prefix}${key}.`);
+    return [[`\`${prefix}${key}\``, defaultOf(schema), schema.description ?? inner.description ?? ""]];
+  });
+}
+
+function defaultOf(schema: z.ZodType): string {
+  const parsed = schema.safeParse(undefined);
+  return parsed.success && parsed.data !== undefined ? `\`${JSON.stringify(parsed.data)}\`` : "";
+}
+
+function quirksTable(): string {
+  const rows = (Object.keys(quirks) as QuirkId[]).map((id) => {
+    const { symptom, needs, probe, remedy, source } = quirk(id);
+    const { remedy: words, by } = describeRemedy(remedy);
+    return [probedQuirks.includes(id) ? `\`${id}\`` : id, symptom, needs, probe ? `\`${probe.join(" ")}\`` : "every gVisor has it", "blocked" in remedy || "missing" in remedy ? `${words}; ${by}` : words, source];
+  });
+  return markdown(["Quirk", "Symptom", "Needed by", "Probe", "Remedy", "Source"], rows);
+}
+
+if (import.meta.main) {
+  for (const file of files) writeFileSync(join(root, file), withTable(file));
+}
