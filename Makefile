@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aa
 
 GO_MODULES := node/init node/wrapper node/images node/cni toolchain/plugins
 
-.PHONY: help bootstrap build up preview destroy bench check unit go-test e2e docs test
+.PHONY: help bootstrap build up preview destroy bench check unit go-test e2e runtimes docs test
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,6 +47,9 @@ go-test: build
 e2e: build
 	@echo "== end-to-end tests"
 	@node_modules/.bin/vitest run --project e2e
+
+runtimes: build ## run every OCI runtime on every generation of gVisor (docs/runtimes.md); needs crun and Debian
+	@node docs/runtimes.ts
 
 docs: bootstrap ## write the tables of the docs that follow from the code anew
 	@node docs/tables.ts

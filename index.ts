@@ -29,7 +29,7 @@ const pod = containerd ? podNetworkAndTestPod() : undefined;
 function containerRuntime(): ContainerdConfig {
   const { name, path, patches, rules } = config.runtime;
   const facade = new KernelFacade("facade", { sandbox, probe });
-  const binary = name === "crun" ? new Crun("crun", { path: path ?? CRUN }) : new PatchedRunc("runc", { probe, path, patches });
+  const binary = name === "crun" ? new Crun("crun", { probe, path: path ?? CRUN }) : new PatchedRunc("runc", { probe, path, patches });
   const runtime = new RuntimeWrapper("runtime", { sandbox, probe, facade, runtime: binary, rules });
   return new ContainerdConfig("containerd", { sandbox, probe, runtime, containerd: config.containerd });
 }

@@ -1,15 +1,24 @@
 import * as pulumi from "@pulumi/pulumi";
+import { crunOptionsFor } from "../config/quirks.ts";
 import { stagedProgram } from "../toolchain/artifacts.ts";
+import type { QuirkProbe } from "./quirkProbe.ts";
 import type { OciRuntime } from "./runtimeWrapper.ts";
 import { step } from "./step.ts";
+
+export interface CrunArgs {
+  /** What decides on its options. */
+  probe: QuirkProbe;
+  /** Where it is on the host; see the option `runtime.path`. */
+  path: string;
+}
 
 /** crun as it is installed on the host, copied with its libraries. */
 export class Crun extends pulumi.ComponentResource implements OciRuntime {
   readonly command: pulumi.Output<string[]>;
 
-  constructor(name: string, args: { path: string }, options?: pulumi.ComponentResourceOptions) {
+  constructor(name: string, args: CrunArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Crun", name, {}, options);
-    this.command = pulumi.output(stagedProgram(args.path, "crun"));
+    this.command = args.probe.found.apply((found) => [...stagedProgram(args.path, "crun"), ...crunOptionsFor(found)]);
     step(`${name}-build`, { step: "build", params: { artifacts: [], own: [{ source: args.path, name: "crun" }] } }, { parent: this });
     this.registerOutputs({ command: this.command });
   }

@@ -105,7 +105,7 @@ export function runtimeCheckSpec(args: string[]) {
     linux: {
       cgroupsPath: "/runtime-check",
       // No cgroup namespace: gVisor has none, and containerd asks for one only where cgroups are version 2.
-      namespaces: ["pid", "ipc", "uts", "mount", "network"].map((type) => ({ type })),
+      namespaces: [...["pid", "ipc", "uts", "mount"].map((type) => ({ type })), { type: "network", path: "/proc/1/ns/net" }], // a pod's comes by its path as well
       maskedPaths: ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"],
       readonlyPaths: ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
       seccomp: { defaultAction: "SCMP_ACT_ALLOW", architectures: [], syscalls: [{ names: ["acct"], action: "SCMP_ACT_ERRNO" }] },

@@ -28,6 +28,8 @@ export type Remedy =
   | { patch: string }
   /** A rule of the runtime wrapper. */
   | { rule: OciRule }
+  /** Global options of crun. */
+  | { crun: readonly string[] }
   /** Keys of containerd's config. */
   | { containerd: Partial<ContainerdKeys> }
   /** Something that the kernel facade puts there. */
@@ -86,6 +88,20 @@ export const quirks = {
     remedy: { blocked: newerGvisor },
     source: "gVisor: pkg/sentry/socket/netlink/route",
   },
+  "no-subreaper": {
+    symptom: "crun: set child subreaper: Invalid argument; containerd's shim ends at once",
+    needs: "containerd's shim",
+    probe: ["can", "adopt-orphans"],
+    remedy: { blocked: newerGvisor },
+    source: measured,
+  },
+  "no-cgroup-statfs": {
+    symptom: "runc: unable to apply cgroup configuration: statfs /sys/fs/cgroup/cpuset/…/cpuset.cpus: function not implemented",
+    needs: "every container",
+    probe: ["can", "stat-cgroups"],
+    remedy: { blocked: newerGvisor },
+    source: measured,
+  },
   "cap-last-cap": {
     symptom: "runc: open /proc/sys/kernel/cap_last_cap: no such file or directory",
     needs: "every container",
@@ -127,6 +143,14 @@ export const quirks = {
     probe: ["can", "isolate-cgroups"],
     remedy: { rule: { dropNamespace: "cgroup" } },
     source: "containerd asks for that namespace only with cgroup v2: pkg/cri spec_opts",
+  },
+  "no-freezer": {
+    symptom: "crun: error opening file '/sys/fs/cgroup/freezer/…/freezer.state': No such file or directory",
+    needs: "kubectl exec with crun",
+    probe: ["can", "mount", "cgroup", "cgroup", "freezer"],
+    // It asks whether a container is paused before it lets anybody in. Without cgroups nothing is accounted to single containers.
+    remedy: { crun: ["--cgroup-manager=disabled"] },
+    source: "google/gvisor#13683",
   },
   "overlay-upper": {
     symptom: "containerd: mount overlay, upperdir=/var/lib/containerd/…: invalid argument",
@@ -218,6 +242,8 @@ function remedies<K extends string>(kind: K, found: readonly QuirkId[]): Extract
 export const patchesFor = (found: readonly QuirkId[]) => remedies("patch", found);
 /** The rules that the runtime wrapper needs. */
 export const rulesFor = (found: readonly QuirkId[]) => remedies("rule", found);
+/** The global options that crun needs. */
+export const crunOptionsFor = (found: readonly QuirkId[]): string[] => remedies("crun", found).flat();
 /** The keys of containerd's config that differ from what it takes on Linux. */
 export const containerdKeysFor = (found: readonly QuirkId[]): Partial<ContainerdKeys> => Object.assign({}, ...remedies("containerd", found));
 /** What the kernel facade has to put there. */
@@ -230,6 +256,7 @@ export function describeRemedy(remedy: Remedy): { remedy: string; by: string } {
   const ours = (text: string) => ({ remedy: text, by: "gvisor-k3s does" });
   if ("patch" in remedy) return ours(`runc patch ${remedy.patch}`);
   if ("rule" in remedy) return ours(`wrapper rule ${JSON.stringify(remedy.rule)}`);
+  if ("crun" in remedy) return ours(`crun ${remedy.crun.join(" ")}`);
   if ("containerd" in remedy) return ours(`containerd ${Object.entries(remedy.containerd).map(([key, value]) => `${key} = ${value}`).join(", ")}`);
   if ("facade" in remedy) return ours("kernel facade");
   if ("always" in remedy) return ours(remedy.always);

@@ -21,20 +21,48 @@ export async function applyFacade(params: SandboxRef & { plan: FacadePlan }): Pr
  * OCI runtime, before containerd starts.
  * @throws CommandError with the runtime's own message
  */
-export async function checkRuntime(params: SandboxRef & { runtime: string }, rules: string): Promise<void> {
+export async function checkRuntime(params: RuntimeRef, rules: string): Promise<void> {
   if (rules !== "") await stageWrapper(rules);
-  const bundle = "/run/gvisor-k3s/runtime-check";
-  const word = "the runtime can start a container here";
-  const spec = runtimeCheckSpec(["/bin/busybox", "echo", word]);
-  await execIn(params, ["/bin/mkdir", "-p", join(bundle, "rootfs/bin")]);
-  await execIn(params, ["/bin/cp", "/bin/busybox", join(bundle, "rootfs/bin/busybox")]);
-  await initIn(params, ["write", join(bundle, "config.json"), "600"], { input: JSON.stringify(spec) });
-  const runtime = (...args: string[]) => execIn(params, [params.runtime, "--root", join(bundle, "state"), ...args], { timeout: 60_000 });
+  await inContainerBundle(params, ["/bin/busybox", "echo", WORD], async (runtime) => expectWord(params, await runtime("run", "--detach", "--bundle", BUNDLE, CONTAINER)));
+}
+
+/**
+ * Runs a container and a second process in it, as `kubectl exec` has it done.
+ * @throws CommandError with the runtime's own message
+ */
+export async function checkExec(params: RuntimeRef): Promise<void> {
+  // What runs on must not hold the output that is waited for.
+  await inContainerBundle(params, ["/bin/busybox", "sh", "-c", "exec sleep 600 < /dev/null > /dev/null 2>&1"], async (runtime) => {
+    await runtime("run", "--detach", "--bundle", BUNDLE, CONTAINER);
+    expectWord(params, await runtime("exec", "--detach", "--cwd", "/", CONTAINER, "/bin/busybox", "echo", WORD));
+  });
+}
+
+/** An OCI runtime, or its wrapper, by its path in a sandbox. */
+export type RuntimeRef = SandboxRef & { runtime: string };
+
+const BUNDLE = "/run/gvisor-k3s/runtime-check";
+const CONTAINER = "runtime-check";
+const WORD = "the runtime can start a container here";
+
+/** What containerd does: the container is detached, and its output is a pipe in the sandbox, which here ends with the container. */
+const INSIDE_PIPE = 'set -o pipefail; "$@" < /dev/null 2>&1 | cat';
+
+type Runtime = (...args: string[]) => Promise<{ stdout: string }>;
+
+async function inContainerBundle(params: RuntimeRef, args: string[], use: (runtime: Runtime) => Promise<void>): Promise<void> {
+  await execIn(params, ["/bin/mkdir", "-p", join(BUNDLE, "rootfs/bin")]);
+  await execIn(params, ["/bin/cp", "/bin/busybox", join(BUNDLE, "rootfs/bin/busybox")]);
+  await initIn(params, ["write", join(BUNDLE, "config.json"), "600"], { input: JSON.stringify(runtimeCheckSpec(args)) });
+  const runtime: Runtime = (...words) => execIn(params, ["/bin/sh", "-c", INSIDE_PIPE, "sh", params.runtime, "--root", join(BUNDLE, "state"), ...words], { timeout: 60_000 });
   try {
-    const { stdout } = await runtime("run", "--bundle", bundle, "runtime-check");
-    if (stdout.trim() !== word) throw new Error(`${params.runtime} started a container, and it said ${JSON.stringify(stdout)} where ${JSON.stringify(word)} was due`);
+    await use(runtime);
   } finally {
-    await runtime("delete", "--force", "runtime-check").catch(() => undefined); // an aborted run leaves its container
-    await execIn(params, ["/bin/rm", "-rf", bundle]);
+    await runtime("delete", "--force", CONTAINER).catch(() => undefined); // an aborted run leaves its container
+    await execIn(params, ["/bin/rm", "-rf", BUNDLE]);
   }
+}
+
+function expectWord({ runtime }: RuntimeRef, { stdout }: { stdout: string }): void {
+  if (!stdout.trim().endsWith(WORD)) throw new Error(`${runtime} started a container, and it said ${JSON.stringify(stdout)} where ${JSON.stringify(WORD)} was due`);
 }

@@ -3,7 +3,7 @@ import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ConfigMap, EngineEvent, Stack } from "@pulumi/pulumi/automation/index.js";
-import { execa } from "execa";
+import { execa, type Options } from "execa";
 import { openStack } from "../../automation/workspace.ts";
 import { cacheFolder, homeFolder, sandboxPaths } from "../../config/paths.ts";
 import type { StackConfigInput } from "../../config/schema.ts";
@@ -62,14 +62,22 @@ export function cli(...args: string[]) {
   return execa("node", [join(root, "automation/cli.ts"), ...args], { all: true, reject: false });
 }
 
-/** Runs kubectl on the host with a sandbox's kubeconfig. */
-export async function kubectl(name: string, ...args: string[]): Promise<string> {
+/** kubectl on the host with a sandbox's kubeconfig, as a process. */
+export function kubectlProcess(name: string, args: string[], options: Options = {}) {
   const { kubeconfig } = sandboxPaths(name);
-  const { stdout } = await execa(`${artifactFolder({ name: "server" })}/gvisor-k3s-node`, ["kubectl", ...args], { env: { KUBECONFIG: kubeconfig }, timeout: 60_000 });
-  return stdout;
+  return execa(`${artifactFolder({ name: "server" })}/gvisor-k3s-node`, ["kubectl", ...args], { timeout: 60_000, ...options, env: { KUBECONFIG: kubeconfig } });
 }
 
-const refOf = (name: string): SandboxRef => ({ name, home: homeFolder(), runsc: `${artifactFolder({ name: "runsc" })}/runsc` });
+/** Runs kubectl on the host with a sandbox's kubeconfig. */
+export async function kubectl(name: string, ...args: string[]): Promise<string> {
+  return String((await kubectlProcess(name, args)).stdout);
+}
+
+/** The runsc of a sandbox that has another one than the project's. */
+export const otherRunsc: Record<string, string> = {};
+
+/** What finds a sandbox. */
+export const refOf = (name: string): SandboxRef => ({ name, home: homeFolder(), runsc: otherRunsc[name] ?? `${artifactFolder({ name: "runsc" })}/runsc` });
 
 /** Runs a program in a sandbox. */
 export async function inside(name: string, ...args: string[]): Promise<string> {

@@ -37,7 +37,9 @@ func init() { // not a literal: canJoinPID comes back here
 		"number-procfs":   {"", canNumberProcfs},
 		"log":             {"", canLog},
 		"group":           {"", canGroup},
+		"stat-cgroups":    {"", canStatCgroups},
 		"isolate-cgroups": {"", canIsolateCgroups},
+		"adopt-orphans":   {"", canAdoptOrphans},
 		"join-pid":        {"", canJoinPID},
 		"wait":            {"", wait},
 		"link":            {"TYPE", canLink},
@@ -171,6 +173,26 @@ func canGroup([]string) error {
 	cgroup := func(m *mountinfo.Info) bool { return strings.HasPrefix(m.FSType, "cgroup") }
 	if slices.ContainsFunc(mounts, facade) || !slices.ContainsFunc(mounts, cgroup) {
 		return errors.New("no cgroup is mounted")
+	}
+	return nil
+}
+
+// canStatCgroups asks a cgroup's file which file system it is on, as runc does before it writes into one.
+func canStatCgroups([]string) error {
+	return mounted("cgroup", "cgroup", "memory", func(target string) error {
+		var fs unix.Statfs_t
+		file := filepath.Join(target, "cgroup.procs")
+		if err := unix.Statfs(file, &fs); err != nil {
+			return fmt.Errorf("statfs %s: %w", file, err)
+		}
+		return nil
+	})
+}
+
+// canAdoptOrphans asks for the orphans among the descendants of this process, as containerd's shim does.
+func canAdoptOrphans([]string) error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl(PR_SET_CHILD_SUBREAPER): %w", err)
 	}
 	return nil
 }

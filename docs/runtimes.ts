@@ -1,0 +1,102 @@
+/**
+ * Runs every OCI runtime on every generation of gVisor and writes what came of it into docs/runtimes.md: `node docs/runtimes.ts`, or
+ * `make runtimes`. It takes a minute, once everything is built.
+ */
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { facadePlan } from "../config/facade.ts";
+import { crunOptionsFor, facadeFor, patchesFor, type QuirkId, rulesFor } from "../config/quirks.ts";
+import { CRUN } from "../config/schema.ts";
+import { applyFacade, checkExec, checkRuntime } from "../steps/parts.ts";
+import { ask, inTrialSandbox, probes, quirksIn } from "../steps/probe.ts";
+import { CommandError, run } from "../steps/run.ts";
+import { initIn, type SandboxRef } from "../steps/sandbox.ts";
+import { type Artifact, build, moduleVersion, pathInSandbox, stage, stagedProgram, wrapperPath } from "../toolchain/artifacts.ts";
+import { generations } from "../toolchain/generations.ts";
+import { markdown, putTable } from "./tables.ts";
+
+/** A runtime with what it takes on a sandbox with these quirks. */
+interface Candidate {
+  name: string;
+  /** Makes it available; what starts it in the sandbox. */
+  command: (found: QuirkId[]) => Promise<string[]>;
+}
+
+const say = (line: string) => console.log(line);
+
+async function builtRunc(patches: string[]): Promise<string[]> {
+  const runc: Artifact = { name: "runc", ...(patches.length > 0 ? { patches: patches.toSorted() } : {}) };
+  await build(runc, say);
+  return [pathInSandbox(runc, "runc")];
+}
+
+async function candidates(): Promise<Candidate[]> {
+  const version = moduleVersion("toolchain/runc", "github.com/opencontainers/runc");
+  const { stdout } = await run(CRUN, ["--version"]);
+  return [
+    { name: `runc ${version}, as it is`, command: () => builtRunc([]) },
+    { name: `runc ${version}, with the patches that the probes ask for`, command: (found) => builtRunc(patchesFor(found)) },
+    {
+      name: `crun ${/version (\S+)/.exec(stdout)![1]}, Debian's`,
+      command: async (found) => {
+        await stage(CRUN, "crun");
+        return [...stagedProgram(CRUN, "crun"), ...crunOptionsFor(found)];
+      },
+    },
+  ];
+}
+
+/** "works", or the first thing that the runtime complains of. */
+async function outcome(act: () => Promise<void>): Promise<string> {
+  return await act().then(
+    () => "works",
+    (error: unknown) => `\`${firstError(error)}\``,
+  );
+}
+
+function firstError(error: unknown): string {
+  const text = error instanceof CommandError ? error.output : String(error);
+  const lines = text.split("\n").filter((candidate) => !candidate.includes("level=warning"));
+  const line = lines.find((candidate) => candidate !== "") ?? text;
+  const logged = /msg="((?:[^"\\]|\\.)*)"/.exec(line)?.[1]?.replaceAll("\\", "");
+  return (logged ?? line).replaceAll("`", "'").trim();
+}
+
+async function tryAll(sandbox: SandboxRef, all: Candidate[]): Promise<{ found: QuirkId[]; outcomes: string[][] }> {
+  const found = quirksIn(await ask(probes, (input) => initIn(sandbox, ["probe"], { input, timeout: 30_000 })));
+  const { files, mounts, nodes } = facadePlan(sandbox.name, facadeFor(found));
+  await applyFacade({ ...sandbox, plan: { settings: [], files, mounts, nodes } });
+  const outcomes: string[][] = [];
+  for (const { name, command } of all) {
+    const starts = await command(found);
+    const rules = rulesFor(found);
+    const rulesFile = rules.length > 0 || starts.length > 1 ? JSON.stringify({ runtime: starts, rules }) : "";
+    const runtime = { ...sandbox, runtime: rulesFile ? wrapperPath(rulesFile) : starts[0]! };
+    const runs = await outcome(() => checkRuntime(runtime, rulesFile));
+    const execs = runs === "works" ? await outcome(() => checkExec(runtime)) : "";
+    say(`  ${name}: run ${runs}${execs && `, exec ${execs}`}`);
+    outcomes.push([name, runs, execs]);
+  }
+  return { found, outcomes };
+}
+
+const home = await mkdtemp(join(tmpdir(), "gvisor-k3s-runtimes-"));
+const rows: string[][] = [];
+const lacks: string[][] = [];
+try {
+  await build({ name: "init" }, say);
+  const all = await candidates();
+  for (const { name, runsc, sandbox } of generations) {
+    say(`gVisor ${name}`);
+    const { platform = "systrap", network = "sandbox" } = sandbox;
+    const { found, outcomes } = await inTrialSandbox({ home, runsc: await runsc(say), platform, network }, (trial) => tryAll(trial, all));
+    rows.push(...outcomes.map(([runtime, runs, execs]) => [name, runtime!, runs!, execs!]));
+    lacks.push([name, found.join(", ")]);
+  }
+} finally {
+  await rm(home, { recursive: true, force: true });
+}
+const file = join(import.meta.dirname, "runtimes.md");
+const text = putTable(await readFile(file, "utf8"), "outcomes", markdown(["gVisor", "OCI runtime", "runs a container", "runs a second process in it"], rows));
+await writeFile(file, putTable(text, "lacks", markdown(["gVisor", "quirks that the probes find"], lacks)));
