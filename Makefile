@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aa
 
 GO_MODULES := node/init node/wrapper node/images node/cni toolchain/plugins
 
-.PHONY: help bootstrap build up preview destroy bench check unit go-test e2e runtimes docs test
+.PHONY: help bootstrap build up preview destroy doctor bench check unit go-test e2e runtimes docs test
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -24,6 +24,9 @@ preview: build ## show what `make up` would change
 
 destroy: bootstrap ## remove the sandbox, the node, and everything of them
 	@node automation/cli.ts destroy $(STACK)
+
+doctor: bootstrap ## tell what a sandbox can do, before anything is installed in it
+	@node automation/cli.ts doctor $(STACK)
 
 bench: build ## measure the same node in gVisor and natively (bench/README.md); about ten minutes
 	@node bench/run.ts
@@ -44,11 +47,15 @@ go-test: build
 	export GOFLAGS=-trimpath CGO_ENABLED=0; for module in $(GO_MODULES); do test $$module; done; \
 	export GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1; test node/server
 
+# Beside what a sandbox takes, the tests have other gVisors, and Debian's crun.
 e2e: build
+	@sh toolchain/bootstrap.sh crun
+	@node toolchain/build.ts runsc-2025-02
 	@echo "== end-to-end tests"
 	@node_modules/.bin/vitest run --project e2e
 
-runtimes: build ## run every OCI runtime on every generation of gVisor (docs/runtimes.md); needs crun and Debian
+runtimes: build ## run every OCI runtime on every generation of gVisor (docs/runtimes.md)
+	@sh toolchain/bootstrap.sh crun
 	@node docs/runtimes.ts
 
 docs: bootstrap ## write the tables of the docs that follow from the code anew

@@ -1,5 +1,6 @@
 import * as pulumi from "@pulumi/pulumi";
 import { crunOptionsFor } from "../config/quirks.ts";
+import type { OciRule } from "../config/schema.ts";
 import { stagedProgram } from "../toolchain/artifacts.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
 import type { OciRuntime } from "./runtimeWrapper.ts";
@@ -12,9 +13,13 @@ export interface CrunArgs {
   path: string;
 }
 
+/** crun before 1.9 refuses any spec that does not say 1.0 ("unknown version specified"); what it reads has not changed since. */
+export const crunRules: OciRule[] = [{ set: "ociVersion", value: "1.0.2" }];
+
 /** crun as it is installed on the host, copied with its libraries. */
 export class Crun extends pulumi.ComponentResource implements OciRuntime {
   readonly command: pulumi.Output<string[]>;
+  readonly rules = crunRules;
 
   constructor(name: string, args: CrunArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Crun", name, {}, options);

@@ -19,6 +19,7 @@ export interface PatchedRuncArgs {
 export class PatchedRunc extends pulumi.ComponentResource implements OciRuntime {
   /** runc by its path in the sandbox; another build is another path. */
   readonly command: pulumi.Output<string[]>;
+  readonly rules = [];
 
   constructor(name: string, args: PatchedRuncArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:PatchedRunc", name, {}, options);

@@ -1,6 +1,6 @@
 import * as pulumi from "@pulumi/pulumi";
 import { rulesFor } from "../config/quirks.ts";
-import type { StackConfig } from "../config/schema.ts";
+import type { OciRule, StackConfig } from "../config/schema.ts";
 import { wrapperPath } from "../toolchain/artifacts.ts";
 import type { KernelFacade } from "./kernelFacade.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
@@ -11,6 +11,8 @@ import { step } from "./step.ts";
 export interface OciRuntime extends pulumi.Resource {
   /** What starts it in the sandbox: its path, or a loader's with the program behind it. */
   readonly command: pulumi.Output<string[]>;
+  /** What it needs to have changed in every spec. */
+  readonly rules: readonly OciRule[];
 }
 
 export interface RuntimeWrapperArgs {
@@ -34,7 +36,7 @@ export class RuntimeWrapper extends pulumi.ComponentResource {
     super("gvisor-k3s:index:RuntimeWrapper", name, {}, options);
     const { sandbox, probe, facade, runtime } = args;
     const rulesFile = pulumi.all([runtime.command, probe.found]).apply(([command, found]) => {
-      const rules = [...rulesFor(found), ...args.rules];
+      const rules = [...runtime.rules, ...rulesFor(found), ...args.rules];
       return rules.length === 0 && command.length === 1 ? "" : `${JSON.stringify({ runtime: command, rules }, null, 2)}\n`;
     });
     this.path = pulumi.all([runtime.command, rulesFile]).apply(([command, content]) => (content ? wrapperPath(content) : command[0]!));

@@ -43,9 +43,10 @@ export const tunables: FacadeParts = {
   mounts: [mount("overlay", "overlay", "/proc/sys", `lowerdir=/proc/sys,upperdir=${upper},workdir=${work}`, [work])],
 };
 
-/** Each controller of cgroup v1 that the kernel has. The source names this facade: the probe for cgroups knows it by that (node/init/can.go). */
+/** Each controller of cgroup v1 that the kernel has. The file tells the probe for cgroups that they are the facade's (node/init/probe). */
 export const cgroupMounts: FacadeParts = {
-  mounts: [mount("tmpfs", "gvisor-k3s", "/sys/fs/cgroup", "mode=0755"), ...CONTROLLERS.map((controller) => mount("cgroup", controller, `/sys/fs/cgroup/${controller}`, controller, [], true))],
+  files: [{ path: "/run/gvisor-k3s/cgroup-mounts", content: "" }],
+  mounts: [mount("tmpfs", "cgroup", "/sys/fs/cgroup", "mode=0755"), ...CONTROLLERS.map((controller) => mount("cgroup", controller, `/sys/fs/cgroup/${controller}`, controller, [], true))],
 };
 
 /** The kubelet's OOM watcher reads the kernel log; there is none, so it reads what /dev/null gives: nothing. */

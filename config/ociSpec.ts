@@ -97,7 +97,7 @@ export function sandboxSpec({ name, paths, artifacts, init, limits }: SandboxSpe
 export function runtimeCheckSpec(args: string[]) {
   const granted = ["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETUID"];
   return {
-    ociVersion: "1.1.0",
+    ociVersion: "1.2.0",
     process: { user: { uid: 0, gid: 0 }, args, env: ["PATH=/bin"], cwd: "/", capabilities: capabilities(granted), noNewPrivileges: true },
     root: { path: "rootfs", readonly: true },
     hostname: "runtime-check",

@@ -5,9 +5,10 @@
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { crunRules } from "../components/crun.ts";
 import { facadePlan } from "../config/facade.ts";
 import { crunOptionsFor, facadeFor, patchesFor, type QuirkId, rulesFor } from "../config/quirks.ts";
-import { CRUN } from "../config/schema.ts";
+import { CRUN, type OciRule } from "../config/schema.ts";
 import { applyFacade, checkExec, checkRuntime } from "../steps/parts.ts";
 import { ask, inTrialSandbox, probes, quirksIn } from "../steps/probe.ts";
 import { CommandError, run } from "../steps/run.ts";
@@ -21,6 +22,7 @@ interface Candidate {
   name: string;
   /** Makes it available; what starts it in the sandbox. */
   command: (found: QuirkId[]) => Promise<string[]>;
+  rules?: readonly OciRule[];
 }
 
 const say = (line: string) => console.log(line);
@@ -39,6 +41,7 @@ async function candidates(): Promise<Candidate[]> {
     { name: `runc ${version}, with the patches that the probes ask for`, command: (found) => builtRunc(patchesFor(found)) },
     {
       name: `crun ${/version (\S+)/.exec(stdout)![1]}, Debian's`,
+      rules: crunRules,
       command: async (found) => {
         await stage(CRUN, "crun");
         return [...stagedProgram(CRUN, "crun"), ...crunOptionsFor(found)];
@@ -68,9 +71,9 @@ async function tryAll(sandbox: SandboxRef, all: Candidate[]): Promise<{ found: Q
   const { files, mounts, nodes } = facadePlan(sandbox.name, facadeFor(found));
   await applyFacade({ ...sandbox, plan: { settings: [], files, mounts, nodes } });
   const outcomes: string[][] = [];
-  for (const { name, command } of all) {
+  for (const { name, command, rules: own = [] } of all) {
     const starts = await command(found);
-    const rules = rulesFor(found);
+    const rules = [...own, ...rulesFor(found)];
     const rulesFile = rules.length > 0 || starts.length > 1 ? JSON.stringify({ runtime: starts, rules }) : "";
     const runtime = { ...sandbox, runtime: rulesFile ? wrapperPath(rulesFile) : starts[0]! };
     const runs = await outcome(() => checkRuntime(runtime, rulesFile));

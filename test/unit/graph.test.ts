@@ -240,9 +240,12 @@ describe("an option changes the graph", () => {
   it("crun takes the place of runc", async () => {
     const crun = join(home, "crun");
     writeFileSync(crun, "a crun");
-    const other = await graph({ runtime: { name: "crun", path: crun } });
+    const other = await graph({ quirks: ["no-freezer"], runtime: { name: "crun", path: crun } });
     expect(Object.keys(other).filter((name) => name.startsWith("runc"))).toEqual([]);
-    expect(other["containerd-apply"]!.inputs.stdin).toMatch(/BinaryName = "\/opt\/gvisor-k3s\/own-crun-[0-9a-f]{12}\/crun"/);
+    expect(other["containerd-apply"]!.inputs.stdin).toMatch(/BinaryName = "\/opt\/gvisor-k3s\/runc-wrapper-/);
+    const { runtime, rules } = JSON.parse(other["runtime-check"]!.inputs.stdin as string);
+    expect(runtime).toEqual([expect.stringMatching(/^\/opt\/gvisor-k3s\/own-crun-[0-9a-f]{12}\/crun$/), "--cgroup-manager=disabled"]);
+    expect(rules).toEqual([{ set: "ociVersion", value: "1.0.2" }]);
   });
 
   it("quirks that are named are not asked for, and give the same as when they are found", async () => {

@@ -27,7 +27,7 @@ type ability struct {
 
 var abilities map[string]ability
 
-func init() { // not a literal: canJoinPID comes back here
+func init() { // not a literal: canJoin comes back here
 	abilities = map[string]ability{
 		"read":            {"FILE", canRead},
 		"mount":           {"TYPE SOURCE OPTIONS", canMount},
@@ -40,15 +40,15 @@ func init() { // not a literal: canJoinPID comes back here
 		"stat-cgroups":    {"", canStatCgroups},
 		"isolate-cgroups": {"", canIsolateCgroups},
 		"adopt-orphans":   {"", canAdoptOrphans},
-		"join-pid":        {"", canJoinPID},
+		"join":            {"TYPE", canJoin},
 		"wait":            {"", wait},
 		"link":            {"TYPE", canLink},
 		"filter":          {"", canFilter},
 	}
 }
 
-// FacadeCgroups is the source of the facade's mount on /sys/fs/cgroup; see config/facade.ts.
-const FacadeCgroups = "gvisor-k3s"
+// facadeCgroups is there when the cgroup mounts are the facade's; see config/facade.ts.
+const facadeCgroups = "/run/gvisor-k3s/cgroup-mounts"
 
 // Can answers whether the kernel can do something; nil means yes. It must have the process for itself.
 func Can(args []string) error {
@@ -165,13 +165,11 @@ func canLog([]string) error {
 
 // canGroup wants cgroups to be mounted, by somebody else than the facade.
 func canGroup([]string) error {
-	mounts, err := mountinfo.GetMounts(nil)
+	cgroups, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return !strings.HasPrefix(m.FSType, "cgroup"), false })
 	if err != nil {
 		return err
 	}
-	facade := func(m *mountinfo.Info) bool { return m.Source == FacadeCgroups }
-	cgroup := func(m *mountinfo.Info) bool { return strings.HasPrefix(m.FSType, "cgroup") }
-	if slices.ContainsFunc(mounts, facade) || !slices.ContainsFunc(mounts, cgroup) {
+	if _, err := os.Stat(facadeCgroups); err == nil || len(cgroups) == 0 {
 		return errors.New("no cgroup is mounted")
 	}
 	return nil
@@ -209,35 +207,40 @@ func canIsolateCgroups([]string) error {
 	return nil
 }
 
-// canJoinPID joins the pid namespace of another process.
-func canJoinPID([]string) error {
+// canJoin joins a namespace of another process.
+func canJoin(args []string) error {
+	types := map[string]uintptr{"pid": unix.CLONE_NEWPID, "net": unix.CLONE_NEWNET}
+	kind, known := types[args[0]]
+	if !known {
+		return fmt.Errorf("namespace type %q: net or pid is allowed", args[0])
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	other := exec.Command(self, "can", "wait")
-	other.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	other.SysProcAttr = &unix.SysProcAttr{Cloneflags: kind}
 	input, err := other.StdinPipe()
 	if err != nil {
 		return err
 	}
 	if err := other.Start(); err != nil {
-		return fmt.Errorf("clone(CLONE_NEWPID): %w", err)
+		return fmt.Errorf("clone with a new %s namespace: %w", args[0], err)
 	}
 	defer other.Wait()
 	defer input.Close()
-	namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", other.Process.Pid))
+	namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", other.Process.Pid, args[0]))
 	if err != nil {
 		return err
 	}
 	defer namespace.Close()
-	if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWPID); err != nil {
-		return fmt.Errorf("setns(CLONE_NEWPID): %w", err)
+	if err := unix.Setns(int(namespace.Fd()), int(kind)); err != nil {
+		return fmt.Errorf("setns into a %s namespace: %w", args[0], err)
 	}
 	return nil
 }
 
-// wait is the other process of canJoinPID.
+// wait is the other process of canJoin.
 func wait([]string) error {
 	_, err := io.Copy(io.Discard, os.Stdin)
 	return err

@@ -53,7 +53,7 @@ func TestLinuxCan(t *testing.T) {
 	before := everything(t, folder)
 	abilities := map[string]string{
 		"read": "/proc/self/stat", "mount": "tmpfs tmpfs nr_blocks=1,nr_inodes=1", "overlay": folder, "share-mounts": "", "tune": "vm/overcommit_memory kernel/panic",
-		"number-procfs": "", "isolate-cgroups": "", "join-pid": "", "link": "bridge", "adopt-orphans": "",
+		"number-procfs": "", "isolate-cgroups": "", "join": "pid", "link": "bridge", "adopt-orphans": "",
 	}
 	for ability, arguments := range abilities {
 		for _, answer := range ask(t, Probe{ID: ability, Command: append([]string{"can", ability}, strings.Fields(arguments)...), Milliseconds: 30_000}) {
@@ -90,6 +90,7 @@ func TestKernelsWordIsTold(t *testing.T) {
 		{"can mount nosuchfs none x=1", `mount -t nosuchfs -o "x=1": no such device`},
 		{"can overlay /nowhere", "no such file or directory"},
 		{"can tune no/such/name nor/this", "/proc/sys/no/such/name: no such file or directory\n/proc/sys/nor/this: no such file or directory"},
+		{"can join time", `namespace type "time": net or pid is allowed`},
 		{"can link ring", `link type "ring": veth or bridge is allowed`},
 		{"can fly", `can "fly": unknown, there are adopt-orphans, filter, group,`},
 		{"can mount tmpfs", "can mount takes TYPE SOURCE OPTIONS"},

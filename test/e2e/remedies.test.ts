@@ -1,0 +1,123 @@
+/** What removes quirks: each patch of runc, and the rule, does what it is there for; and what goes wrong with patches and probes is told. */
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { facadePlan } from "../../config/facade.ts";
+import { facadeFor, patchesFor, type QuirkId, rulesFor } from "../../config/quirks.ts";
+import type { OciRule } from "../../config/schema.ts";
+import { applyFacade, checkExec, checkRuntime } from "../../steps/parts.ts";
+import { ask, inTrialSandbox, type Probe, probeQuirks, probes, quirksIn } from "../../steps/probe.ts";
+import { execIn, initIn, type SandboxRef } from "../../steps/sandbox.ts";
+import { type Artifact, artifactsFolder, build, knownPatches, pathInSandbox, wrapperPath } from "../../toolchain/artifacts.ts";
+import { generations } from "../../toolchain/generations.ts";
+import { root } from "./harness.ts";
+
+const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-patches-"));
+const folder = join(root, "toolchain/runc/patches");
+const stale = "e2e-stale";
+
+beforeAll(async () => {
+  await build({ name: "init" });
+  writeFileSync(join(folder, `${stale}.patch`), "--- a/github.com/opencontainers/runc/main.go\n+++ b/github.com/opencontainers/runc/main.go\n@@ -55 +55 @@\n-a line of another version\n+another\n");
+});
+
+afterAll(() => {
+  rmSync(join(folder, `${stale}.patch`));
+  rmSync(home, { recursive: true, force: true });
+});
+
+/** Runs something in a trial sandbox of a generation. */
+async function inGeneration<T>(name: string, use: (sandbox: SandboxRef) => Promise<T>): Promise<T> {
+  const { runsc, sandbox } = generations.find((generation) => generation.name === name)!;
+  return await inTrialSandbox({ home, runsc: await runsc(() => {}), platform: sandbox.platform ?? "systrap", network: sandbox.network ?? "sandbox" }, use);
+}
+
+const lacksIn = async (sandbox: SandboxRef) => quirksIn(await ask(probes, (input) => initIn(sandbox, ["probe"], { input })));
+
+/** What runc says, with these patches, when it runs a container and a second process in it; nothing if all goes well. */
+async function complaint(sandbox: SandboxRef, found: QuirkId[], patches: string[], rules: OciRule[] = []): Promise<string> {
+  const { files, mounts, nodes } = facadePlan(sandbox.name, facadeFor(found));
+  await applyFacade({ ...sandbox, plan: { settings: [], files, mounts, nodes } });
+  const runc: Artifact = { name: "runc", ...(patches.length > 0 ? { patches: patches.toSorted() } : {}) };
+  await build(runc);
+  const rulesFile = rules.length > 0 ? JSON.stringify({ runtime: [pathInSandbox(runc, "runc")], rules }) : "";
+  const runtime = { ...sandbox, runtime: rulesFile ? wrapperPath(rulesFile) : pathInSandbox(runc, "runc") };
+  return await checkRuntime(runtime, rulesFile).then(() => checkExec(runtime)).then(
+    () => "",
+    (error: Error) => error.message,
+  );
+}
+
+describe("a patch is needed where its quirk is found, and removes it", () => {
+  it("none on the pinned gVisor", async () => {
+    await inGeneration("2026-09", async (sandbox) => {
+      const found = await lacksIn(sandbox);
+      expect(patchesFor(found)).toEqual([]);
+      expect(await complaint(sandbox, found, [])).toBe("");
+    });
+  });
+
+  it.each<[string, RegExp, Record<string, RegExp>, OciRule[]]>([
+    [
+      "2025-02",
+      /^$/,
+      { "procfs-root-inode": /incorrect procfs root inode number/, "tmpfs-nr-blocks": /can't mask dir .*nr_blocks=1,nr_inodes=1: invalid argument/, "setns-exec": /error executing setns process/ },
+      [],
+    ],
+    // There is more that this one lacks (docs/quirks.md): it can join no namespace, and so no pod. What the patches are for is gone.
+    ["2022-12", /open \/proc\/\d+\/ns\/mnt: no such file/, { "cgroup-statfs": /statfs .*: function not implemented/, "devices-cgroup": /mountpoint for devices not found/ }, [{ dropNamespace: "network" }]],
+  ])("gVisor %s", async (generation, withAll, symptoms, rules) => {
+    await inGeneration(generation, async (sandbox) => {
+      const found = await lacksIn(sandbox);
+      const patches = patchesFor(found);
+      expect(patches).toEqual(expect.arrayContaining(Object.keys(symptoms)));
+      const whole = await complaint(sandbox, found, patches, rules);
+      expect(whole).toMatch(withAll);
+      for (const [patch, symptom] of Object.entries(symptoms)) {
+        expect(whole).not.toMatch(symptom);
+        expect(await complaint(sandbox, found, patches.filter((id) => id !== patch), rules), `without ${patch}`).toMatch(symptom);
+      }
+    });
+  });
+
+  it("cap-last-cap, on a kernel whose file is hidden from the container", async () => {
+    await inGeneration("2026-09", async (sandbox) => {
+      // The whiteout of an overlay over /proc/sys hides it, and the container gets the node's /proc for its own.
+      const hidden = "/run/gvisor-k3s/proc-sys/upper/kernel/cap_last_cap";
+      await execIn(sandbox, ["/bin/mkdir", "-p", dirname(hidden)]);
+      await execIn(sandbox, ["/bin/mknod", hidden, "c", "0", "0"]);
+      const nodesProc: OciRule[] = [{ dropMount: "/proc" }, { set: "mounts.-1", value: { destination: "/proc", type: "bind", source: "/proc", options: ["rbind"] } }, { dropNamespace: "pid" }];
+      const found = await lacksIn(sandbox);
+      expect(await complaint(sandbox, found, [], nodesProc)).toContain("open /proc/sys/kernel/cap_last_cap: no such file or directory");
+      expect(await complaint(sandbox, found, ["cap-last-cap"], nodesProc)).toBe("");
+    });
+  });
+
+  it("and every patch is one of these", () => {
+    expect(knownPatches("runc").filter((id) => id !== stale)).toEqual(["cap-last-cap", "cgroup-statfs", "devices-cgroup", "procfs-root-inode", "setns-exec", "tmpfs-nr-blocks"]);
+  });
+});
+
+it("the rule for cgroup-namespace removes it from a spec that asks for one", async () => {
+  await inGeneration("2026-09", async (sandbox) => {
+    const found = await lacksIn(sandbox);
+    const asking: OciRule[] = [{ set: "linux.namespaces.-1", value: { type: "cgroup" } }];
+    expect(await complaint(sandbox, found, [], asking)).toContain("cgroup namespaces aren't enabled in the kernel");
+    expect(await complaint(sandbox, found, [], [...asking, ...rulesFor(["cgroup-namespace"])])).toBe("");
+  });
+});
+
+it("a patch that does not fit fails with the patch's name, and leaves nothing", async () => {
+  await expect(build({ name: "runc", patches: [stale] })).rejects.toThrow(new RegExp(`${stale}\\.patch[\\s\\S]*FAILED`));
+  expect(readdirSync(artifactsFolder()).filter((entry) => entry.includes(".tmp-"))).toEqual([]);
+});
+
+it("a probe that hangs in a sandbox is one clear error", async () => {
+  const hangs: Probe = { id: "rshared", command: ["/bin/sleep", "1000"], milliseconds: 500 };
+  await inGeneration("2026-09", async (sandbox) => {
+    await expect(probeQuirks({ ...sandbox, platform: "systrap", network: "sandbox", mode: "node", probes: [hangs, ...probes.filter(({ id }) => id !== hangs.id)] })).rejects.toThrow(
+      /^probe rshared gave no answer within 0\.5 s: \/bin\/sleep 1000\ntry again on a machine that is less busy, or name the sandbox's quirks with the option `quirks`, which probes nothing$/,
+    );
+  });
+});
