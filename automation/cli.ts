@@ -36,6 +36,7 @@ async function up(): Promise<void> {
   const pod = outputs.testPod?.value as { name: string; phase: string; logs: string } | undefined;
   const kubeconfig = outputs.kubeconfigPath?.value as string;
   console.log(`\nresources   ${changes.join(", ")}\n${stages.table()}`);
+  console.log(`quirks      ${(outputs.quirks!.value as string[]).join(", ") || "none"}`);
   if (pod) console.log(`pod         ${pod.name}\nphase       ${pod.phase}\nlog         ${pod.logs.split("\n")[0]}`);
   console.log(`kubeconfig  ${kubeconfig}\nall         ${elapsed(started)}\n\nnext:\n  export KUBECONFIG=${kubeconfig}\n  kubectl get pods -A\n  make destroy${stackName === "dev" ? "" : ` STACK=${stackName}`}`);
 }
@@ -72,19 +73,22 @@ async function doctor(): Promise<void> {
 class Stages {
   readonly #begun = new Map<string, number>();
   readonly #took = new Map<string, number>();
+  /** What a resource waits for, as its provider tells it. */
+  readonly #status = new Map<string, string>();
 
   constructor() {
     setInterval(() => {
-      for (const [name, begun] of this.#begun) if (!this.#took.has(name)) say(`… ${name} (${elapsed(begun)})`);
+      for (const [name, begun] of this.#begun) if (!this.#took.has(name)) say([`… ${name} (${elapsed(begun)})`, this.#status.get(name)].filter(Boolean).join(" "));
     }, 10_000).unref();
   }
 
   see(event: EngineEvent): void {
     const metadata = (event.resourcePreEvent ?? event.resOutputsEvent)?.metadata;
     const diagnostic = event.diagnosticEvent;
-    if (diagnostic && diagnostic.severity === "error") console.error(diagnostic.message.trimEnd());
+    if (diagnostic?.severity === "error") console.error(diagnostic.message.trimEnd());
+    if (diagnostic?.ephemeral) this.#status.set(nameOf(diagnostic.urn), diagnostic.message.trim().split("\n").at(-1)!);
     if (!metadata || metadata.op === "same" || !isWork(metadata.type)) return;
-    const name = metadata.urn.split("::").at(-1)!;
+    const name = nameOf(metadata.urn);
     if (event.resourcePreEvent) {
       this.#begun.set(name, Date.now());
       return;
@@ -97,6 +101,10 @@ class Stages {
   table(): string {
     return [...this.#took].map(([name, took]) => `stage       ${name.padEnd(22)} ${seconds(took)}`).join("\n");
   }
+}
+
+function nameOf(urn = ""): string {
+  return urn.split("::").at(-1)!;
 }
 
 /** Components and the stack itself only group what is done. */

@@ -38,6 +38,17 @@ export interface Run {
   memoryWithPods?: Memory;
 }
 
+/** A control plane without a kubelet, from nothing; times are since the start of `up`. */
+export interface ControlPlaneRun {
+  /** The gVisor, by its date. */
+  generation: string;
+  /** The API server answers /readyz. */
+  apiReady: number;
+  /** And the default service account is there, which is what `up` waits for. */
+  ready: number;
+  memory: Memory;
+}
+
 /** A server that was started with this GOGC. */
 export interface GogcRun {
   gogc: number;
@@ -57,5 +68,6 @@ export interface Results {
   /** Pods started, and seconds waited before memory is read. */
   method: { pods: number; settle: number };
   runs: Run[];
+  controlPlanes: ControlPlaneRun[];
   gogc: GogcRun[];
 }

@@ -10,12 +10,14 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { parse, stringify } from "yaml";
 import { inSandbox, sandboxPaths } from "../config/paths.ts";
+import type { QuirkId } from "../config/quirks.ts";
 import { removeSandbox, type SandboxRef } from "../steps/sandbox.ts";
 import { artifactFolder, moduleVersion } from "../toolchain/artifacts.ts";
+import { type Generation, generations } from "../toolchain/generations.ts";
 import { readUsage } from "./cgroup.ts";
 import { measureGogc } from "./gogc.ts";
 import { startPods } from "./pods.ts";
-import type { Results, Run, Side } from "./results.ts";
+import type { ControlPlaneRun, Results, Run, Side } from "./results.ts";
 import { withTable } from "./table.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -24,6 +26,8 @@ const readme = join(import.meta.dirname, "README.md");
 
 /** Bring-ups of each side. */
 const ROUNDS = Number(process.env.BENCH_ROUNDS ?? 3);
+/** Control planes on each generation of gVisor. */
+const CONTROL_PLANES = 3;
 /** The first rounds, in which pods are started as well: it takes a minute or more for each side. */
 const POD_ROUNDS = 2;
 const PODS = 30;
@@ -48,7 +52,10 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
 }
 
 const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-bench-"));
-const settings = join(root, "Pulumi.bench-native.yaml");
+/** What the native node is told that it lacks: the same as gVisor, so that both get the same configuration. */
+const quirks: QuirkId[] = ["no-cgroup-mounts", "kernel-tunables", "dev-kmsg", "no-freezer", "old-kernel-cri", "no-netfilter"];
+const settings = (name: string) => join(root, `Pulumi.${name}.yaml`);
+const controlPlane = "bench-control";
 const refs: Record<Side, SandboxRef> = {
   gvisor: { name: "bench-gvisor", home: join(folder, "gvisor"), runsc: join(artifactFolder({ name: "runsc" }), "runsc") },
   native: { name: "bench-native", home: join(folder, "native"), runsc: join(folder, "runtime/runsc") },
@@ -63,9 +70,16 @@ try {
       runs.push({ round, side, ...(await withNode(side, (up) => measure(side, up, round <= POD_ROUNDS))) });
     }
   }
+  const controlPlanes: ControlPlaneRun[] = [];
+  for (let round = 1; round <= CONTROL_PLANES; round++) {
+    for (const generation of generations) {
+      say(`control plane ${round} of ${CONTROL_PLANES}: gVisor ${generation.name}`);
+      controlPlanes.push(await measureControlPlane(generation));
+    }
+  }
   say("GOGC, in gVisor");
   const gogc = await withNode("gvisor", () => measureGogc(refs.gvisor, SETTLE));
-  const all: Results = { date: new Date().toISOString(), seconds: (Date.now() - began) / 1000, ...surroundings(), method: { pods: PODS, settle: SETTLE }, runs, gogc };
+  const all: Results = { date: new Date().toISOString(), seconds: (Date.now() - began) / 1000, ...surroundings(), method: { pods: PODS, settle: SETTLE }, runs, controlPlanes, gogc };
   writeFileSync(results, `${JSON.stringify(all, null, 2)}\n`);
   writeFileSync(readme, withTable(readFileSync(readme, "utf8"), all));
   say(`${results} and the table in ${readme} are written`);
@@ -73,7 +87,7 @@ try {
   console.error(error instanceof Error ? error.message : error);
   process.exitCode = 1;
 } finally {
-  rmSync(settings, { force: true });
+  for (const name of [refs.native.name, controlPlane]) rmSync(settings(name), { force: true });
   rmSync(folder, { recursive: true, force: true });
 }
 
@@ -83,14 +97,38 @@ function prepareNative(): void {
   mkdirSync(join(folder, "runtime"));
   for (const file of ["runsc", "adapt.ts"]) symlinkSync(join(import.meta.dirname, "native", file), join(folder, "runtime", file));
   symlinkSync(join(artifactFolder({ name: "runc" }), "runc"), join(folder, "runtime/runc"));
+  writeSettings(refs.native.name, { sandbox: { runsc }, quirks });
+}
+
+/** The options of a stack. */
+function writeSettings(stack: string, options: Record<string, unknown>): void {
   const { name: project } = parse(readFileSync(join(root, "Pulumi.yaml"), "utf8")) as { name: string };
-  writeFileSync(settings, stringify({ config: { [`${project}:sandbox`]: { runsc } } }));
+  writeFileSync(settings(stack), stringify({ config: Object.fromEntries(Object.entries(options).map(([key, value]) => [`${project}:${key}`, value])) }));
+}
+
+/** The API server alone, on one generation. */
+async function measureControlPlane({ name: generation, runsc, sandbox }: Generation): Promise<ControlPlaneRun> {
+  const ref: SandboxRef = { name: controlPlane, home: join(folder, "control-plane"), runsc: await runsc(say) };
+  writeSettings(ref.name, { mode: "control-plane", sandbox: { ...sandbox, runsc: ref.runsc } });
+  try {
+    const up = await cli(ref, "up");
+    await sleep(SETTLE * 1000, undefined, { signal: interruption.signal });
+    const { apiReady, defaultServiceAccount } = serverStages(ref);
+    return { generation, apiReady: (apiReady! - up.start) / 1000, ready: (defaultServiceAccount! - up.start) / 1000, memory: readUsage(ref.name).memory };
+  } finally {
+    await removeSandbox(ref);
+    rmSync(ref.home, { recursive: true, force: true });
+  }
+}
+
+function serverStages({ name, home }: SandboxRef): Record<string, number> {
+  return JSON.parse(readFileSync(join(sandboxPaths(name, home).rootfs, inSandbox.nodeData, "server/stages.json"), "utf8")) as Record<string, number>;
 }
 
 /** Brings a node up from nothing, and removes everything of it afterwards. */
 async function withNode<T>(side: Side, act: (up: Output) => Promise<T>): Promise<T> {
   try {
-    return await act(await cli(side, "up"));
+    return await act(await cli(refs[side], "up"));
   } finally {
     const ref = refs[side];
     // What is native ends with its first process, and nothing but runc knows which one that is.
@@ -107,8 +145,8 @@ async function measure(side: Side, up: Output, withPods: boolean): Promise<Omit<
   const settled = readUsage(name);
   const run: Omit<Run, "round" | "side"> = { up: up.seconds, ...stages(side, up), cpuSeconds: cpu, idleCpu: (settled.cpuSeconds - cpu) / SETTLE, memory: settled.memory, unchangedUp: [], preview: [] };
   for (let i = 0; i < REPETITIONS; i++) {
-    run.unchangedUp.push((await cli(side, "up")).seconds);
-    run.preview.push((await cli(side, "preview")).seconds);
+    run.unchangedUp.push((await cli(refs[side], "up")).seconds);
+    run.preview.push((await cli(refs[side], "preview")).seconds);
   }
   if (withPods) {
     run.pods = await startPods(sandboxPaths(name, home).kubeconfig, PODS, interruption.signal);
@@ -128,11 +166,11 @@ interface Output {
 }
 
 /** Runs the project's command line, as `make` does. */
-async function cli(side: Side, verb: "up" | "preview"): Promise<Output> {
+async function cli({ name, home }: SandboxRef, verb: "up" | "preview"): Promise<Output> {
   interruption.signal.throwIfAborted();
   const start = Date.now();
   const lines: Output["lines"] = [];
-  const child = execa("node", [join(root, "automation/cli.ts"), verb, refs[side].name], { all: true, detached: true, stdin: "ignore", env: { GVISOR_K3S_HOME: refs[side].home } });
+  const child = execa("node", [join(root, "automation/cli.ts"), verb, name], { all: true, detached: true, stdin: "ignore", env: { GVISOR_K3S_HOME: home } });
   running = child.pid;
   try {
     for await (const text of child.iterable({ from: "all" })) lines.push({ at: Date.now(), text });
@@ -141,7 +179,7 @@ async function cli(side: Side, verb: "up" | "preview"): Promise<Output> {
     running = undefined;
   }
   const seconds = (Date.now() - start) / 1000;
-  say(`${side}: ${verb} took ${seconds.toFixed(1)} s`);
+  say(`${name}: ${verb} took ${seconds.toFixed(1)} s`);
   return { start, seconds, lines };
 }
 
@@ -155,8 +193,7 @@ function stages(side: Side, { start, lines }: Output): Pick<Run, "stages" | "res
     resources[name] = Number(seconds);
     done[name] = at;
   }
-  const { name, home } = refs[side];
-  const server = JSON.parse(readFileSync(join(sandboxPaths(name, home).rootfs, inSandbox.nodeData, "server/stages.json"), "utf8")) as Record<string, number>;
+  const server = serverStages(refs[side]);
   const times = {
     "sandbox runs": done["sandbox-process"],
     "containerd answers": done["containerd-apply"],

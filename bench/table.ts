@@ -1,15 +1,12 @@
 /** The table in bench/README.md: `node bench/table.ts` writes it anew from bench/results.json. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { markdown, putTable } from "../docs/tables.ts";
 import type { Results, Run, Side } from "./results.ts";
-
-const [begin, end] = ["<!-- figures: written by `make bench` -->", "<!-- end of figures -->"];
 
 /** The README with the table in its place. */
 export function withTable(text: string, results: Results): string {
-  const [from, to] = [text.indexOf(begin), text.indexOf(end)];
-  if (from < 0 || to < from) throw new Error(`README.md has no place for the figures: ${begin} … ${end}`);
-  return `${text.slice(0, from)}${begin}\n${figures(results)}\n${text.slice(to)}`;
+  return putTable(text, "figures", figures(results));
 }
 
 /** What is to be reached: at most this in gVisor, at most this many times the native figure. */
@@ -18,7 +15,7 @@ interface Target {
   ratio?: number;
 }
 
-function figures({ date, seconds, machine, versions, method, runs, gogc }: Results): string {
+function figures({ date, seconds, machine, versions, method, runs, controlPlanes, gogc }: Results): string {
   const of = (side: Side, figure: (run: Run) => number[]) => runs.filter((run) => run.side === side).flatMap(figure);
   const row = (label: string, unit: Unit, figure: (run: Run) => number[], target: Target = {}) => {
     const [inGvisor, natively] = [of("gvisor", figure), of("native", figure)];
@@ -48,6 +45,18 @@ function figures({ date, seconds, machine, versions, method, runs, gogc }: Resul
     row("`up` with nothing to do", "s", ({ unchangedUp }) => unchangedUp, { inGvisor: 5 }),
     row("`preview`", "s", ({ preview }) => preview),
   ];
+  const generations = [...new Set(controlPlanes.map(({ generation }) => generation))];
+  const controlPlaneRows = generations.map((generation) => {
+    const same = controlPlanes.filter((run) => run.generation === generation);
+    const [apiReady, memory] = [same.map((run) => run.apiReady), same.map((run) => run.memory.used)];
+    return [
+      generation,
+      spread(apiReady, "s"),
+      spread(same.map(({ ready }) => ready), "s"),
+      spread(memory, "MB"),
+      `API ≤ 8 s: ${verdict(median(apiReady), 8)}; memory ≤ 250 MB: ${verdict(median(memory), 250e6)}`,
+    ];
+  });
   const gogcRows = [...new Set(gogc.map(({ gogc }) => gogc))].map((value) => {
     const same = gogc.filter((run) => run.gogc === value);
     return [String(value), spread(same.map(({ memory }) => memory.used), "MB"), spread(same.map(({ cpuSeconds }) => cpuSeconds), "s"), spread(same.map(({ ready }) => ready), "s")];
@@ -57,17 +66,16 @@ function figures({ date, seconds, machine, versions, method, runs, gogc }: Resul
     `${Object.entries(versions).map(([name, version]) => `${name} ${version}`).join(", ")}.`,
     `Median, and (least–most) of ${of("gvisor", () => [1]).length} bring-ups on each side; pods in ${of("gvisor", ({ pods }) => (pods ? [1] : [])).length} of them.`,
     "",
-    ...markdown(["", "gVisor", "native", "ratio", "to reach"], rows),
+    markdown(["", "gVisor", "native", "ratio", "to reach"], rows, true),
+    "",
+    `A control plane alone (\`mode: control-plane\`), in ${controlPlanes.length / generations.length} bring-ups on each generation of gVisor:`,
+    "",
+    markdown(["gVisor", "empty → API ready", "empty → default service account", "memory", "to reach"], controlPlaneRows, true),
     "",
     "The server with another GOGC, in gVisor, after a restart; CPU time from the restart to the reading:",
     "",
-    ...markdown(["GOGC", "memory", "CPU time", "restart → node Ready"], gogcRows),
+    markdown(["GOGC", "memory", "CPU time", "restart → node Ready"], gogcRows, true),
   ].join("\n");
-}
-
-function markdown(head: string[], rows: string[][]): string[] {
-  const line = (cells: string[]) => `| ${cells.join(" | ")} |`;
-  return [line(head), `|${head.map((_, i) => (i === 0 ? "---" : "---:")).join("|")}|`, ...rows.map(line)];
 }
 
 function verdict(value: number, limit: number): string {

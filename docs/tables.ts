@@ -32,10 +32,10 @@ export function putTable(text: string, name: string, table: string): string {
   return `${text.slice(0, begin.index)}${begin[0]}${table}\n${text.slice(end)}`;
 }
 
-/** A table in Markdown. */
-export function markdown(head: string[], rows: string[][]): string {
+/** A table in Markdown; its first column is text, and the others are numbers where `numbers` says so. */
+export function markdown(head: string[], rows: string[][], numbers = false): string {
   const line = (cells: string[]) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|").replaceAll("\n", " ")).join(" | ")} |`;
-  return [line(head), `|${head.map(() => "---|").join("")}`, ...rows.map(line)].join("\n");
+  return [line(head), `|${head.map((_, column) => (numbers && column > 0 ? "---:|" : "---|")).join("")}`, ...rows.map(line)].join("\n");
 }
 
 function optionsTable(): string {

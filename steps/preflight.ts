@@ -6,7 +6,7 @@ import { overlap, parseNetwork } from "../config/network.ts";
 import { sandboxPaths } from "../config/paths.ts";
 import { type Problem, refuse } from "../config/problems.ts";
 import { CRUN, type StackConfig } from "../config/schema.ts";
-import { knownPatches } from "../toolchain/artifacts.ts";
+import { knownPatches, patchRefusal } from "../toolchain/artifacts.ts";
 import { readElf } from "../toolchain/elf.ts";
 import { readRecord } from "./record.ts";
 
@@ -19,7 +19,9 @@ export function preflight(config: StackConfig): void {
   if (process.getuid?.() !== 0) problems.push({ option: "user", value: process.getuid?.(), message: "root is needed to make network namespaces and sandboxes; run it with sudo" });
   const known = knownPatches("runc");
   for (const id of config.runtime.patches) {
+    const refusal = known.includes(id) ? patchRefusal("runc", id) : undefined;
     if (!known.includes(id)) problems.push({ option: "runtime.patches", value: id, message: `there is no such patch; there are: ${known.join(", ") || "none"}` });
+    if (refusal !== undefined) problems.push({ option: "runtime.patches", value: id, message: `it does not apply to the runc that is pinned in toolchain/runc/go.mod: ${refusal.replaceAll("\n", "; ")}` });
   }
   const { name: runtime, path = runtime === "crun" ? CRUN : undefined } = config.runtime;
   const inTheSandbox = { "runtime.path": path, "containerd.containerd": config.containerd.containerd, "containerd.shim": config.containerd.shim };

@@ -197,7 +197,7 @@ async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, 
   ];
   await mkdir(join(paths.logs, "runsc"), { recursive: true });
   // runsc passes its standard output on to the sandbox, which lives on: a file takes it, or the pipe would never close.
-  await run(params.runsc, [...flags, "run", "--detach", `--pid-file=${pidFile}`, `--bundle=${paths.bundle}`, params.name], { outputFile: join(paths.logs, "sandbox.log"), timeout: 30_000 });
+  await run(params.runsc, [...flags, "run", "--detach", `--pid-file=${pidFile}`, `--bundle=${paths.bundle}`, params.name], { outputFile: join(paths.logs, "sandbox.log"), timeout: 30_000 }).catch(advise);
   const pid = Number(await readFile(pidFile, "utf8"));
   const startTime = processStart(pid);
   if (startTime === undefined) throw new Error(`the sandbox ended at once; see ${paths.logs}/sandbox.log`);
@@ -208,6 +208,17 @@ async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, 
     () => serviceLog(params, "sandbox"),
   );
   return { pid, startTime };
+}
+
+/** Refusals of runsc that an option of this project's helps with. */
+const ADVICE: Record<string, string> = {
+  "cannot run with network enabled in root network namespace": "this runsc takes the network namespace of a newer kernel for the host's own: set sandbox.network: host, with which it uses the kernel's network stack within the sandbox's own namespace",
+  "unknown platform": "this runsc does not know the platform: set sandbox.platform to one that it has, such as ptrace",
+};
+
+function advise(error: Error): never {
+  const advice = Object.entries(ADVICE).flatMap(([refusal, remedy]) => (error.message.includes(refusal) ? [remedy] : []));
+  throw advice.length === 0 ? error : new Error([error.message, ...advice].join("\n"), { cause: error });
 }
 
 function fail(message: string): never {

@@ -5,9 +5,9 @@
  */
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { chmod, copyFile, cp, mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
-import { arch } from "node:os";
+import { arch, tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { cacheFolder, inSandbox } from "../config/paths.ts";
 import { run } from "../steps/run.ts";
@@ -234,7 +234,7 @@ async function patchedModfile(goBuild: GoBuild, artifact: Artifact, work: string
   }
   for (const id of artifact.patches!) {
     await mkdir(source, { recursive: true });
-    await run("patch", ["--strip=1", "--fuzz=0", "--batch", "--directory", source, "--input", patchFile(artifact.name, id)]);
+    await run("patch", patchArguments(source, patchFile(artifact.name, id)));
   }
   const modfile = join(work, "go.mod");
   await copyFile(join(module, "go.sum"), join(work, "go.sum"));
@@ -242,9 +242,48 @@ async function patchedModfile(goBuild: GoBuild, artifact: Artifact, work: string
   return modfile;
 }
 
+/**
+ * Tries a patch on the pinned source, without changing anything.
+ * @returns what `patch` says if it does not apply; undefined if it does, or if the source cannot be had, which a build will tell
+ */
+export function patchRefusal(name: ArtifactName, id: string): string | undefined {
+  const module = join(root, (builds[name] as GoBuild[])[0]!.module);
+  const work = mkdtempSync(join(tmpdir(), "gvisor-k3s-patch-"));
+  try {
+    const [pins, patch] = [readFileSync(join(module, "go.mod"), "utf8"), readFileSync(patchFile(name, id), "utf8")];
+    for (const path of patchedModules(pins, [patch])) {
+      const { Dir } = JSON.parse(execFileSync("go", ["mod", "download", "-json", path], { cwd: module, encoding: "utf8", stdio: "pipe" })) as { Dir: string };
+      for (const file of patchedFiles(patch).filter((candidate) => candidate.startsWith(`${path}/`))) {
+        mkdirSync(join(work, dirname(file)), { recursive: true });
+        copyFileSync(join(Dir, file.slice(path.length + 1)), join(work, file));
+      }
+    }
+  } catch {
+    rmSync(work, { recursive: true });
+    return undefined;
+  }
+  try {
+    execFileSync("patch", ["--dry-run", ...patchArguments(work, patchFile(name, id))], { encoding: "utf8", stdio: "pipe" });
+    return undefined;
+  } catch (error) {
+    return (error as { stdout: string }).stdout.trim();
+  } finally {
+    rmSync(work, { recursive: true });
+  }
+}
+
+function patchArguments(source: string, file: string): string[] {
+  return ["--strip=1", "--fuzz=0", "--batch", "--directory", source, "--input", file];
+}
+
+/** The files that a patch changes; each path begins with its module's. */
+function patchedFiles(patch: string): string[] {
+  return [...patch.matchAll(/^\+\+\+ b\/(\S+)/gm)].map(([, file]) => file!);
+}
+
 /** The modules of a go.mod that patches change. */
 function patchedModules(pins: string, patches: string[]): string[] {
-  const files = patches.flatMap((patch) => [...patch.matchAll(/^\+\+\+ b\/(\S+)/gm)].map(([, file]) => file!));
+  const files = patches.flatMap(patchedFiles);
   const modules = [...pins.matchAll(/^(?:require)?\s*(\S+) v\S+/gm)].map(([, path]) => path!);
   return modules.filter((path) => files.some((file) => file.startsWith(`${path}/`)));
 }

@@ -1,10 +1,11 @@
 /** Other gVisors than the pinned one: what they lack is found, and a node runs as far as they can carry one. */
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { QuirkId } from "../../config/quirks.ts";
 import { CRUN, type StackConfigInput } from "../../config/schema.ts";
+import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder, build, goArch, imageName } from "../../toolchain/artifacts.ts";
 import { generations } from "../../toolchain/generations.ts";
 import { changes, cli, inside, kubectl, kubectlProcess, open, otherRunsc, ownHome, removeHome, root, traces } from "./harness.ts";
@@ -100,6 +101,18 @@ describe.each<[string, QuirkId[], string[]]>([
   });
 });
 
+it("a preview of another gVisor shows the lines of the configuration that it changes, and leaves everything as it is", async () => {
+  const [name, running] = [stackOf("2026-09"), traces(home)];
+  const older = await generations.find((generation) => generation.name === "2025-02")!.runsc(() => {});
+  const stack = await open(name, { images: [archive], sandbox: { runsc: older } });
+  const { output } = await changes((run) => stack.preview(run));
+  const lines = output.split("\n").map((line) => line.trim());
+  expect(lines).toEqual(expect.arrayContaining(['- snapshotter = "overlayfs"', '+ snapshotter = "native"']));
+  expect(lines.filter((line) => /^[-+] BinaryName = "\/opt\/gvisor-k3s\/runc-/.test(line))).toHaveLength(2);
+  for (const patch of ["procfs-root-inode", "setns-exec", "tmpfs-nr-blocks"]) expect(output).toMatch(new RegExp(`\\+ +\\[\\d\\]: "${patch}"`));
+  expect(traces(home)).toEqual(running);
+});
+
 describe("crun", () => {
   const name = stackOf("2026-09");
 
@@ -191,6 +204,18 @@ describe("doctor", () => {
     const report = JSON.parse(stdout);
     expect(report).toMatchObject({ probed: expect.stringContaining("trial sandbox"), blockers: [], recommendedMode: "node" });
     expect(report.findings.find(({ quirk }: { quirk: string }) => quirk === "kernel-tunables")).toMatchObject({ found: true, remedy: "kernel facade", answer: expect.stringContaining("/proc/sys/vm/panic_on_oom") });
+    expect(traces(home)).toEqual(running);
+  });
+
+  it("that is killed leaves a trial sandbox, which the next one removes", async () => {
+    const running = traces(home);
+    const trial = () => readdirSync(join(home, "sandboxes")).find((entry) => entry.startsWith("try_") && existsSync(join(home, "sandboxes", entry, "sandbox.json")));
+    const killed = execa("node", [join(root, "automation/cli.ts"), "doctor", name], { reject: false });
+    await waitFor("the trial sandbox runs", 60, trial);
+    killed.kill("SIGKILL");
+    await killed;
+    expect(traces(home)).not.toEqual(running);
+    expect((await cli("doctor", name)).exitCode).toBe(0);
     expect(traces(home)).toEqual(running);
   });
 

@@ -33,6 +33,15 @@ function program(path: string, says: string): string {
   return file(path, `#!/bin/sh\necho '${says}'\n`, 0o755);
 }
 
+/** This machine's busybox, said to be for RISC-V. */
+function foreign(): string {
+  const program = readFileSync("/bin/busybox");
+  program.writeUInt16LE(243, 18);
+  const path = join(files, "foreign-runc");
+  writeFileSync(path, program, { mode: 0o755 });
+  return path;
+}
+
 /** A runsc that says so, and fails in all else. */
 function brokenRunsc(): string {
   return file("runsc", '#!/bin/sh\n[ "$1" = --version ] && exec echo runsc version broken\necho "cannot start here" >&2\nexit 3\n', 0o755);
@@ -74,6 +83,11 @@ describe("the configuration is refused before anything is made", () => {
       () => ({ containerd: { containerd: program("containerd", "containerd github.com/containerd/containerd/v2 v2.4.2 abc"), shim: program("shim", "  Version:  v2.1.0") } }),
       `the shim is 2.1.0 and containerd (${files}/containerd) is 2.4.2: they must be of one version`,
     ],
+    ["an unknown quirk", () => ({ quirks: ["rshared", "no-such-quirk"], mode: "control-plane" }), 'quirks = "no-such-quirk": there is no such quirk; auto is allowed, or a list of no-cgroup-mounts, '],
+    ["a quirk that no pod can live with", () => ({ quirks: ["rshared"] }), 'quirks = "rshared": a sandbox with these cannot run pods (the kubelet); set mode: control-plane, or use another gVisor'],
+    ["a runtime that is missing", () => ({ runtime: { path: "/nowhere/runc" } }), 'runtime.path = "/nowhere/runc": there is no such program; give the path of an executable file, or leave the option out'],
+    ["a runtime of another architecture", () => ({ runtime: { path: foreign() } }), "it is built for machine 243, and this machine is"],
+    ["a patch for a runtime that is not built", () => ({ runtime: { name: "crun", patches: ["cap-last-cap"] } }), "only a runc that is built here can be patched"],
     ["an unknown patch", () => ({ runtime: { patches: ["no-such-patch"] } }), 'runtime.patches = "no-such-patch": there is no such patch'],
   ];
 
@@ -85,9 +99,22 @@ describe("the configuration is refused before anything is made", () => {
     expect(existsSync(home)).toBe(false);
   });
 
+  it("a patch that does not apply to runc", async () => {
+    const patch = join(root, "toolchain/runc/patches/e2e-stale.patch");
+    writeFileSync(patch, "--- a/github.com/opencontainers/runc/main.go\n+++ b/github.com/opencontainers/runc/main.go\n@@ -55 +55 @@\n-a line of another version\n+another\n");
+    try {
+      const { exitCode, all } = await upWith({ runtime: { patches: ["e2e-stale", "cap-last-cap"] } });
+      expect(exitCode).toBe(1);
+      expect(all).toMatch(/^1 problem with the configuration; nothing was changed:\n {2}- runtime\.patches = "e2e-stale": it does not apply to the runc that is pinned in toolchain\/runc\/go\.mod: .*Hunk #1 FAILED at 55/);
+      expect(existsSync(home)).toBe(false);
+    } finally {
+      rmSync(patch);
+    }
+  });
+
   it("every problem at once", async () => {
     const { all } = await upWith({ sandbox: { memory: 4 }, containerd: { snapshotter: "zfs" } });
-    expect(all).toBe('2 problems with the configuration; nothing was changed:\n  - sandbox.memory = 4: a value of type string is allowed\n  - containerd.snapshotter = "zfs": allowed: overlayfs, native');
+    expect(all).toBe('2 problems with the configuration; nothing was changed:\n  - sandbox.memory = 4: a value of type string is allowed\n  - containerd.snapshotter = "zfs": allowed: auto, overlayfs, native');
   });
 
   it("who is not root", async () => {

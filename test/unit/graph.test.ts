@@ -27,7 +27,7 @@ const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-graph-"));
 const nameOf = (urn: string) => urn.split("::").at(-1) ?? "";
 
 /** What the sandbox is found to lack. */
-let found = ["kernel-tunables", "old-kernel-cri"];
+const found = ["kernel-tunables", "old-kernel-cri"];
 
 /** What a command prints, or the engine's own word on a pod. */
 const outputs = (type: string, name: string, inputs: object) =>
