@@ -20,7 +20,7 @@ const config = checkedConfig();
 
 // Each part's commands depend on the parts that it is given. The parts themselves do not: their builds would wait for the sandbox.
 const sandbox = new Sandbox("sandbox", config);
-const probe = new QuirkProbe("quirks", { sandbox, quirks: config.quirks });
+const probe = new QuirkProbe("quirks", { sandbox, mode: config.mode, quirks: config.quirks });
 const containerd = config.mode === "node" ? containerRuntime() : undefined;
 const node = new K3sNode("node", { sandbox, containerd, node: config.node });
 const pod = containerd ? podNetworkAndTestPod() : undefined;

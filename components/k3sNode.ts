@@ -35,7 +35,9 @@ export class K3sNode extends pulumi.ComponentResource {
       sandbox.inside(this, containerd ?? sandbox, build),
     );
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made through it.
-    const kubeconfig = step(`${name}-kubeconfig`, { step: "kubeconfig", params: sandbox.ref, secretOutput: true, content: `${sandbox.address}:${node.httpsListenPort}` }, sandbox.inside(this, server));
+    // A sandbox that is replaced, which its id tells, has another cluster with other keys; one that is restarted has the same.
+    const content = pulumi.interpolate`${sandbox.address}:${node.httpsListenPort} ${sandbox.process.id}`;
+    const kubeconfig = step(`${name}-kubeconfig`, { step: "kubeconfig", params: sandbox.ref, secretOutput: true, content }, sandbox.inside(this, server));
     this.kubeconfig = pulumi.secret(kubeconfig.stdout);
     this.registerOutputs({ kubeconfig: this.kubeconfig });
   }

@@ -7,6 +7,8 @@ import { step } from "./step.ts";
 
 export interface QuirkProbeArgs {
   sandbox: Sandbox;
+  /** What the node is to be: as a control plane it starts where no pod could run. */
+  mode: StackConfig["mode"];
   /** `auto` asks the sandbox; a list is taken as it is, and nothing is asked. */
   quirks: StackConfig["quirks"];
 }
@@ -21,14 +23,13 @@ export class QuirkProbe extends pulumi.ComponentResource {
 
   constructor(name: string, args: QuirkProbeArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:QuirkProbe", name, {}, options);
-    const { sandbox, quirks } = args;
-    this.found = quirks === "auto" ? probed(this, name, sandbox) : pulumi.output(quirks);
+    this.found = args.quirks === "auto" ? probed(this, name, args) : pulumi.output(args.quirks);
     this.registerOutputs({ found: this.found });
   }
 }
 
-function probed(parent: QuirkProbe, name: string, sandbox: Sandbox): pulumi.Output<QuirkId[]> {
-  const { runscDigest, platform, network, mode } = sandbox.params;
+function probed(parent: QuirkProbe, name: string, { sandbox, mode }: QuirkProbeArgs): pulumi.Output<QuirkId[]> {
+  const { runscDigest, platform, network } = sandbox.params;
   const params = { ...sandbox.ref, ...(runscDigest === undefined ? {} : { runscDigest }), platform, network, mode, probes };
   const { stdout } = step(`${name}-ask`, { step: "probe", params }, sandbox.inside(parent, sandbox.process));
   const answer = stdout.apply((ids) => JSON.parse(ids) as QuirkId[]);

@@ -11,7 +11,7 @@ export interface SandboxArgs {
   name: string;
   /** See the option `sandbox`. A change of the subnet replaces the sandbox; any other restarts it in place. */
   sandbox: StackConfig["sandbox"];
-  /** See the option `mode`. A change restarts the sandbox, with nothing running in it. */
+  /** See the option `mode`. A change replaces the sandbox. */
   mode: StackConfig["mode"];
 }
 
@@ -35,7 +35,7 @@ export class Sandbox extends pulumi.ComponentResource {
     this.ref = { name: args.name, home, runsc };
     this.address = linkAddresses(subnet).node;
     const own = args.sandbox.runsc ? { runscDigest: fileDigest(args.sandbox.runsc) } : {};
-    this.params = { ...this.ref, ...own, subnet, limits: { memory, cpus }, platform, network, mode: args.mode };
+    this.params = { ...this.ref, ...own, subnet, limits: { memory, cpus }, platform, network };
     this.incarnation = nextIncarnation(sandboxPaths(args.name, home), sandboxRevision(this.params));
     const artifacts = [...(args.sandbox.runsc ? [] : [{ name: "runsc" as const }]), { name: "init" as const }];
     const build = step(`${name}-build`, { step: "build", params: { artifacts, own: [] } }, { parent: this });
@@ -46,7 +46,7 @@ export class Sandbox extends pulumi.ComponentResource {
         undo: "sandbox-remove",
         params: this.params,
         incarnation: this.incarnation,
-        replaceOn: [args.name, home, subnet],
+        replaceOn: [args.name, home, subnet, args.mode],
       },
       { parent: this, dependsOn: build, deleteBeforeReplace: true },
     );

@@ -27,8 +27,12 @@ export class TestPod extends pulumi.ComponentResource {
     const after = options?.dependsOn === undefined ? {} : { dependsOn: options.dependsOn };
     const ends = { parent: this, ...(args.endsWith ? { deletedWith: args.endsWith } : {}) };
     // A preview of a sandbox that is dead finds no cluster, which is no ground to fail: the update starts it before it gets here.
-    // And a pod that an interrupted update made, and did not live to note, is taken over.
-    const provider = new kubernetes.Provider(`${name}-provider`, { kubeconfig: args.kubeconfig, skipUpdateUnreachable: true, upsertExistingObjects: true }, { parent: this });
+    // And a pod that an interrupted update made, and did not live to note, is taken over; one whose cluster is gone is gone with it.
+    const provider = new kubernetes.Provider(
+      `${name}-provider`,
+      { kubeconfig: args.kubeconfig, skipUpdateUnreachable: true, deleteUnreachable: true, upsertExistingObjects: true },
+      { parent: this },
+    );
     const container = "main";
     const pod = new kubernetes.core.v1.Pod(
       `${name}-pod`,

@@ -55,7 +55,7 @@ export const stackSchema = z.strictObject({
   mode: z
     .enum(["node", "control-plane"])
     .default("node")
-    .describe("`node` runs pods. `control-plane` is the API server, the controllers and the scheduler alone: for Helm, RBAC, CRDs, admission and server-side dry runs; pods stay Pending. Changing it restarts the sandbox."),
+    .describe("`node` runs pods. `control-plane` is the API server, the controllers and the scheduler alone: for Helm, RBAC, CRDs, admission and server-side dry runs; pods stay Pending. Changing it replaces the sandbox, and the cluster in it is lost."),
   quirks: z
     .union([z.literal("auto"), z.array(z.string())])
     .default("auto")

@@ -99,7 +99,7 @@ export async function inTrialSandbox<T>(like: Pick<SandboxParams, "home" | "runs
   const isNew = !existsSync(home);
   const slot = process.pid % 64;
   // A link-local network, which no stack has; two trials at once are told apart by their processes.
-  const trial = { name: `${TRIAL}${process.pid}`, home, runsc, platform, network, mode: "control-plane" as const, subnet: `169.254.107.${slot * 4}/30`, limits: { memory: null, cpus: null } };
+  const trial = { name: `${TRIAL}${process.pid}`, home, runsc, platform, network, subnet: `169.254.107.${slot * 4}/30`, limits: { memory: null, cpus: null } };
   await mkdir(home, { recursive: true, mode: 0o700 });
   try {
     await ensureSandbox(trial);

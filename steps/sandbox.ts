@@ -30,8 +30,6 @@ export interface SandboxParams extends SandboxRef {
   limits: Pick<StackConfig["sandbox"], "memory" | "cpus">;
   platform: StackConfig["sandbox"]["platform"];
   network: StackConfig["sandbox"]["network"];
-  /** What runs in it; a sandbox that changes its mode begins with nothing running. */
-  mode: StackConfig["mode"];
 }
 
 /** What the node's state takes on an empty cluster, with room for a few images. */

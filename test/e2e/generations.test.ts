@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { QuirkId } from "../../config/quirks.ts";
+import { sandboxPaths } from "../../config/paths.ts";
 import { CRUN, type StackConfigInput } from "../../config/schema.ts";
 import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder, build, goArch, imageName } from "../../toolchain/artifacts.ts";
@@ -134,19 +135,28 @@ describe("crun", () => {
   });
 });
 
-describe("gVisor 2022-12", () => {
-  const name = stackOf("2022-12");
-
-  it("is told to carry no pods, with each reason and what to do", async () => {
-    const stack = await open(name, await optionsOn("2022-12"));
+it("gVisor 2022-12 is told to carry no pods, with each reason and what to do", async () => {
+    const stack = await open(stackOf("2022-12"), await optionsOn("2022-12"));
     await expect(stack.up()).rejects.toThrow(/this sandbox cannot run pods:[\s\S]*rshared: the kubelet cannot run here[\s\S]*no-veth: [\s\S]*no-subreaper: [\s\S]*set mode: control-plane/);
   });
 
-  it("carries a control plane, in full", async () => {
-    const stack = await open(name, await optionsOn("2022-12", { mode: "control-plane" }));
+describe("mode: control-plane", () => {
+  it.each(generations.map(({ name }) => name))("works in full on gVisor %s, which may have been a node before", async (generation) => {
+    const stack = await open(stackOf(generation), await optionsOn(generation, { mode: "control-plane" }));
     const { outputs } = await stack.up();
     expect(outputs.testPod).toBeUndefined();
-    await useControlPlane(name);
+    await useControlPlane(stackOf(generation));
+    expect((await changes((run) => stack.up(run))).changed).toEqual({});
+  });
+
+  it("can be left for a node, which is another cluster", async () => {
+    const name = stackOf("2026-09");
+    const kubeconfig = readFileSync(sandboxPaths(name).kubeconfig, "utf8");
+    const stack = await open(name, await optionsOn("2026-09"));
+    const { outputs } = await stack.up();
+    expect(outputs.testPod!.value).toMatchObject({ phase: "Running" });
+    expect(outputs.kubeconfig!.value).not.toBe(kubeconfig);
+    expect(await kubectl(name, "get", "deployments", "-o=name")).toBe("");
     expect((await changes((run) => stack.up(run))).changed).toEqual({});
   });
 });

@@ -160,9 +160,9 @@ describe("the graph", () => {
     expect(rest).not.toContain(secret.value);
   });
 
-  it("replaces a sandbox for another name, home or subnet only, and nothing else at all", () => {
+  it("replaces a sandbox for another name, home, subnet or mode only, and nothing else at all", () => {
     const replacing = Object.entries(plain).filter(([, { inputs }]) => inputs.triggers !== undefined);
-    expect(Object.fromEntries(replacing.map(([name, { inputs }]) => [name, inputs.triggers]))).toEqual({ "sandbox-process": ["graph", home, expect.stringMatching(/^10\.107\..*\/30$/)] });
+    expect(Object.fromEntries(replacing.map(([name, { inputs }]) => [name, inputs.triggers]))).toEqual({ "sandbox-process": ["graph", home, expect.stringMatching(/^10\.107\..*\/30$/), "node"] });
   });
 
   it("has what the stack tells", async () => {
