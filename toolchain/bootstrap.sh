@@ -32,6 +32,8 @@ major=$(node --version 2>/dev/null | sed 's/^v\([0-9]*\).*/\1/')
 if [ "${major:-0}" -lt 24 ] && [ ! -d toolchain/node/node_modules ]; then
 	echo "installing Node.js 24"
 	npm ci --prefix toolchain/node --ignore-scripts --no-audit --no-fund --loglevel=error
+	# Each machine takes one of two optional packages, of which npm does not say that it could not be fetched.
+	[ -d toolchain/node/node_modules ] || { echo "bootstrap: npm could not fetch Node.js 24; try again, or install Node.js 24 from nodejs.org" >&2; exit 1; }
 fi
 
 # The lock file that was installed lies beside the packages: another one means another installation.
