@@ -55,7 +55,7 @@ const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-bench-"));
 /** What the native node is told that it lacks: the same as gVisor, so that both get the same configuration. */
 const quirks: QuirkId[] = ["no-cgroup-mounts", "kernel-tunables", "dev-kmsg", "no-freezer", "old-kernel-cri", "no-netfilter"];
 const settings = (name: string) => join(root, `Pulumi.${name}.yaml`);
-const controlPlane = "bench-control";
+const controlPlane = "bench-cp";
 const refs: Record<Side, SandboxRef> = {
   gvisor: { name: "bench-gvisor", home: join(folder, "gvisor"), runsc: join(artifactFolder({ name: "runsc" }), "runsc") },
   native: { name: "bench-native", home: join(folder, "native"), runsc: join(folder, "runtime/runsc") },
