@@ -3,6 +3,7 @@
  * tells what its sandbox can do. Exit codes: 0 done, and for `doctor` that pods can run; 1 an error; 2 a wrong command line; 3 (`doctor`)
  * that only a control plane can run.
  */
+import "./compileCache.ts";
 import { existsSync } from "node:fs";
 import { rm, rmdir } from "node:fs/promises";
 import { join } from "node:path";

@@ -16,6 +16,7 @@ import { preflight } from "../steps/preflight.ts";
 import { processStart } from "../steps/record.ts";
 import { run, runsWell } from "../steps/run.ts";
 import { build, moduleVersion } from "../toolchain/artifacts.ts";
+import { compileCache } from "./compileCache.ts";
 
 const root = join(import.meta.dirname, "..");
 
@@ -29,14 +30,16 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   const home = homeFolder();
   mkdirSync(join(home, "pulumi"), { recursive: true, mode: 0o700 });
   const { command, env } = await pulumiCommand(say);
-  const envVars: Record<string, string> = { PULUMI_SKIP_UPDATE_CHECK: "true", NODE_COMPILE_CACHE: join(cacheFolder(), "node-compile-cache"), ...env };
+  const envVars: Record<string, string> = { PULUMI_SKIP_UPDATE_CHECK: "true", NODE_COMPILE_CACHE: compileCache, ...env };
   if (!process.env.PULUMI_BACKEND_URL) {
     envVars.PULUMI_BACKEND_URL = `file://${join(home, "pulumi")}`;
     dropDeadLocks(home, name, say);
   }
   if (!process.env.PULUMI_CONFIG_PASSPHRASE && !process.env.PULUMI_CONFIG_PASSPHRASE_FILE) envVars.PULUMI_CONFIG_PASSPHRASE_FILE = passphraseFile(home);
   const workspace = await LocalWorkspace.create({ workDir: projectFolder(home, name), envVars, pulumiCommand: command });
-  return await Stack.createOrSelect(name, workspace);
+  // Pulumi would have to try whether there is such a stack, which is a process more.
+  const isNew = envVars.PULUMI_BACKEND_URL && !existsSync(join(home, "pulumi/.pulumi/stacks", projectName(), `${name}.json`));
+  return await (isNew ? Stack.create(name, workspace) : Stack.createOrSelect(name, workspace));
 }
 
 /** Removes the locks that a killed Pulumi of this machine left on a stack; one whose process lives is left for Pulumi to refuse. */

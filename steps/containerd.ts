@@ -23,10 +23,11 @@ export async function ensureContainerd(params: ContainerdParams, config: string)
   const file = join(paths.state, inSandbox.containerdConfig);
   for (const folder of [dirname(file), join(paths.state, inSandbox.registries), join(paths.state, inSandbox.cniConfig)]) await mkdir(folder, { recursive: true, mode: 0o755 });
   await writeFile(file, config);
-  await ensureService(params, "containerd", [params.containerd, "--config", inSandbox.containerdConfig], config, 10);
+  const state = await ensureService(params, { name: "containerd", command: [params.containerd, "--config", inSandbox.containerdConfig], config, stopSeconds: 10 });
   const plugins = await serviceAnswers(params, "containerd", 60, () =>
     // ctr waits by itself for a socket that is about to appear.
     runsWell(params.runsc, [`--root=${paths.runsc}`, "exec", params.name, ctr(), "--connect-timeout=2s", "plugins", "list"], { timeout: 20_000 }),
+    state,
   );
   const failed = plugins.split("\n").map((row) => row.trim().split(/\s+/)).filter(([type, id, , status]) => type?.includes(".cri") && id && status === "error");
   if (failed.length > 0) {

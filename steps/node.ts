@@ -4,7 +4,7 @@ import { conflistPath } from "../config/conflist.ts";
 import { inSandbox, sandboxPaths } from "../config/paths.ts";
 import { CommandError, lastLines } from "./run.ts";
 import { execIn, initIn, type SandboxRef } from "./sandbox.ts";
-import { ensureService, type ServiceState, serviceAnswers, serviceStates } from "./service.ts";
+import { ensureService, type ServiceState, serviceAnswers } from "./service.ts";
 
 export interface ServerParams extends SandboxRef {
   /** The server binary by its path in the sandbox. */
@@ -22,10 +22,9 @@ export async function ensureServer(params: ServerParams, config: string): Promis
   const file = join(sandboxPaths(params.name, params.home).state, inSandbox.nodeConfig);
   await mkdir(dirname(file), { recursive: true, mode: 0o755 });
   await writeFile(file, config, { mode: 0o600 });
-  // A server that runs is not ended for a config that another could not start with. Where none runs, its own start tells the same.
-  if ((await serviceStates(params)).server?.pid) await execIn(params, [params.server, "check", "--config", inSandbox.nodeConfig]);
-  await ensureService(params, "server", [params.server, "server", "--config", inSandbox.nodeConfig], config, 15);
-  await reached(params, "defaultServiceAccount");
+  const command = (verb: string) => [params.server, verb, "--config", inSandbox.nodeConfig];
+  const state = await ensureService(params, { name: "server", command: command("server"), check: command("check"), config, stopSeconds: 15 });
+  await reached(params, "defaultServiceAccount", state);
 }
 
 /** The admin's kubeconfig. */
@@ -50,13 +49,13 @@ interface Stages {
  * Waits until the server that runs now has noted a stage. To ask the API server takes a process in the sandbox, which has to start
  * just when the server needs every CPU; so that is done only to tell what is missing when the time is up.
  */
-async function reached(params: ServerParams, stage: "defaultServiceAccount" | "nodeReady"): Promise<void> {
+async function reached(params: ServerParams, stage: "defaultServiceAccount" | "nodeReady", known?: ServiceState): Promise<void> {
   const file = join(sandboxPaths(params.name, params.home).rootfs, inSandbox.nodeData, "server/stages.json");
   const noted = async ({ pid }: ServiceState) => {
     const stages = JSON.parse(await readFile(file, "utf8").catch(() => "{}")) as Stages;
     return (stages.pid === pid && stages[stage] !== undefined) || undefined;
   };
-  await serviceAnswers(params, "server", PATIENCE, noted).catch(async (error: Error) => {
+  await serviceAnswers(params, "server", PATIENCE, noted, known).catch(async (error: Error) => {
     const asked = await execIn(params, [params.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage === "nodeReady" ? "node" : "api"], { timeout: 30_000 }).catch((reason: unknown) => reason);
     const missing = asked instanceof CommandError ? lastLines(asked.output, 1) : "";
     throw new Error([missing, error.message].filter(Boolean).join("\n"), { cause: error });

@@ -7,13 +7,22 @@ import { waitFor } from "./wait.ts";
 /** How often a service may end while it is waited for before its start counts as failed. */
 const ATTEMPTS = 3;
 
-/**
- * Has a service run with this command and this configuration: it is started, restarted if either changed, or left alone.
- * @param config the content of the file that the service reads; a change of it is a restart
- */
-export async function ensureService(ref: SandboxRef, name: string, command: string[], config: string, stopSeconds: number): Promise<void> {
-  const service = { name, command, env: SANDBOX_ENVIRONMENT, log: `${inSandbox.logs}/${name}.log`, stopSeconds, revision: createHash("sha256").update(config).digest("hex") };
-  await initIn(ref, ["service", "put"], { input: JSON.stringify(service), timeout: (stopSeconds + 10) * 1000 });
+export interface ServiceParams {
+  name: string;
+  command: string[];
+  /** What tells whether another start could work. A service that runs is not ended if it fails; where none runs, the start itself tells the same. */
+  check?: string[];
+  /** The content of the file that the service reads; a change of it is a restart. */
+  config: string;
+  /** How long the service has to end. */
+  stopSeconds: number;
+}
+
+/** Has a service run as described: it is started, restarted if the description changed, or left alone. */
+export async function ensureService(ref: SandboxRef, { name, command, check = [], config, stopSeconds }: ServiceParams): Promise<ServiceState> {
+  const service = { name, check, command, env: SANDBOX_ENVIRONMENT, log: `${inSandbox.logs}/${name}.log`, stopSeconds, revision: createHash("sha256").update(config).digest("hex") };
+  const { stdout } = await initIn(ref, ["service", "put"], { input: JSON.stringify(service), timeout: (stopSeconds + 10) * 1000 });
+  return (JSON.parse(stdout) as Record<string, ServiceState>)[name]!;
 }
 
 /** What sandbox-init tells of a service; see `State` in node/init/supervisor.go. */
@@ -35,12 +44,13 @@ const LOOK = 2000;
 /**
  * Waits until a service answers.
  * @param ready answers with something once the service does; it gets the service's state
+ * @param known the service's state, where it was just told
  * @throws Error with the end of the service's log, at once if the service keeps ending
  */
-export async function serviceAnswers<T>(ref: SandboxRef, name: string, seconds: number, ready: (state: ServiceState) => Promise<T | undefined> | T | undefined): Promise<T> {
-  let state: ServiceState | undefined;
-  let before: number | undefined;
-  let looked = 0;
+export async function serviceAnswers<T>(ref: SandboxRef, name: string, seconds: number, ready: (state: ServiceState) => Promise<T | undefined> | T | undefined, known?: ServiceState): Promise<T> {
+  let state = known;
+  let before = known?.restarts;
+  let looked = Date.now();
   return await waitFor(
     `${name} answers`,
     seconds,

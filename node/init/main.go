@@ -9,31 +9,34 @@
 //	sandbox-init probe                    run the probes on standard input (a list of probe.Probe) and print a list of probe.Answer
 //	sandbox-init can WHAT ARGUMENTS       exit code 0 if the kernel can do that, else 1 and its answer (see probe.Can)
 //	sandbox-init write PATH MODE          write standard input to PATH atomically, with an octal file mode
+//	sandbox-init remove PATH              remove a file; one that is not there is no error
 //
 // A file that a process in the sandbox watches must be written with `write`: gVisor's inotify does not report what the host
 // changes below a bind mount.
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"gvisor-k3s/node/init/probe"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"gvisor-k3s/node/init/probe"
 )
 
 const controlSocket = "/run/sandbox-init.sock"
 
-const usage = "usage: sandbox-init run | service put|restart NAME|stop NAME|status | facade | probe | can WHAT | write PATH MODE"
+const usage = "usage: sandbox-init run | service put|restart NAME|stop NAME|status | facade | probe | can WHAT | write PATH MODE | remove PATH"
 
 func main() {
 	if err := dispatch(os.Args[1:]); err != nil {
@@ -61,6 +64,11 @@ func dispatch(args []string) error {
 		return probe.Can(args[1:])
 	case command("write", 3):
 		return writeAtomically(args[1], args[2], os.Stdin)
+	case command("remove", 2):
+		if err := os.Remove(args[1]); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
 	}
 	return errors.New(usage)
 }
@@ -117,7 +125,14 @@ func serviceCommand(verb string, args []string) error {
 	method, path, body := http.MethodPost, "/"+verb, io.Reader(nil)
 	switch {
 	case verb == "put" && len(args) == 0:
-		body = os.Stdin
+		description, err := io.ReadAll(os.Stdin)
+		if err != nil {
+			return err
+		}
+		if err := checkBeforehand(description); err != nil {
+			return err
+		}
+		body = bytes.NewReader(description)
 	case (verb == "restart" || verb == "stop") && len(args) == 1:
 		path += "?name=" + args[0]
 	case verb == "status" && len(args) == 0:
@@ -125,27 +140,55 @@ func serviceCommand(verb string, args []string) error {
 	default:
 		return errors.New(usage)
 	}
+	answer, err := control(method, path, body)
+	if err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(answer)
+	return err
+}
+
+// control makes one request of controlHandler.
+func control(method, path string, body io.Reader) ([]byte, error) {
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", controlSocket)
 	}}}
 	request, err := http.NewRequest(method, "http://sandbox-init"+path, body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer response.Body.Close()
 	answer, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = errors.New(string(answer))
+	}
+	return answer, err
+}
+
+// checkBeforehand runs a description's check if such a service runs. It is run here and not by process 1, which reaps whatever ends.
+func checkBeforehand(description []byte) error {
+	var service Service
+	if err := decodeStrict(bytes.NewReader(description), &service); err != nil || len(service.Check) == 0 {
+		return err
+	}
+	answer, err := control(http.MethodGet, "/status", nil)
 	if err != nil {
 		return err
 	}
-	if response.StatusCode != http.StatusOK {
-		return errors.New(string(answer))
+	var states map[string]State
+	if err := json.Unmarshal(answer, &states); err != nil || states[service.Name].PID == 0 {
+		return err
 	}
-	_, err = os.Stdout.Write(answer)
-	return err
+	command := exec.Command(service.Check[0], service.Check[1:]...)
+	command.Env = service.Env
+	if output, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(service.Check, " "), err, output)
+	}
+	return nil
 }
 
 func decodeStrict(r io.Reader, into any) error {

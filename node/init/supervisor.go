@@ -25,6 +25,8 @@ type Service struct {
 	Log     string   `json:"log"`     // the file that takes its output; rotated at 10 MiB, three old ones are kept
 	// StopSeconds is how long the program has to end after SIGTERM before SIGKILL; 1 to 600.
 	StopSeconds int `json:"stopSeconds"`
+	// Check is what `service put` runs before it has a running service ended for this description; if it fails, what runs goes on.
+	Check []string `json:"check,omitempty"`
 	// Revision has no meaning here: a change of it restarts the service, as one of any other field does.
 	Revision string `json:"revision"`
 }
