@@ -1,18 +1,22 @@
 /** The Pulumi program: it reads the stack's configuration and makes the parts in the order of their integration. */
+import { readFileSync } from "node:fs";
 import * as pulumi from "@pulumi/pulumi";
+import { ClusterDns } from "./components/clusterDns.ts";
 import { ContainerdConfig } from "./components/containerdConfig.ts";
 import { Crun } from "./components/crun.ts";
 import { Images } from "./components/images.ts";
 import { K3sNode } from "./components/k3sNode.ts";
 import { KernelFacade } from "./components/kernelFacade.ts";
+import { Manifest } from "./components/manifest.ts";
 import { PatchedRunc } from "./components/patchedRunc.ts";
 import { PodNetwork } from "./components/podNetwork.ts";
 import { QuirkProbe } from "./components/quirkProbe.ts";
 import { RuntimeWrapper } from "./components/runtimeWrapper.ts";
 import { Sandbox } from "./components/sandbox.ts";
+import { ServiceProxy } from "./components/serviceProxy.ts";
 import { TestPod } from "./components/testPod.ts";
 import { InputError } from "./config/problems.ts";
-import { CRUN, parseStackConfig, type StackConfig } from "./config/schema.ts";
+import { CRUN, manifestName, parseStackConfig, type StackConfig } from "./config/schema.ts";
 import { readStackConfig } from "./config/stackConfig.ts";
 import { preflight } from "./steps/preflight.ts";
 
@@ -23,7 +27,8 @@ const sandbox = new Sandbox("sandbox", config);
 const probe = new QuirkProbe("quirks", { sandbox, mode: config.mode, quirks: config.quirks });
 const containerd = config.mode === "node" ? containerRuntime() : undefined;
 const node = new K3sNode("node", { sandbox, containerd, node: config.node });
-const pod = containerd ? podNetworkAndTestPod() : undefined;
+const pod = containerd ? workloads() : undefined;
+if (!containerd) for (const [manifest, content] of manifests()) new Manifest(`manifest-${manifest}`, { sandbox, node, manifest, content, after: [] });
 
 /** What runs containers; a control plane alone has none of it. */
 function containerRuntime(): ContainerdConfig {
@@ -34,11 +39,22 @@ function containerRuntime(): ContainerdConfig {
   return new ContainerdConfig("containerd", { sandbox, probe, runtime, containerd: config.containerd });
 }
 
-function podNetworkAndTestPod(): TestPod | undefined {
+/** What pods take, and what runs in pods. */
+function workloads(): TestPod | undefined {
   const network = new PodNetwork("network", { sandbox, node, network: config.network, clusterCidr: config.node.clusterCidr });
   const images = new Images("images", { sandbox, node, archives: config.images });
+  const proxy = new ServiceProxy("proxy", { sandbox, node, link: config.network.bridge });
+  const after = [network, images, proxy];
+  const { coredns } = config.addons;
+  if (coredns.enabled) new ClusterDns("coredns", { sandbox, node, domain: config.node, image: coredns.image, after });
+  for (const [manifest, content] of manifests()) new Manifest(`manifest-${manifest}`, { sandbox, node, manifest, content, after });
   if (!config.pod.enabled) return undefined;
   return new TestPod("testpod", { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process }, { dependsOn: [network, images] });
+}
+
+/** The user's manifests: their names, and what is in them. */
+function manifests(): [name: string, content: string][] {
+  return config.manifests.map((path) => [manifestName(path), readFileSync(path, "utf8")]);
 }
 
 function checkedConfig(): StackConfig {

@@ -1,5 +1,5 @@
 import * as pulumi from "@pulumi/pulumi";
-import { fileDigest, imageArchive, imageName, ownImages } from "../toolchain/artifacts.ts";
+import { fileDigest, imageArchive, imageName, type OwnImage } from "../toolchain/artifacts.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import type { Sandbox } from "./sandbox.ts";
 import { step } from "./step.ts";
@@ -17,11 +17,13 @@ export class Images extends pulumi.ComponentResource {
     super("gvisor-k3s:index:Images", name, {}, options);
     const { sandbox, node } = args;
     const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "images" }], own: [] } }, { parent: this });
-    const archives = [
-      ...ownImages.map((image) => ({ path: imageArchive(image), sha256: imageName(image) })),
-      ...args.archives.map((path) => ({ path, sha256: fileDigest(path) })),
-    ];
+    const archives = [...["pause" as const, "testpod" as const].map(ownArchive), ...args.archives.map((path) => ({ path, sha256: fileDigest(path) }))];
     step(`${name}-import`, { step: "images", params: { ...sandbox.ref, archives } }, sandbox.inside(this, node, build));
     this.registerOutputs();
   }
+}
+
+/** The archive of an image that is built here, as the step `images` takes it. */
+export function ownArchive(image: OwnImage): { path: string; sha256: string } {
+  return { path: imageArchive(image), sha256: imageName(image) };
 }

@@ -18,6 +18,8 @@ export interface K3sNodeArgs {
 export class K3sNode extends pulumi.ComponentResource {
   /** The server by its path in the sandbox. */
   readonly server: string;
+  /** Whether it has a kubelet. */
+  readonly runsPods: boolean;
   /** The admin's kubeconfig, a secret; it works from the host and in the sandbox. */
   readonly kubeconfig: pulumi.Output<string>;
   /** The kubeconfig's file on the host, mode 0600. */
@@ -26,12 +28,13 @@ export class K3sNode extends pulumi.ComponentResource {
   constructor(name: string, args: K3sNodeArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:K3sNode", name, {}, options);
     const { sandbox, containerd, node } = args;
+    this.runsPods = containerd !== undefined;
     this.server = pathInSandbox({ name: "server" }, "gvisor-k3s-node");
     this.kubeconfigPath = sandboxPaths(sandbox.ref.name, sandbox.ref.home).kubeconfig;
     const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "server" }], own: [] } }, { parent: this });
     const server = step(
       `${name}-server`,
-      { step: "server", params: { ...sandbox.ref, server: this.server }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, containerd !== undefined), incarnation: sandbox.incarnation },
+      { step: "server", params: { ...sandbox.ref, server: this.server }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, this.runsPods), incarnation: sandbox.incarnation },
       sandbox.inside(this, containerd ?? sandbox, build),
     );
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made through it.

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { basename } from "node:path";
 import { z } from "zod";
 import { addressAt, contains, overlap, parseNetwork } from "./network.ts";
 import { type Problem, refuse } from "./problems.ts";
@@ -150,6 +151,20 @@ export const stackSchema = z.strictObject({
       mtu: wholeNumber(1280, 65521).default(65000).describe("The largest packet of pods that start from now on. Nothing leaves the sandbox's memory between pods, so a large one is several times faster."),
     })
     .prefault({}),
+  addons: z
+    .strictObject({
+      coredns: z
+        .strictObject({
+          enabled: z.boolean().default(true).describe("Whether CoreDNS answers pods: names of Services and pods, and others by the name servers of the host."),
+          image: imageName.optional().describe("CoreDNS's image. Default: one that is built here from CoreDNS's module, with the plugins that a cluster takes. Changing it is a rolling update."),
+        })
+        .prefault({}),
+    })
+    .prefault({}),
+  manifests: z
+    .array(absolutePath.regex(/\/[a-z0-9]([a-z0-9.-]*[a-z0-9])?\.ya?ml$/, "an absolute path of a .yaml file is allowed, its name in lower-case letters, digits, dots and dashes"))
+    .default([])
+    .describe("Files with Kubernetes objects, which are applied and kept applied; their Deployments, DaemonSets and StatefulSets are awaited. What leaves a file, or the list, is deleted."),
   images: z
     .array(absolutePath)
     .default([])
@@ -189,6 +204,11 @@ export function parseStackConfig(input: unknown) {
   return complete;
 }
 
+/** The name of a manifest of the user's, by which the server knows it. */
+export function manifestName(path: string): string {
+  return basename(path).replace(/\.ya?ml$/, "");
+}
+
 /** Four addresses of the pool; the same name always gets the same ones. */
 export function defaultSubnet(name: string): string {
   const slot = createHash("sha256").update(name).digest().readUInt32BE() % (SUBNET_POOL.size / 4);
@@ -197,7 +217,7 @@ export function defaultSubnet(name: string): string {
 
 type Complete = Omit<z.output<typeof stackSchema>, "quirks"> & { quirks: "auto" | QuirkId[]; sandbox: { subnet: string }; node: { clusterDns: string } };
 
-function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distribution }: Complete): Problem[] {
+function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distribution, addons, manifests }: Complete): Problem[] {
   const problems: Problem[] = quirkProblems(quirks, mode);
   const named = { "sandbox.subnet": sandbox.subnet, "node.clusterCidr": node.clusterCidr, "node.serviceCidr": node.serviceCidr };
   const networks = Object.entries(named).map(([option, text]) => ({ option, ...parseNetwork(text)! }));
@@ -223,6 +243,11 @@ function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distrib
   }
   if (runtime.patches.length > 0 && (runtime.name === "crun" || runtime.path !== undefined)) {
     problems.push({ option: "runtime.patches", value: runtime.patches, message: "only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches" });
+  }
+  for (const [i, path] of manifests.entries()) {
+    const name = manifestName(path);
+    const twin = name in addons ? `addons.${name}` : manifests.slice(0, i).find((other) => manifestName(other) === name);
+    if (twin !== undefined) problems.push({ option: "manifests", value: path, message: `its name, ${name}, is that of ${twin} too; rename the file` });
   }
   if (distribution === "k3s") {
     problems.push({ option: "distribution", value: "k3s", message: "the official release is not available in this version; use embedded" });

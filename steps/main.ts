@@ -6,10 +6,12 @@
 import { text } from "node:stream/consumers";
 import { ensureContainerd } from "./containerd.ts";
 import { importImages } from "./images.ts";
+import { ensureManifest, removeManifest } from "./manifest.ts";
 import { ensureNetwork, ensureServer, printKubeconfig } from "./node.ts";
 import { applyFacade, buildArtifacts, checkRuntime } from "./parts.ts";
 import type { PodLogsParams } from "./pod.ts";
 import { probeQuirks } from "./probe.ts";
+import { ensureProxy } from "./proxy.ts";
 import { ensureSandbox, removeSandbox } from "./sandbox.ts";
 
 /** A step takes its parameters and its standard input, and returns what becomes the command's output. */
@@ -28,7 +30,10 @@ export const steps = {
   server: ensureServer,
   kubeconfig: printKubeconfig,
   network: ensureNetwork,
+  proxy: ensureProxy,
   images: importImages,
+  manifest: ensureManifest,
+  "manifest-remove": removeManifest,
   // Kubernetes' client takes longer to load than most steps to run, so only the step that needs it loads it.
   "pod-logs": async (params: PodLogsParams, kubeconfig: string) => (await import("./pod.ts")).podLogs(params, kubeconfig),
 } satisfies Record<string, Step>;

@@ -1,7 +1,8 @@
 import { execFileSync } from "node:child_process";
-import { accessSync, constants, existsSync, statSync } from "node:fs";
+import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { arch, networkInterfaces } from "node:os";
 import { list } from "tar";
+import { parseAllDocuments } from "yaml";
 import { overlap, parseNetwork } from "../config/network.ts";
 import { sandboxPaths } from "../config/paths.ts";
 import { type Problem, refuse } from "../config/problems.ts";
@@ -35,7 +36,7 @@ export function preflight(config: StackConfig): void {
   if (runsc && isExecutable(runsc) && !output(runsc, "--version").startsWith("runsc version")) {
     problems.push({ option: "sandbox.runsc", value: runsc, message: "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out" });
   }
-  problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...subnetProblems(config));
+  problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...config.manifests.flatMap(manifestProblems), ...subnetProblems(config));
   refuse(problems);
 }
 
@@ -86,6 +87,18 @@ function archiveProblem(path: string): Problem[] {
   }
   // Both of what `docker save` and what OCI tools write have an index at the top.
   return entries.some((entry) => /^(\.\/)?(index|manifest)\.json$/.test(entry)) ? [] : problem("it is a tar archive but none of an image: it has neither index.json nor manifest.json; give one that `docker save` or an OCI tool wrote");
+}
+
+/** What is no Kubernetes object in a manifest; whether the cluster takes it, the cluster tells. */
+function manifestProblems(path: string): Problem[] {
+  const problem = (message: string): Problem => ({ option: "manifests", value: path, message });
+  if (!existsSync(path)) return [problem("there is no such file")];
+  return parseAllDocuments(readFileSync(path, "utf8")).flatMap((document, i) => {
+    if (document.errors.length > 0) return [problem(`document ${i + 1} is no YAML: ${document.errors[0]!.message.split("\n")[0]}`)];
+    const object = document.toJS() as { apiVersion?: unknown; kind?: unknown; metadata?: { name?: unknown }; items?: unknown } | null;
+    const whole = object === null || (object.apiVersion && object.kind && (object.metadata?.name || object.items));
+    return whole ? [] : [problem(`document ${i + 1} is no Kubernetes object: apiVersion, kind and metadata.name are needed`)];
+  });
 }
 
 /** An address of the host in the sandbox's subnet, unless it is this sandbox's own link. */

@@ -8,7 +8,7 @@ import { createHash } from "node:crypto";
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { chmod, copyFile, cp, mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { arch, tmpdir } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, relative } from "node:path";
 import { cacheFolder, inSandbox } from "../config/paths.ts";
 import { run } from "../steps/run.ts";
 import { readElf } from "./elf.ts";
@@ -52,8 +52,15 @@ const builds = {
   ],
   init: [{ module: "node/init", packages: ["."], output: "sandbox-init" }],
   wrapper: [{ module: "node/wrapper", packages: ["."], output: "runc-wrapper" }],
-  server: [{ module: "node/server", packages: ["."], output: "gvisor-k3s-node", cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } }],
-  images: [{ module: "node/images", packages: ["./testpod", "./mkimage"] }],
+  server: [
+    { module: "node/server", packages: ["."], output: "gvisor-k3s-node", cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } },
+    // With the server's settings, so that what both are made of is compiled once.
+    { module: "node/server", packages: ["./service-proxy"], cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } },
+  ],
+  images: [
+    { module: "node/images", packages: ["./testpod", "./mkimage"] },
+    { module: "node/coredns", packages: ["."], output: "coredns" },
+  ],
   pulumi: [{ module: "toolchain/pulumi", packages: ["github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"], get variables() { return { "github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3") }; } }],
   plugins: [{ module: "toolchain/plugins", packages: ["./cmd/..."] }],
 } satisfies Record<string, GoBuild[]>;
@@ -81,6 +88,11 @@ export function artifactFolder(artifact: Artifact): string {
 /** A file of an artifact by its path in a sandbox. */
 export function pathInSandbox(artifact: Artifact, file: string): string {
   return join(inSandbox.artifacts, artifactId(artifact), file);
+}
+
+/** A program of an artifact on the host, from its path in a sandbox. */
+export function pathOnHost(inside: string): string {
+  return join(artifactsFolder(), relative(inSandbox.artifacts, inside));
 }
 
 /** The folder that holds all artifacts, which every sandbox sees read-only. */
@@ -293,8 +305,8 @@ function patchFile(name: ArtifactName, id: string): string {
 }
 
 /** The images that are built here. */
-export const ownImages = ["pause", "testpod"] as const;
-type OwnImage = (typeof ownImages)[number];
+export const ownImages = ["pause", "testpod", "coredns"] as const;
+export type OwnImage = (typeof ownImages)[number];
 
 /** The full name of an image that is built here; the tag is a hash of what goes into them, so a name is never reused for other content. */
 export function imageName(image: OwnImage): string {
@@ -315,7 +327,7 @@ async function makeImages(folder: string, say: (line: string) => void): Promise<
 }
 
 function imageRecipe(image: OwnImage): string[] {
-  return ["--platform", `linux/${goArch()}`, "--user", { pause: "65535:65535", testpod: "65532:65532" }[image], "--entrypoint", `/${image}`];
+  return ["--platform", `linux/${goArch()}`, "--user", image === "pause" ? "65535:65535" : "65532:65532", "--entrypoint", `/${image}`];
 }
 
 /** Go's name for this machine's architecture. */

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,6 +53,12 @@ func (o object) is(other object) bool {
 	kind := func(o object) schema.GroupKind { return schema.FromAPIVersionAndKind(o.APIVersion, o.Kind).GroupKind() }
 	namespace := func(o object) string { return cmp.Or(o.Namespace, metav1.NamespaceDefault) }
 	return kind(o) == kind(other) && namespace(o) == namespace(other) && o.Name == other.Name
+}
+
+// manifestState is what is noted of a file in server/manifests.json, for who wrote the file and waits.
+type manifestState struct {
+	Digest  string `json:"digest"`            // SHA-256 of the content that was applied last, in hex
+	Problem string `json:"problem,omitempty"` // why not all of it could be applied; it is tried again
 }
 
 // manifests keeps the cluster in step with the files in server/manifests.
@@ -113,13 +120,22 @@ func (m *manifests) sync(ctx context.Context) error {
 		return err
 	}
 	before, err := m.remembered(ctx)
-	if err != nil || (len(files) == 0 && len(before) == 0) {
+	if err != nil {
 		return err
+	}
+	if len(files) == 0 && len(before) == 0 {
+		return m.note(nil)
 	}
 	var problems []error
 	after := map[string][]object{}
+	states := map[string]manifestState{}
 	for _, file := range files {
-		applied, err := m.apply(ctx, filepath.Join(m.folder, file))
+		content, err := os.ReadFile(filepath.Join(m.folder, file))
+		var applied []object
+		if err == nil {
+			applied, err = m.apply(ctx, content)
+		}
+		states[file] = stateOf(content, err)
 		if err != nil {
 			problems = append(problems, fmt.Errorf("%s: %w", file, err))
 			for _, old := range before[file] { // what a broken file had brought stays
@@ -142,7 +158,24 @@ func (m *manifests) sync(ctx context.Context) error {
 			}
 		}
 	}
-	return errors.Join(append(problems, m.remember(ctx, after))...)
+	return errors.Join(append(problems, m.remember(ctx, after), m.note(states))...)
+}
+
+func stateOf(content []byte, err error) manifestState {
+	state := manifestState{Digest: fmt.Sprintf("%x", sha256.Sum256(content))}
+	if err != nil {
+		state.Problem = err.Error()
+	}
+	return state
+}
+
+// note writes the files' states beside the folder, in one step.
+func (m *manifests) note(states map[string]manifestState) error {
+	content, err := json.Marshal(states)
+	if err != nil {
+		return err
+	}
+	return writePrivate(m.folder+".json", content)
 }
 
 func (m *manifests) files() ([]string, error) {
@@ -161,12 +194,8 @@ func (m *manifests) files() ([]string, error) {
 	return files, nil
 }
 
-// apply applies every document of a file; one that fails does not keep the others back.
-func (m *manifests) apply(ctx context.Context, file string) (applied []object, err error) {
-	content, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
+// apply applies every document of a manifest; one that fails does not keep the others back.
+func (m *manifests) apply(ctx context.Context, content []byte) (applied []object, err error) {
 	documents, err := parseManifest(content)
 	if err != nil {
 		return nil, err

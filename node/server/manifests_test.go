@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -208,5 +210,35 @@ func TestSyncRemembersEachObjectOnce(t *testing.T) {
 	var remembered []object
 	if err := json.Unmarshal([]byte(stored.Data["a.yaml"]), &remembered); err != nil || !slices.Equal(remembered, []object{{"v1", "ConfigMap", "", "good"}}) {
 		t.Errorf("got %v, %v", stored.Data, err)
+	}
+}
+
+// Who writes a manifest waits until the note tells that this very content was applied, or why it was not.
+func TestSyncNotesStates(t *testing.T) {
+	m, cluster := newManifests(t)
+	good, bad := configMap("good"), configMap("bad")
+	for name, content := range map[string]string{"good.yaml": good, "bad.yaml": bad} {
+		if err := os.WriteFile(filepath.Join(m.folder, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cluster.failing = "/bad"
+	m.sync(t.Context())
+	digest := func(content string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(content))) }
+	noted := func() (states map[string]manifestState) {
+		content, err := os.ReadFile(m.folder + ".json")
+		if err = errors.Join(err, json.Unmarshal(content, &states)); err != nil {
+			t.Fatal(err)
+		}
+		return states
+	}
+	if got, want := noted(), (map[string]manifestState{"good.yaml": {digest(good), ""}, "bad.yaml": {digest(bad), "ConfigMap bad: no"}}); !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for _, name := range []string{"good.yaml", "bad.yaml"} {
+		os.Remove(filepath.Join(m.folder, name))
+	}
+	if err := m.sync(t.Context()); err != nil || len(noted()) != 0 {
+		t.Errorf("got %v, %v", noted(), err)
 	}
 }

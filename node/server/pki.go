@@ -86,6 +86,7 @@ func preparePKI(c *Config) (*pki, error) {
 		"admin":              {CommonName: "system:admin", Organization: []string{"system:masters"}},
 		"controller-manager": {CommonName: "system:kube-controller-manager"},
 		"scheduler":          {CommonName: "system:kube-scheduler"},
+		"kube-proxy":         {CommonName: "system:kube-proxy"},
 		"kubelet":            {CommonName: "system:node:" + c.NodeName, Organization: []string{"system:nodes"}},
 	}
 	leaves := []leaf{

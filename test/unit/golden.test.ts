@@ -2,6 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { renderContainerdConfig } from "../../config/containerdToml.ts";
 import { renderConflist } from "../../config/conflist.ts";
+import { renderCoreDns } from "../../config/coredns.ts";
 import { facadePlan } from "../../config/facade.ts";
 import { renderNodeConfig } from "../../config/nodeYaml.ts";
 import { runtimeCheckSpec, sandboxSpec } from "../../config/ociSpec.ts";
@@ -36,6 +37,7 @@ describe.each(Object.entries(stacks))("the %s stack's", (stack, input) => {
     "config.toml": renderContainerdConfig(config.containerd, { shim: "/opt/shim", runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" }, containerdKeysFor(found)),
     "config.yaml": renderNodeConfig(config.name, address, config.node, config.mode === "node"),
     "10-gvisor-k3s.conflist": renderConflist(config.network, config.node.clusterCidr, address),
+    "coredns.yaml": renderCoreDns("example/coredns:1", config.node),
     "facade.json": json(facadePlan(config.name, facadeFor(found))),
     "sandbox.json": json(sandboxSpec({ name: config.name, paths: sandboxPaths(config.name, "/home"), artifacts: "/artifacts", init: "/opt/init", limits: config.sandbox })),
     "runtime-check.json": json(runtimeCheckSpec(["/bin/true"])),

@@ -116,6 +116,8 @@ describe("the graph", () => {
       node: ["K3sNode", ["node-build", "node-kubeconfig", "node-server"]],
       network: ["PodNetwork", ["network-apply"]],
       images: ["Images", ["images-build", "images-import"]],
+      proxy: ["ServiceProxy", ["proxy-apply"]],
+      coredns: ["ClusterDns", ["coredns-apply", "coredns-image"]],
       testpod: ["TestPod", ["testpod-logs", "testpod-pod", "testpod-provider"]],
     });
   });
@@ -130,6 +132,8 @@ describe("the graph", () => {
     expect(awaited(plain, "testpod-pod")).toContain("images-import");
     expect(awaited(plain, "images-import")).toContain("node-server");
     expect(awaited(plain, "network-apply")).not.toContain("images-import");
+    expect([...awaited(plain, "coredns-apply")]).toEqual(expect.arrayContaining(["network-apply", "images-import", "proxy-apply"]));
+    for (const other of ["proxy-apply", "coredns-image", "coredns-apply"]) expect(awaited(plain, "testpod-pod"), "what the test pod does not need").not.toContain(other);
   });
 
   it("builds beside the sandbox: no build waits for anything, but runc's for what it is to be patched with", async () => {
@@ -144,7 +148,7 @@ describe("the graph", () => {
 
   it("lets everything in the sandbox end with it, and nothing else", () => {
     const ending = Object.keys(plain).filter((name) => plain[name]!.deletedWith !== "");
-    expect(ending.sort()).toEqual(["containerd-apply", "facade-apply", "images-import", "network-apply", "node-kubeconfig", "node-server", "quirks-ask", "runtime-check", "testpod-logs", "testpod-pod"]);
+    expect(ending.sort()).toEqual(["containerd-apply", "coredns-apply", "coredns-image", "facade-apply", "images-import", "network-apply", "node-kubeconfig", "node-server", "proxy-apply", "quirks-ask", "runtime-check", "testpod-logs", "testpod-pod"]);
     for (const name of ending) expect(plain[name]!.deletedWith, name).toBe("sandbox-process");
   });
 
@@ -200,6 +204,9 @@ describe("an update touches only what an option is about", () => {
     [{ sandbox: { memory: "2Gi" } }, ["sandbox-process.environment"]],
     [{ sandbox: { platform: "kvm" } }, ["quirks-ask.environment", "sandbox-process.environment"]],
     [{ pod: { args: ["-v"] } }, ["testpod-pod.spec"]],
+    [{ addons: { coredns: { enabled: false } } }, ["coredns", "coredns-apply", "coredns-image"]],
+    [{ addons: { coredns: { image: "example.test/coredns:1" } } }, ["coredns-apply.stdin", "coredns-image"]],
+    [{ node: { clusterDomain: "example.test" } }, ["coredns-apply.stdin", "node-server.stdin"]],
     [{ pod: { enabled: false } }, ["testpod", "testpod-logs", "testpod-pod", "testpod-provider"]],
     [{ runtime: { rules: [{ dropNamespace: "cgroup" }] } }, ["containerd-apply.stdin", "runtime-check.environment", "runtime-check.stdin"]],
   ])("%j", async (options, expected) => {
@@ -215,7 +222,7 @@ describe("an update touches only what an option is about", () => {
     writeFileSync(record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime, revision: "" }));
     const next = await graph();
     rmSync(record);
-    expect(differences(plain, next)).toEqual(["containerd-apply", "facade-apply", "network-apply", "node-server", "runtime-check", "sandbox-process"].map((name) => `${name}.environment`));
+    expect(differences(plain, next)).toEqual(["containerd-apply", "coredns-apply", "facade-apply", "network-apply", "node-server", "proxy-apply", "runtime-check", "sandbox-process"].map((name) => `${name}.environment`));
     expect(next["sandbox-process"]!.inputs.environment).toMatchObject({ SANDBOX_INCARNATION: "5" });
   });
 });
@@ -265,6 +272,18 @@ describe("an option changes the graph", () => {
 
   it("without the test pod there is none", async () => {
     expect(Object.keys(await graph({ pod: { enabled: false } })).filter((name) => name.startsWith("testpod"))).toEqual([]);
+  });
+
+  it("a manifest of the user's is applied when what its pods need is there, and one with a Secret is a secret", async () => {
+    const [plainFile, secretFile] = ["app.yaml", "keys.yml"].map((name) => join(home, name)) as [string, string];
+    writeFileSync(plainFile, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n");
+    writeFileSync(secretFile, "apiVersion: v1\nkind: Secret\nmetadata: {name: b}\nstringData: {key: very-secret}\n");
+    const more = await graph({ manifests: [plainFile, secretFile] });
+    expect(more["manifest-app-apply"]).toMatchObject({ parent: "manifest-app", inputs: { stdin: expect.stringContaining("kind: ConfigMap") } });
+    expect([...awaited(more, "manifest-app-apply")]).toEqual(expect.arrayContaining(["network-apply", "images-import", "proxy-apply"]));
+    expect(more["manifest-keys-apply"]!.inputs.stdin).toMatchObject({ "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270" });
+    const alone = await graph({ mode: "control-plane", manifests: [plainFile] });
+    expect(JSON.parse((alone["manifest-app-apply"]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS)).toMatchObject({ manifest: "app", pods: false });
   });
 
   it("programs of the user's are taken in place of those that are built", async () => {

@@ -180,6 +180,17 @@ describe("an archive", () => {
   });
 });
 
+it("a manifest that is not there, no YAML, or of something else is refused by its path and document", () => {
+  const good = file("good.yaml", "# nothing yet\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: v1\nkind: List\nitems: []\n");
+  const [broken, other] = [file("broken.yaml", "a: [\n"), file("other.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\nkind: ConfigMap\n")];
+  const lines = refusal({ manifests: [good, "/nowhere.yaml", broken, other] });
+  expect(lines).toEqual([
+    '  - manifests = "/nowhere.yaml": there is no such file',
+    expect.stringMatching(/^ {2}- manifests = ".*broken\.yaml": document 1 is no YAML: Flow sequence in block collection must be/),
+    `  - manifests = "${other}": document 2 is no Kubernetes object: apiVersion, kind and metadata.name are needed`,
+  ]);
+});
+
 describe("the sandbox's network", () => {
   const taken = (device: string, cidr: string, subnet: string) => [`  - sandbox.subnet = "${subnet}": the host's ${device} has ${cidr}; choose a network that the host does not use`];
 

@@ -29,7 +29,7 @@ it("nothing but a name is needed", () => {
 describe("each bad input has its own message", () => {
   const whole = "a whole number from 1 to 65535 is allowed";
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
-  const options = "allowed here: name, mode, quirks, distribution, sandbox, runtime, containerd, node, network, images, pod";
+  const options = "allowed here: name, mode, quirks, distribution, sandbox, runtime, containerd, node, network, addons, manifests, images, pod";
   const rules = "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
   const apart = "choose networks that share no address";
 
@@ -55,6 +55,10 @@ describe("each bad input has its own message", () => {
     [{ runtime: { rules: [{ dropMount: "dev" }] } }, 'runtime.rules[0].dropMount = "dev": an absolute path is allowed'],
     [{ runtime: { rules: [{ unset: "" }] } }, 'runtime.rules[0].unset = "": a path such as linux.seccomp is allowed'],
     [{ runtime: { rules: [{ dropNamespace: "cgroup", foo: 1 }] } }, `runtime.rules[0] = {"dropNamespace":"cgroup","foo":1}: ${rules}`],
+    [{ addons: { corefile: {} } }, "addons.corefile: there is no such option; allowed here: coredns"],
+    [{ manifests: ["/srv/App.yaml"] }, 'manifests[0] = "/srv/App.yaml": an absolute path of a .yaml file is allowed, its name in lower-case letters, digits, dots and dashes'],
+    [{ manifests: ["/srv/coredns.yaml"] }, 'manifests = "/srv/coredns.yaml": its name, coredns, is that of addons.coredns too; rename the file'],
+    [{ manifests: ["/a/x.yaml", "/b/x.yml"] }, 'manifests = "/b/x.yml": its name, x, is that of /a/x.yaml too; rename the file'],
     [{ containerd: { snapshotter: "zfs" } }, 'containerd.snapshotter = "zfs": allowed: auto, overlayfs, native'],
     [{ containerd: { logLevel: "trace" } }, 'containerd.logLevel = "trace": allowed: debug, info, warn, error'],
     [{ node: { httpsListenPort: 0 } }, `node.httpsListenPort = 0: ${whole}`],

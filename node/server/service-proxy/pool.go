@@ -1,0 +1,102 @@
+package main
+
+import (
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	kubeproxy "k8s.io/kubernetes/pkg/proxy"
+)
+
+// pool holds the endpoints of a Service's port, and which client stays with which.
+type pool struct {
+	name poolName
+
+	mutex     sync.Mutex
+	endpoints []netip.AddrPort
+	affinity  time.Duration // 0: none
+	clients   map[netip.Addr]sticky
+}
+
+type sticky struct {
+	endpoint netip.AddrPort
+	until    time.Time
+}
+
+func newPool(name poolName) *pool {
+	return &pool{name: name, clients: map[netip.Addr]sticky{}}
+}
+
+// set replaces the endpoints; clients of one that is gone are free to get another.
+func (p *pool) set(endpoints []netip.AddrPort, affinity time.Duration) {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	p.endpoints, p.affinity = endpoints, affinity
+	now := time.Now()
+	for client, s := range p.clients {
+		if affinity == 0 || now.After(s.until) || !slices.Contains(endpoints, s.endpoint) {
+			delete(p.clients, client)
+		}
+	}
+}
+
+// has tells whether an endpoint is still one.
+func (p *pool) has(endpoint netip.AddrPort) bool {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	return slices.Contains(p.endpoints, endpoint)
+}
+
+// candidates returns the endpoints in the order in which they are to be tried for a client: the one that it stays with, then the others by chance.
+func (p *pool) candidates(client netip.Addr) []netip.AddrPort {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	order := slices.Clone(p.endpoints)
+	rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+	if s, ok := p.clients[client]; ok && p.affinity > 0 && time.Now().Before(s.until) {
+		if i := slices.Index(order, s.endpoint); i > 0 {
+			order[0], order[i] = order[i], order[0]
+		}
+	}
+	return order
+}
+
+// chosen notes which endpoint a client got; with affinity it stays with that one.
+func (p *pool) chosen(client netip.Addr, endpoint netip.AddrPort) {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	if p.affinity > 0 {
+		p.clients[client] = sticky{endpoint, time.Now().Add(p.affinity)}
+	}
+}
+
+func affinityOf(service kubeproxy.ServicePort) time.Duration {
+	if service.SessionAffinityType() != v1.ServiceAffinityClientIP {
+		return 0
+	}
+	return time.Duration(service.StickyMaxAgeSeconds()) * time.Second
+}
+
+func addressesOf(endpoints []kubeproxy.Endpoint) []netip.AddrPort {
+	var all []netip.AddrPort
+	for _, endpoint := range endpoints {
+		if address, err := netip.ParseAddrPort(endpoint.String()); err == nil {
+			all = append(all, address)
+		}
+	}
+	return all
+}
+
+func ipv4(ips ...net.IP) []netip.Addr {
+	var all []netip.Addr
+	for _, ip := range ips {
+		if address, ok := netip.AddrFromSlice(ip.To4()); ok {
+			all = append(all, address)
+		}
+	}
+	return all
+}

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/klog/v2"
+	kubeproxy "k8s.io/kubernetes/pkg/proxy"
+)
+
+const (
+	// A deployment that is rolled out changes its slices many times a second.
+	quiet = 20 * time.Millisecond
+	// How soon something is tried again that failed, such as a port that somebody else has.
+	retry = time.Second
+	// The pods' link is made with the first pod, which is then about to start.
+	lookForLink = 100 * time.Millisecond
+)
+
+// frontend is an address that is listened on.
+type frontend struct {
+	protocol v1.Protocol
+	address  netip.AddrPort
+}
+
+func (f frontend) String() string { return fmt.Sprintf("%s/%s", f.address, f.protocol) }
+
+// poolName names the endpoints of a Service's port; a Service may treat callers within the cluster and others alike or not.
+type poolName struct {
+	port  kubeproxy.ServicePortName
+	local bool
+}
+
+// relay is a frontend that is served.
+type relay interface {
+	io.Closer
+	// endpointsChanged tells that the pool's endpoints are others now.
+	endpointsChanged()
+}
+
+type proxy struct {
+	node          string
+	nodeAddresses []netip.Addr
+	addresses     addressBook
+	recorder      events.EventRecorder
+	changed       chan struct{}
+
+	serviceChanges *kubeproxy.ServiceChangeTracker
+	sliceChanges   *kubeproxy.EndpointsChangeTracker
+
+	// What follows belongs to the loop.
+	services  kubeproxy.ServicePortMap
+	endpoints kubeproxy.EndpointsMap
+	pools     map[poolName]*pool
+	relays    map[frontend]served
+	refused   map[frontend]string
+}
+
+type served struct {
+	pool  *pool
+	relay relay
+}
+
+// addressBook has the Services' addresses on the node.
+type addressBook interface {
+	// keep has exactly these addresses on the node, of those that it has added.
+	keep(addresses map[netip.Addr]bool) error
+}
+
+func newProxy(node string, nodeAddresses []netip.Addr, addresses addressBook, recorder events.EventRecorder) *proxy {
+	return &proxy{node: node, nodeAddresses: nodeAddresses, addresses: addresses, recorder: recorder, changed: make(chan struct{}, 1),
+		serviceChanges: kubeproxy.NewServiceChangeTracker(v1.IPv4Protocol, nil, nil),
+		sliceChanges:   kubeproxy.NewEndpointsChangeTracker(v1.IPv4Protocol, node, nil, nil),
+		services:       kubeproxy.ServicePortMap{}, endpoints: kubeproxy.EndpointsMap{},
+		pools: map[poolName]*pool{}, relays: map[frontend]served{}, refused: map[frontend]string{}}
+}
+
+func (p *proxy) serviceChanged(before, after *v1.Service) {
+	if p.serviceChanges.Update(before, after) {
+		p.wake()
+	}
+}
+
+func (p *proxy) sliceChanged(slice *discoveryv1.EndpointSlice, removed bool) {
+	if p.sliceChanges.EndpointSliceUpdate(slice, removed) {
+		p.wake()
+	}
+}
+
+func (p *proxy) wake() {
+	select {
+	case p.changed <- struct{}{}:
+	default: // it is about to look anyway
+	}
+}
+
+// loop serves what is known now, and again after each change, until the context ends.
+func (p *proxy) loop(ctx context.Context) {
+	for next := time.After(0); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.changed:
+			next = time.After(quiet)
+		case <-next:
+			next = nil
+			if again := p.sync(); again > 0 {
+				next = time.After(again)
+			}
+		}
+	}
+}
+
+// sync brings what is served in step with what is known. It returns when to try again, if something is to be tried again.
+func (p *proxy) sync() (again time.Duration) {
+	p.services.Update(p.serviceChanges)
+	p.endpoints.Update(p.sliceChanges)
+	wanted := p.frontends()
+
+	// First what ends: a port may go from one Service to another.
+	for front, now := range p.relays {
+		if pool, ok := wanted[front]; !ok || pool != now.pool {
+			now.relay.Close()
+			delete(p.relays, front)
+		}
+	}
+	if err := p.addresses.keep(p.serviceAddresses()); err == errNoLink {
+		return lookForLink
+	} else if err != nil {
+		klog.ErrorS(err, "the Services' addresses", "retryIn", retry)
+		again = retry
+	}
+	for front := range p.refused {
+		if _, ok := wanted[front]; !ok {
+			delete(p.refused, front)
+		}
+	}
+	for front, pool := range wanted {
+		if now, ok := p.relays[front]; ok {
+			now.relay.endpointsChanged()
+			continue
+		}
+		relay, err := listen(front, pool)
+		if err != nil {
+			p.tell(front, pool.name.port, err)
+			again = retry
+			continue
+		}
+		delete(p.refused, front)
+		p.relays[front] = served{pool, relay}
+	}
+	return again
+}
+
+// frontends fills the pools and returns what is to be listened on. Where no endpoint can be reached nothing listens, so that callers are refused
+// at once, as kube-proxy does it.
+func (p *proxy) frontends() map[frontend]*pool {
+	wanted := map[frontend]*pool{}
+	used := map[poolName]bool{}
+	for name, service := range p.services {
+		if service.Protocol() == v1.ProtocolSCTP {
+			continue // gVisor has none
+		}
+		cluster, local, _, _ := kubeproxy.CategorizeEndpoints(p.endpoints[name], service, p.node, nil)
+		serve := func(onlyLocal bool, addresses []netip.Addr, port int) {
+			endpoints := cluster
+			if onlyLocal {
+				endpoints = local
+			}
+			if len(endpoints) == 0 || port == 0 {
+				return
+			}
+			key := poolName{name, onlyLocal}
+			used[key] = true
+			if p.pools[key] == nil {
+				p.pools[key] = newPool(key)
+			}
+			p.pools[key].set(addressesOf(endpoints), affinityOf(service))
+			for _, address := range addresses {
+				wanted[frontend{service.Protocol(), netip.AddrPortFrom(address, uint16(port))}] = p.pools[key]
+			}
+		}
+		serve(service.InternalPolicyLocal(), ipv4(service.ClusterIP()), service.Port())
+		serve(service.ExternalPolicyLocal(), ipv4(append(service.ExternalIPs(), service.LoadBalancerVIPs()...)...), service.Port())
+		serve(service.ExternalPolicyLocal(), p.nodeAddresses, service.NodePort())
+	}
+	for key := range p.pools {
+		if !used[key] {
+			delete(p.pools, key)
+		}
+	}
+	return wanted
+}
+
+// serviceAddresses are the addresses that the node answers for beside its own; also for Services without endpoints, so that callers are refused.
+func (p *proxy) serviceAddresses() map[netip.Addr]bool {
+	all := map[netip.Addr]bool{}
+	for _, service := range p.services {
+		for _, address := range ipv4(append(append(service.ExternalIPs(), service.LoadBalancerVIPs()...), service.ClusterIP())...) {
+			if !slices.Contains(p.nodeAddresses, address) {
+				all[address] = true
+			}
+		}
+	}
+	return all
+}
+
+// tell says once in the log, and to who looks at the Service, that a port cannot be served.
+func (p *proxy) tell(front frontend, name kubeproxy.ServicePortName, err error) {
+	if p.refused[front] == err.Error() {
+		return
+	}
+	p.refused[front] = err.Error()
+	klog.ErrorS(err, "a Service's port cannot be served", "service", name, "address", front)
+	service := &v1.ObjectReference{APIVersion: "v1", Kind: "Service", Namespace: name.Namespace, Name: name.Name}
+	p.recorder.Eventf(service, nil, v1.EventTypeWarning, "FailedToListen", "Serving", "%s cannot be listened on: %v; end the program that has it, or choose another port", front, err)
+}

@@ -1,0 +1,99 @@
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { parseAllDocuments } from "yaml";
+import { inSandbox, sandboxPaths } from "../config/paths.ts";
+import { pathOnHost } from "../toolchain/artifacts.ts";
+import { run } from "./run.ts";
+import { initIn, type SandboxRef } from "./sandbox.ts";
+import { waitFor } from "./wait.ts";
+
+export interface ManifestParams extends SandboxRef {
+  /** The server binary by its path in the sandbox; it has kubectl in it. */
+  server: string;
+  /** The file's name without extension. */
+  manifest: string;
+  /** Whether the pods of its workloads are awaited; a control plane alone has none. */
+  pods: boolean;
+}
+
+/** Seconds for the server to apply a manifest, retries included, and for its pods to become ready: they start in about two, and a pull may come before. */
+const [APPLY, ROLLOUT] = [60, 300];
+
+const folder = `${inSandbox.nodeData}/server/manifests`;
+const fileOf = (manifest: string) => `${manifest}.yaml`;
+
+/** What the server notes of a manifest; see `manifestState` in node/server/manifests.go. */
+interface ManifestState {
+  digest: string;
+  problem?: string;
+}
+
+/** What a manifest holds, as far as it matters here. */
+interface KubernetesObject {
+  kind?: string;
+  metadata?: { name?: string; namespace?: string };
+  spec?: { selector?: { matchLabels?: Record<string, string> } };
+}
+
+/** The part of a pod that tells what it waits for. */
+interface PodStatus {
+  metadata: { name: string };
+  status: {
+    phase?: string;
+    conditions?: { status: string; message?: string }[];
+    containerStatuses?: { state?: { waiting?: { reason?: string; message?: string } }; lastState?: { terminated?: { message?: string } } }[];
+  };
+}
+
+/**
+ * Writes a manifest (standard input) where the server applies it, and waits until it is applied and its workloads are rolled out.
+ * @throws Error with the API server's words on what it refuses, or with what the pods wait for
+ */
+export async function ensureManifest(params: ManifestParams, content: string): Promise<void> {
+  await initIn(params, ["write", `${folder}/${fileOf(params.manifest)}`, "600"], { input: content });
+  const digest = createHash("sha256").update(content).digest("hex");
+  let problem: string | undefined;
+  await waitFor(
+    `the server applies ${fileOf(params.manifest)}`,
+    APPLY,
+    async () => {
+      const state = (await states(params))[fileOf(params.manifest)];
+      if (state?.digest !== digest) return undefined;
+      problem = state.problem;
+      return problem === undefined || undefined;
+    },
+    () => problem ?? "",
+  );
+  if (!params.pods) return;
+  for (const document of parseAllDocuments(content)) await rolledOut(params, document.toJS() as KubernetesObject | null);
+}
+
+/** Takes a manifest away, and with it what the server has made of it. */
+export async function removeManifest(params: ManifestParams): Promise<void> {
+  await initIn(params, ["remove", `${folder}/${fileOf(params.manifest)}`]);
+  await waitFor(`the server removes what ${fileOf(params.manifest)} brought`, APPLY, async () => ((await states(params))[fileOf(params.manifest)] ? undefined : true));
+}
+
+async function states(params: ManifestParams): Promise<Record<string, ManifestState>> {
+  const noted = await readFile(join(sandboxPaths(params.name, params.home).rootfs, `${folder}.json`), "utf8").catch(() => "{}");
+  return (JSON.parse(noted) as Record<string, ManifestState> | null) ?? {};
+}
+
+async function rolledOut(params: ManifestParams, object: KubernetesObject | null): Promise<void> {
+  if (!["Deployment", "DaemonSet", "StatefulSet"].includes(object?.kind ?? "")) return;
+  const { kind, metadata: { name, namespace = "default" } = {}, spec } = object!;
+  const kubectl = (...args: string[]) => run(pathOnHost(params.server), ["kubectl", `--kubeconfig=${sandboxPaths(params.name, params.home).kubeconfig}`, `--namespace=${namespace}`, ...args]);
+  await kubectl("rollout", "status", `${kind}/${name}`, `--timeout=${ROLLOUT}s`).catch(async (error: Error) => {
+    const selector = Object.entries(spec?.selector?.matchLabels ?? {}).map(([key, value]) => `${key}=${value}`).join(",");
+    const { stdout } = await kubectl("get", "pods", "--selector", selector, "--output=json");
+    const pods = (JSON.parse(stdout) as { items: PodStatus[] }).items.map((pod) => `${pod.metadata.name}: ${reasons(pod).join("; ") || pod.status.phase}`);
+    throw new Error([error.message, ...pods].join("\n"), { cause: error });
+  });
+}
+
+/** What a pod waits for. */
+function reasons({ status: { containerStatuses = [], conditions = [] } }: PodStatus): string[] {
+  const containers = containerStatuses.map(({ state, lastState }) => [state?.waiting?.reason, state?.waiting?.message, lastState?.terminated?.message].filter(Boolean).join(": "));
+  return [...containers, ...conditions.flatMap(({ status, message }) => (status === "False" ? [message] : []))].filter((text) => text !== undefined && text !== "") as string[];
+}
