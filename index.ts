@@ -36,7 +36,8 @@ function containerRuntime(): ContainerdConfig {
   const facade = new KernelFacade("facade", { sandbox, probe });
   const binary = name === "crun" ? new Crun("crun", { probe, path: path ?? CRUN }) : new PatchedRunc("runc", { probe, path, patches });
   const runtime = new RuntimeWrapper("runtime", { sandbox, probe, facade, runtime: binary, rules });
-  return new ContainerdConfig("containerd", { sandbox, probe, runtime, containerd: config.containerd });
+  const { containerd, registries, proxy, node } = config;
+  return new ContainerdConfig("containerd", { sandbox, probe, runtime, containerd, registries, proxy, direct: [config.sandbox.subnet, node.clusterCidr, node.serviceCidr] });
 }
 
 /** What pods take, and what runs in pods. */

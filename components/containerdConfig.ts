@@ -1,6 +1,8 @@
+import { readFileSync } from "node:fs";
 import * as pulumi from "@pulumi/pulumi";
 import { renderContainerdConfig } from "../config/containerdToml.ts";
 import { containerdKeysFor } from "../config/quirks.ts";
+import { renderCredentials, renderRegistries } from "../config/registries.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { imageName, pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
@@ -13,6 +15,10 @@ export interface ContainerdConfigArgs {
   probe: QuirkProbe;
   runtime: RuntimeWrapper;
   containerd: StackConfig["containerd"];
+  registries: StackConfig["registries"];
+  proxy: StackConfig["proxy"];
+  /** Networks that need no proxy: the cluster's own. */
+  direct: string[];
 }
 
 /** containerd with its shim, and their configuration; a change of it is one restart of containerd, which running pods survive. */
@@ -22,7 +28,7 @@ export class ContainerdConfig extends pulumi.ComponentResource {
 
   constructor(name: string, args: ContainerdConfigArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:ContainerdConfig", name, {}, options);
-    const { sandbox, probe, runtime, containerd } = args;
+    const { sandbox, probe, runtime, containerd, registries } = args;
     const own = (["containerd", "shim"] as const).flatMap((option) => (containerd[option] ? [{ source: containerd[option], name: fileName[option] }] : []));
     const path = (option: keyof typeof fileName) =>
       containerd[option] ? stagedPath(containerd[option], fileName[option]) : pathInSandbox({ name: "containerd" }, fileName[option]);
@@ -34,13 +40,21 @@ export class ContainerdConfig extends pulumi.ComponentResource {
       ),
     );
     const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "containerd" }, { name: "cni" }], own } }, { parent: this });
-    step(
-      `${name}-apply`,
-      { step: "containerd", params: { ...sandbox.ref, containerd: path("containerd") }, content: this.toml, incarnation: sandbox.incarnation },
-      sandbox.inside(this, runtime, build),
-    );
+    const credentials = renderCredentials(registries);
+    const params = { ...sandbox.ref, containerd: path("containerd"), ...(credentials ? { credentials: pulumi.secret(credentials) } : {}), env: proxyEnvironment(args.proxy, args.direct) };
+    step(`${name}-apply`, { step: "containerd", params, content: this.toml, incarnation: sandbox.incarnation }, sandbox.inside(this, runtime, build));
+    const files = renderRegistries(registries, (file) => readFileSync(file, "utf8"));
+    const content = JSON.stringify(files, null, 2);
+    const secret = Object.keys(files).some((file) => file.endsWith(".key"));
+    step(`${name}-registries`, { step: "registries", params: sandbox.ref, content: secret ? pulumi.secret(content) : content }, sandbox.inside(this, sandbox));
     this.registerOutputs();
   }
+}
+
+function proxyEnvironment({ http, https, noProxy }: StackConfig["proxy"], direct: string[]): string[] {
+  const variables = { ...(http ? { HTTP_PROXY: http } : {}), ...(https ? { HTTPS_PROXY: https } : {}) };
+  if (Object.keys(variables).length === 0) return [];
+  return Object.entries({ ...variables, NO_PROXY: ["localhost", "127.0.0.0/8", ...direct, ...noProxy].join(",") }).map(([name, value]) => `${name}=${value}`);
 }
 
 const fileName = { containerd: "containerd", shim: "containerd-shim-runc-v2" } as const;

@@ -37,6 +37,8 @@ export function renderContainerdConfig(options: StackConfig["containerd"], files
   const snapshotter = options.snapshotter === "auto" ? suitable : options.snapshotter;
   return stringify({
     version: 3,
+    // What is secret is a file of its own, so that a change of this one can be shown.
+    imports: [inSandbox.containerdCredentials],
     root: "/var/lib/containerd",
     state: "/run/containerd",
     disabled_plugins: [...DISABLED, "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"],

@@ -10,6 +10,7 @@ export const inSandbox = {
   artifacts: "/opt/gvisor-k3s",
   containerdConfig: "/etc/containerd/config.toml",
   containerdSocket: "/run/containerd/containerd.sock",
+  containerdCredentials: "/etc/containerd/conf.d/credentials.toml",
   registries: "/etc/containerd/certs.d",
   cniConfig: "/etc/cni/net.d",
   nodeConfig: "/etc/rancher/k3s/config.yaml",

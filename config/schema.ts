@@ -4,6 +4,7 @@ import { z } from "zod";
 import { addressAt, contains, overlap, parseNetwork } from "./network.ts";
 import { type Problem, refuse } from "./problems.ts";
 import { blockersAmong, probedQuirks, type QuirkId, quirk } from "./quirks.ts";
+import { registriesSchema } from "./registries.ts";
 
 /** Ports that the node's own servers take beside `node.httpsListenPort`, by who takes them. */
 export const NODE_PORTS = { kubelet: 10250, "kubelet health": 10248, "controller manager": 10257, scheduler: 10259 } as const;
@@ -121,6 +122,16 @@ export const stackSchema = z.strictObject({
       logLevel: z.enum(["debug", "info", "warn", "error"]).default("info").describe("Changing it restarts containerd; running pods live on."),
       containerd: absolutePath.optional().describe("A static `containerd` to use in place of the one that is built; `shim` must then be of the same version."),
       shim: absolutePath.optional().describe("A static `containerd-shim-runc-v2` to use in place of the one that is built; it must be of containerd's version."),
+    })
+    .prefault({}),
+  registries: registriesSchema
+    .prefault({})
+    .describe("Mirrors, credentials and TLS of image registries: the path of a file in the format of k3s's registries.yaml, or its content; the files that it names are the host's. Changing credentials restarts containerd; the rest holds for the next pull."),
+  proxy: z
+    .strictObject({
+      http: z.url({ protocol: /^https?$/, error: "a URL such as http://proxy.example:3128 is allowed" }).optional().describe("The proxy for pulls by http. Changing it restarts containerd."),
+      https: z.url({ protocol: /^https?$/, error: "a URL such as http://proxy.example:3128 is allowed" }).optional().describe("The proxy for pulls by https. Changing it restarts containerd."),
+      noProxy: z.array(z.string()).default([]).describe("Hosts, domains and networks that are pulled from without a proxy, beside the node's own. Changing it restarts containerd."),
     })
     .prefault({}),
   node: z
@@ -279,9 +290,13 @@ function toProblems(issue: z.core.$ZodIssue): Problem[] {
     }
     case "invalid_type":
       if (issue.input === undefined) return [{ option, message: "it is missing" }];
+      if (option === "registries") return [{ option, value: issue.input, message: "the path of a YAML file, or its content as an object, is allowed" }];
+      if (issue.path.includes("auth")) return [{ option, message: `a value of type ${issue.expected} is allowed` }]; // what was given may be a password
       return [{ option, value: issue.input, message: issue.message.startsWith("Invalid") ? `a value of type ${issue.expected} is allowed` : issue.message }];
     case "invalid_value":
       return [{ option, value: issue.input, message: `allowed: ${issue.values.map(String).join(", ")}` }];
+    case "invalid_key":
+      return [{ option, message: issue.issues[0]!.message }];
     case "invalid_union":
       return [{ option, value: issue.input, message: option === "quirks" ? "auto, or a list of quirk ids, is allowed" : RULE_FORMS }];
     default:
@@ -291,7 +306,10 @@ function toProblems(issue: z.core.$ZodIssue): Problem[] {
 
 function knownKeys(path: readonly PropertyKey[]): string[] {
   let schema: z.ZodType = stackSchema;
-  for (const part of path) schema = unwrap((unwrap(schema) as z.ZodObject).shape[String(part)] as z.ZodType);
+  for (const part of path) {
+    const inner = unwrap(schema);
+    schema = inner instanceof z.ZodRecord ? (inner.valueType as z.ZodType) : ((inner as z.ZodObject).shape[String(part)] as z.ZodType);
+  }
   return Object.keys((unwrap(schema) as z.ZodObject).shape);
 }
 

@@ -45,7 +45,7 @@ function optionsTable(): string {
 function optionRows(object: z.ZodObject, prefix: string): string[][] {
   return Object.entries(object.shape as Record<string, z.ZodType>).flatMap(([key, schema]) => {
     const inner = unwrap(schema);
-    if (inner instanceof z.ZodObject) return optionRows(inner, `${prefix}${key}.`);
+    if (inner instanceof z.ZodObject && schema.description === undefined) return optionRows(inner, `${prefix}${key}.`);
     return [[`\`${prefix}${key}\``, defaultOf(schema), schema.description ?? inner.description ?? ""]];
   });
 }

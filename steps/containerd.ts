@@ -9,6 +9,10 @@ import { ensureService, serviceAnswers } from "./service.ts";
 export interface ContainerdParams extends SandboxRef {
   /** containerd by its path in the sandbox. */
   containerd: string;
+  /** A part of its config that is secret: passwords for registries. */
+  credentials?: string;
+  /** What it has in its environment beside what every program in the sandbox has, as NAME=value: proxies. */
+  env: string[];
 }
 
 /** ctr by its path in the sandbox. */
@@ -20,10 +24,13 @@ export const ctr = () => pathInSandbox({ name: "containerd" }, "ctr");
  */
 export async function ensureContainerd(params: ContainerdParams, config: string): Promise<void> {
   const paths = sandboxPaths(params.name, params.home);
-  const file = join(paths.state, inSandbox.containerdConfig);
-  for (const folder of [dirname(file), join(paths.state, inSandbox.registries), join(paths.state, inSandbox.cniConfig)]) await mkdir(folder, { recursive: true, mode: 0o755 });
+  const [file, secrets] = [inSandbox.containerdConfig, inSandbox.containerdCredentials].map((path) => join(paths.state, path)) as [string, string];
+  for (const folder of [dirname(file), dirname(secrets), join(paths.state, inSandbox.registries), join(paths.state, inSandbox.cniConfig)]) await mkdir(folder, { recursive: true, mode: 0o755 });
   await writeFile(file, config);
-  const state = await ensureService(params, { name: "containerd", command: [params.containerd, "--config", inSandbox.containerdConfig], config, stopSeconds: 10 });
+  const credentials = params.credentials ?? "version = 3\n";
+  await writeFile(secrets, credentials, { mode: 0o600 });
+  const command = [params.containerd, "--config", inSandbox.containerdConfig];
+  const state = await ensureService(params, { name: "containerd", command, env: params.env, config: config + credentials, stopSeconds: 10 });
   const plugins = await serviceAnswers(params, "containerd", 60, () =>
     // ctr waits by itself for a socket that is about to appear.
     runsWell(params.runsc, [`--root=${paths.runsc}`, "exec", params.name, ctr(), "--connect-timeout=2s", "plugins", "list"], { timeout: 20_000 }),

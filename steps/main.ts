@@ -12,6 +12,7 @@ import { applyFacade, buildArtifacts, checkRuntime } from "./parts.ts";
 import type { PodLogsParams } from "./pod.ts";
 import { probeQuirks } from "./probe.ts";
 import { ensureProxy } from "./proxy.ts";
+import { writeRegistries } from "./registries.ts";
 import { ensureSandbox, removeSandbox } from "./sandbox.ts";
 
 /** A step takes its parameters and its standard input, and returns what becomes the command's output. */
@@ -27,6 +28,7 @@ export const steps = {
   facade: applyFacade,
   "runtime-check": checkRuntime,
   containerd: ensureContainerd,
+  registries: writeRegistries,
   server: ensureServer,
   kubeconfig: printKubeconfig,
   network: ensureNetwork,

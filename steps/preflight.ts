@@ -6,6 +6,7 @@ import { parseAllDocuments } from "yaml";
 import { overlap, parseNetwork } from "../config/network.ts";
 import { sandboxPaths } from "../config/paths.ts";
 import { type Problem, refuse } from "../config/problems.ts";
+import { tlsFiles } from "../config/registries.ts";
 import { CRUN, type StackConfig } from "../config/schema.ts";
 import { knownPatches, patchRefusal } from "../toolchain/artifacts.ts";
 import { readElf } from "../toolchain/elf.ts";
@@ -36,7 +37,7 @@ export function preflight(config: StackConfig): void {
   if (runsc && isExecutable(runsc) && !output(runsc, "--version").startsWith("runsc version")) {
     problems.push({ option: "sandbox.runsc", value: runsc, message: "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out" });
   }
-  problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...config.manifests.flatMap(manifestProblems), ...subnetProblems(config));
+  problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...config.manifests.flatMap(manifestProblems), ...tlsFiles(config.registries).flatMap(tlsProblems), ...subnetProblems(config));
   refuse(problems);
 }
 
@@ -87,6 +88,11 @@ function archiveProblem(path: string): Problem[] {
   }
   // Both of what `docker save` and what OCI tools write have an index at the top.
   return entries.some((entry) => /^(\.\/)?(index|manifest)\.json$/.test(entry)) ? [] : problem("it is a tar archive but none of an image: it has neither index.json nor manifest.json; give one that `docker save` or an OCI tool wrote");
+}
+
+function tlsProblems({ option, path }: { option: string; path: string }): Problem[] {
+  if (!existsSync(path)) return [{ option, value: path, message: "there is no such file" }];
+  return readFileSync(path, "utf8").includes("-----BEGIN ") ? [] : [{ option, value: path, message: "it is no PEM file; give one that has a -----BEGIN line" }];
 }
 
 /** What is no Kubernetes object in a manifest; whether the cluster takes it, the cluster tells. */

@@ -12,6 +12,8 @@ export interface ServiceParams {
   command: string[];
   /** What tells whether another start could work. A service that runs is not ended if it fails; where none runs, the start itself tells the same. */
   check?: string[];
+  /** What it has in its environment beside what every program in the sandbox has, as NAME=value. */
+  env?: string[];
   /** The content of the file that the service reads; a change of it is a restart. */
   config: string;
   /** How long the service has to end. */
@@ -19,8 +21,8 @@ export interface ServiceParams {
 }
 
 /** Has a service run as described: it is started, restarted if the description changed, or left alone. */
-export async function ensureService(ref: SandboxRef, { name, command, check = [], config, stopSeconds }: ServiceParams): Promise<ServiceState> {
-  const service = { name, check, command, env: SANDBOX_ENVIRONMENT, log: `${inSandbox.logs}/${name}.log`, stopSeconds, revision: createHash("sha256").update(config).digest("hex") };
+export async function ensureService(ref: SandboxRef, { name, command, check = [], env = [], config, stopSeconds }: ServiceParams): Promise<ServiceState> {
+  const service = { name, check, command, env: [...SANDBOX_ENVIRONMENT, ...env], log: `${inSandbox.logs}/${name}.log`, stopSeconds, revision: createHash("sha256").update(config).digest("hex") };
   const { stdout } = await initIn(ref, ["service", "put"], { input: JSON.stringify(service), timeout: (stopSeconds + 10) * 1000 });
   return (JSON.parse(stdout) as Record<string, ServiceState>)[name]!;
 }

@@ -62,6 +62,7 @@ const builds = {
     { module: "node/coredns", packages: ["."], output: "coredns" },
   ],
   pulumi: [{ module: "toolchain/pulumi", packages: ["github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"], get variables() { return { "github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3") }; } }],
+  registry: [{ module: "toolchain/registry", packages: ["github.com/distribution/distribution/v3/cmd/registry"] }],
   plugins: [{ module: "toolchain/plugins", packages: ["./cmd/..."] }],
 } satisfies Record<string, GoBuild[]>;
 
@@ -71,7 +72,7 @@ export type ArtifactName = keyof typeof builds;
 export const artifactNames = Object.keys(builds) as ArtifactName[];
 
 /** What a user's sandbox takes; the rest is for tests. */
-export const usualArtifacts = artifactNames.filter((name) => name !== "runsc-2025-02");
+export const usualArtifacts = artifactNames.filter((name) => name !== "runsc-2025-02" && name !== "registry");
 
 /** An artifact with the choices that its build takes. */
 export interface Artifact {

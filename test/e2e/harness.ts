@@ -91,6 +91,13 @@ export function record(name: string): SandboxRecord {
   return readRecord(sandboxPaths(name))!;
 }
 
+/** The files in which Pulumi keeps the stacks of a home. */
+export function stateFiles(home: string): string[] {
+  const files = readdirSync(join(home, "pulumi"), { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
+  if (files.length === 0) throw new Error(`there is no state in ${home}`);
+  return files;
+}
+
 /** Everything on the host that a sandbox could leave behind. */
 export function traces(home: string) {
   const lines = (file: string) => readFileSync(file, "utf8").trim().split("\n");

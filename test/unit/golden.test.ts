@@ -8,6 +8,7 @@ import { renderNodeConfig } from "../../config/nodeYaml.ts";
 import { runtimeCheckSpec, sandboxSpec } from "../../config/ociSpec.ts";
 import { sandboxPaths } from "../../config/paths.ts";
 import { containerdKeysFor, facadeFor, type QuirkId } from "../../config/quirks.ts";
+import { renderCredentials, renderRegistries } from "../../config/registries.ts";
 import { parseStackConfig, type StackConfigInput } from "../../config/schema.ts";
 
 const stacks: Record<string, StackConfigInput> = {
@@ -27,6 +28,23 @@ const lacks: Record<string, QuirkId[]> = {
   default: ["no-cgroup-mounts", "kernel-tunables", "dev-kmsg", "old-kernel-cri", "no-netfilter"],
   custom: ["no-cgroup-mounts", "kernel-tunables", "dev-kmsg", "procfs-root-inode", "tmpfs-nr-blocks", "setns-exec", "overlay-upper", "old-kernel-cri", "no-netfilter"],
 };
+
+it("registries", async () => {
+  const { registries } = parseStackConfig({
+    name: "dev",
+    registries: {
+      mirrors: { "*": { endpoint: ["https://all.example"] }, "docker.io": { endpoint: ["https://mirror.example:5000", "http://proxy.example/v2/hub"] } },
+      configs: {
+        "mirror.example:5000": { auth: { username: "user", password: "word" }, tls: { ca_file: "/ca.pem", cert_file: "/cert.pem", key_file: "/key.pem" } },
+        "own.example": { tls: { insecure_skip_verify: true } },
+        "token.example": { auth: { identity_token: "token" } },
+      },
+    },
+  });
+  const files = { ...renderRegistries(registries, (path) => `the content of ${path}\n`), "conf.d/credentials.toml": renderCredentials(registries)! };
+  const text = Object.entries(files).map(([path, content]) => `== ${path}\n${content}`).join("\n");
+  await expect(text).toMatchFileSnapshot("golden/registries.txt");
+});
 
 describe.each(Object.entries(stacks))("the %s stack's", (stack, input) => {
   const config = parseStackConfig(input);

@@ -112,7 +112,7 @@ describe("the graph", () => {
       facade: ["KernelFacade", ["facade-apply"]],
       runc: ["PatchedRunc", ["runc-build"]],
       runtime: ["RuntimeWrapper", ["runtime-check"]],
-      containerd: ["ContainerdConfig", ["containerd-apply", "containerd-build"]],
+      containerd: ["ContainerdConfig", ["containerd-apply", "containerd-build", "containerd-registries"]],
       node: ["K3sNode", ["node-build", "node-kubeconfig", "node-server"]],
       network: ["PodNetwork", ["network-apply"]],
       images: ["Images", ["images-build", "images-import"]],
@@ -148,7 +148,7 @@ describe("the graph", () => {
 
   it("lets everything in the sandbox end with it, and nothing else", () => {
     const ending = Object.keys(plain).filter((name) => plain[name]!.deletedWith !== "");
-    expect(ending.sort()).toEqual(["containerd-apply", "coredns-apply", "coredns-image", "facade-apply", "images-import", "network-apply", "node-kubeconfig", "node-server", "proxy-apply", "quirks-ask", "runtime-check", "testpod-logs", "testpod-pod"]);
+    expect(ending.sort()).toEqual(["containerd-apply", "containerd-registries", "coredns-apply", "coredns-image", "facade-apply", "images-import", "network-apply", "node-kubeconfig", "node-server", "proxy-apply", "quirks-ask", "runtime-check", "testpod-logs", "testpod-pod"]);
     for (const name of ending) expect(plain[name]!.deletedWith, name).toBe("sandbox-process");
   });
 
@@ -162,6 +162,16 @@ describe("the graph", () => {
     // Less those two it is nowhere.
     const rest = JSON.stringify(registrations).replaceAll(JSON.stringify(secret), "");
     expect(rest).not.toContain(secret.value);
+  });
+
+  it("keeps registries' passwords and keys secret", async () => {
+    const key = join(home, "client.key");
+    writeFileSync(key, "-----BEGIN PRIVATE KEY-----\nvery-private\n");
+    const { registrations } = await program({ registries: { configs: { "a.example": { auth: { username: "a", password: "very-secret" }, tls: { cert_file: key, key_file: key } } } } });
+    const secret = { "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270" };
+    expect(registrations["containerd-apply"]!.inputs.environment).toMatchObject({ STEP_PARAMS: secret });
+    expect(registrations["containerd-registries"]!.inputs.stdin).toMatchObject(secret);
+    expect(registrations["containerd-apply"]!.inputs.stdin, "what is not secret is shown").toEqual(expect.any(String));
   });
 
   it("replaces a sandbox for another name, home, subnet or mode only, and nothing else at all", () => {
@@ -197,6 +207,9 @@ describe("an update touches only what an option is about", () => {
   it.each<[Record<string, unknown>, string[]]>([
     [{ containerd: { snapshotter: "native" } }, ["containerd-apply.stdin"]],
     [{ containerd: { logLevel: "debug" } }, ["containerd-apply.stdin"]],
+    [{ registries: { mirrors: { "docker.io": { endpoint: ["https://mirror.example"] } } } }, ["containerd-registries.stdin"]],
+    [{ registries: { configs: { "a.example": { auth: { username: "a", password: "b" } } } } }, ["containerd-apply.environment", "containerd-registries.stdin"]],
+    [{ proxy: { http: "http://proxy.example:3128" } }, ["containerd-apply.environment"]],
     [{ node: { labels: { a: "b" } } }, ["node-server.stdin"]],
     [{ node: { httpsListenPort: 7443 } }, ["node-kubeconfig.stdin", "node-server.stdin"]],
     [{ network: { mtu: 1500 } }, ["network-apply.stdin"]],

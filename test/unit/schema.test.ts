@@ -1,3 +1,6 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { z } from "zod";
@@ -29,7 +32,7 @@ it("nothing but a name is needed", () => {
 describe("each bad input has its own message", () => {
   const whole = "a whole number from 1 to 65535 is allowed";
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
-  const options = "allowed here: name, mode, quirks, distribution, sandbox, runtime, containerd, node, network, addons, manifests, images, pod";
+  const options = "allowed here: name, mode, quirks, distribution, sandbox, runtime, containerd, registries, proxy, node, network, addons, manifests, images, pod";
   const rules = "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
   const apart = "choose networks that share no address";
 
@@ -55,6 +58,13 @@ describe("each bad input has its own message", () => {
     [{ runtime: { rules: [{ dropMount: "dev" }] } }, 'runtime.rules[0].dropMount = "dev": an absolute path is allowed'],
     [{ runtime: { rules: [{ unset: "" }] } }, 'runtime.rules[0].unset = "": a path such as linux.seccomp is allowed'],
     [{ runtime: { rules: [{ dropNamespace: "cgroup", foo: 1 }] } }, `runtime.rules[0] = {"dropNamespace":"cgroup","foo":1}: ${rules}`],
+    [{ registries: { mirrors: { "docker.io": { endpoint: ["mirror:5000"] } } } }, 'registries.mirrors.docker.io.endpoint[0] = "mirror:5000": a URL such as https://mirror.example:5000 is allowed'],
+    [{ registries: { mirrors: { "docker.io": { rewrite: {} } } } }, "registries.mirrors.docker.io.rewrite = {}: containerd's releases cannot rewrite names; give the mirror's path in its endpoint instead"],
+    [{ registries: "/nowhere.yaml" }, 'registries = "/nowhere.yaml": the path of a YAML file, or its content as an object, is allowed'],
+    [{ registries: { configs: { a: { auth: { password: 12 } } } } }, "registries.configs.a.auth.password: a value of type string is allowed"],
+    [{ registries: { mirrors: { "a/b": {} } } }, "registries.mirrors.a/b: a registry's host, with its port if it has one, is allowed"],
+    [{ registries: { configs: { a: { tls: { ca: "x" } } } } }, "registries.configs.a.tls.ca: there is no such option; allowed here: ca_file, cert_file, key_file, insecure_skip_verify"],
+    [{ proxy: { http: "proxy" } }, 'proxy.http = "proxy": a URL such as http://proxy.example:3128 is allowed'],
     [{ addons: { corefile: {} } }, "addons.corefile: there is no such option; allowed here: coredns"],
     [{ manifests: ["/srv/App.yaml"] }, 'manifests[0] = "/srv/App.yaml": an absolute path of a .yaml file is allowed, its name in lower-case letters, digits, dots and dashes'],
     [{ manifests: ["/srv/coredns.yaml"] }, 'manifests = "/srv/coredns.yaml": its name, coredns, is that of addons.coredns too; rename the file'],
@@ -224,4 +234,18 @@ it("options come out of Pulumi's texts, and other projects' do not", () => {
   expect(readStackConfig({ "p:images": "[/a" }, "p", "dev")).toEqual({ name: "dev", images: "[/a" });
   expect(readStackConfig({ "p:images": ["/a"], "p:containerd": '{"snapshotter":"native"}' }, "p", "dev")).toEqual({ name: "dev", images: ["/a"], containerd: { snapshotter: "native" } });
   expect(readStackConfig({}, "p", "dev")).toEqual({ name: "dev" });
+});
+
+it("registries may be in a file", () => {
+  const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-registries-"));
+  const file = (name: string, content: string) => {
+    writeFileSync(join(folder, name), content);
+    return join(folder, name);
+  };
+  const read = (path: string) => readStackConfig({ "p:registries": path }, "p", "dev").registries;
+  expect(read(file("a.yaml", "mirrors: {docker.io: {endpoint: [https://mirror.example]}}"))).toEqual({ mirrors: { "docker.io": { endpoint: ["https://mirror.example"] } } });
+  expect(read(file("empty.yaml", "# none"))).toEqual({});
+  const broken = file("broken.yaml", "a: [");
+  expect(read(broken)).toBe(broken);
+  rmSync(folder, { recursive: true });
 });
