@@ -208,7 +208,7 @@ describe("an update touches only what an option is about", () => {
     [{ containerd: { snapshotter: "native" } }, ["containerd-apply.stdin"]],
     [{ containerd: { logLevel: "debug" } }, ["containerd-apply.stdin"]],
     [{ registries: { mirrors: { "docker.io": { endpoint: ["https://mirror.example"] } } } }, ["containerd-registries.stdin"]],
-    [{ registries: { configs: { "a.example": { auth: { username: "a", password: "b" } } } } }, ["containerd-apply.environment", "containerd-registries.stdin"]],
+    [{ registries: { configs: { "a.example": { auth: { username: "a", password: "b" } } } } }, ["containerd-apply.environment"]],
     [{ proxy: { http: "http://proxy.example:3128" } }, ["containerd-apply.environment"]],
     [{ node: { labels: { a: "b" } } }, ["node-server.stdin"]],
     [{ node: { httpsListenPort: 7443 } }, ["node-kubeconfig.stdin", "node-server.stdin"]],
