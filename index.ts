@@ -26,7 +26,8 @@ const config = checkedConfig();
 const sandbox = new Sandbox("sandbox", config);
 const probe = new QuirkProbe("quirks", { sandbox, mode: config.mode, quirks: config.quirks });
 const containerd = config.mode === "node" ? containerRuntime() : undefined;
-const node = new K3sNode("node", { sandbox, containerd, node: config.node });
+const disable = config.addons.localStorage.enabled ? [] : ["local-storage"];
+const node = new K3sNode("node", { sandbox, containerd, node: config.node, disable });
 const pod = containerd ? workloads() : undefined;
 if (!containerd) for (const [manifest, content] of manifests()) new Manifest(`manifest-${manifest}`, { sandbox, node, manifest, content, after: [] });
 

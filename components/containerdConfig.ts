@@ -35,13 +35,13 @@ export class ContainerdConfig extends pulumi.ComponentResource {
     this.toml = pulumi.all([runtime.path, probe.found]).apply(([binary, found]) =>
       renderContainerdConfig(
         containerd,
-        { shim: path("shim"), runtime: binary, cniPlugins: pathInSandbox({ name: "cni" }, ""), pauseImage: imageName("pause") },
+        { runtime: binary, cniPlugins: pathInSandbox({ name: "cni" }, ""), pauseImage: imageName("pause") },
         containerdKeysFor(found),
       ),
     );
     const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "containerd" }, { name: "cni" }], own } }, { parent: this });
     const credentials = renderCredentials(registries);
-    const params = { ...sandbox.ref, containerd: path("containerd"), ...(credentials ? { credentials: pulumi.secret(credentials) } : {}), env: proxyEnvironment(args.proxy, args.direct) };
+    const params = { ...sandbox.ref, containerd: path("containerd"), shim: path("shim"), ...(credentials ? { credentials: pulumi.secret(credentials) } : {}), env: proxyEnvironment(args.proxy, args.direct) };
     step(`${name}-apply`, { step: "containerd", params, content: this.toml, incarnation: sandbox.incarnation }, sandbox.inside(this, runtime, build));
     const files = renderRegistries(registries, (file) => readFileSync(file, "utf8"));
     const content = JSON.stringify(files, null, 2);

@@ -12,6 +12,8 @@ export interface K3sNodeArgs {
   /** Without it there is no kubelet: the node is a control plane alone. */
   containerd?: ContainerdConfig | undefined;
   node: StackConfig["node"];
+  /** What of the server's own addons is switched off, by k3s's names: local-storage. */
+  disable?: string[];
 }
 
 /** The Kubernetes server, with a config file in k3s's own keys; a change of it restarts the server, which running pods survive. */
@@ -27,14 +29,14 @@ export class K3sNode extends pulumi.ComponentResource {
 
   constructor(name: string, args: K3sNodeArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:K3sNode", name, {}, options);
-    const { sandbox, containerd, node } = args;
+    const { sandbox, containerd, node, disable } = args;
     this.runsPods = containerd !== undefined;
     this.server = pathInSandbox({ name: "server" }, "gvisor-k3s-node");
     this.kubeconfigPath = sandboxPaths(sandbox.ref.name, sandbox.ref.home).kubeconfig;
     const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "server" }], own: [] } }, { parent: this });
     const server = step(
       `${name}-server`,
-      { step: "server", params: { ...sandbox.ref, server: this.server }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, this.runsPods), incarnation: sandbox.incarnation },
+      { step: "server", params: { ...sandbox.ref, server: this.server }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, this.runsPods, disable), incarnation: sandbox.incarnation },
       sandbox.inside(this, containerd ?? sandbox, build),
     );
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made through it.

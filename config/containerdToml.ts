@@ -3,8 +3,6 @@ import { inSandbox } from "./paths.ts";
 import type { StackConfig } from "./schema.ts";
 
 export interface ContainerdFiles {
-  /** The shim by absolute path, so that one of another version on PATH is never taken. */
-  shim: string;
   /** The OCI runtime or its wrapper by absolute path. */
   runtime: string;
   /** The folder of the CNI plugins. */
@@ -56,7 +54,9 @@ export function renderContainerdConfig(options: StackConfig["containerd"], files
         containerd: {
           default_runtime_name: "runc",
           runtimes: {
-            runc: { runtime_type: "io.containerd.runc.v2", runtime_path: files.shim, options: { BinaryName: files.runtime } },
+            // The shim is the first on containerd's PATH. By its path containerd would ask it for its features with each container, which is a process each.
+            // A session keyring for each container would use up the 200 keys that gVisor has, which it never takes back: pkg/sentry/kernel/auth.
+            runc: { runtime_type: "io.containerd.runc.v2", options: { BinaryName: files.runtime, NoNewKeyring: true } },
           },
         },
       },

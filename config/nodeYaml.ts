@@ -6,9 +6,11 @@ import type { StackConfig } from "./schema.ts";
  * The server's config file, in k3s's own keys (k3s's docs, "Configuration File"): both distributions read it.
  * A change takes effect by a restart of the server, which running pods survive.
  * @param agent whether there is a kubelet, and so a container runtime
+ * @param disable what of the server's own addons is switched off, by k3s's names
  */
-export function renderNodeConfig(name: string, address: string, options: StackConfig["node"], agent: boolean): string {
+export function renderNodeConfig(name: string, address: string, options: StackConfig["node"], agent: boolean, disable: string[] = []): string {
   const lists = {
+    disable,
     "node-label": Object.entries(options.labels).map(([key, value]) => `${key}=${value}`),
     "kubelet-arg": options.kubeletArgs,
     "kube-apiserver-arg": options.apiServerArgs,

@@ -36,8 +36,11 @@ const CAPABILITIES = [
   "SYSLOG",
 ].map((name) => `CAP_${name}`);
 
+/** Where programs in the sandbox look for others. */
+export const SANDBOX_PATH = "/usr/local/bin:/bin:/sbin:/usr/bin:/usr/sbin";
+
 /** The environment of everything that runs in the sandbox. */
-export const SANDBOX_ENVIRONMENT = ["PATH=/usr/local/bin:/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", `KUBECONFIG=${inSandbox.kubeconfig}`, `CONTAINERD_ADDRESS=${inSandbox.containerdSocket}`];
+export const SANDBOX_ENVIRONMENT = [`PATH=${SANDBOX_PATH}`, "HOME=/root", `KUBECONFIG=${inSandbox.kubeconfig}`, `CONTAINERD_ADDRESS=${inSandbox.containerdSocket}`];
 
 const capabilities = (names: string[]) => ({ bounding: names, effective: names, permitted: names, inheritable: names });
 const mount = (destination: string, type: string, options: string[] = []) => ({ destination, type, source: type, options });

@@ -180,6 +180,12 @@ export const quirks = {
     remedy: { missing: "the sandbox's owner: runsc with --net-raw, where its netfilter suffices" },
     source: "gVisor: pkg/sentry/socket/netfilter",
   },
+  "session-keyring": {
+    symptom: "runc: unable to join session keyring: unable to create session key: disk quota exceeded",
+    needs: "every container after about 200",
+    remedy: { always: "containerd's runtime option NoNewKeyring: containers have no keyring of their own" },
+    source: "gVisor: pkg/sentry/kernel/auth, MaxSetSize; no key is ever taken back",
+  },
   "machine-id": {
     symptom: "kubelet: no /etc/machine-id",
     needs: "the kubelet",

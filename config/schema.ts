@@ -170,6 +170,11 @@ export const stackSchema = z.strictObject({
           image: imageName.optional().describe("CoreDNS's image. Default: one that is built here from CoreDNS's module, with the plugins that a cluster takes. Changing it is a rolling update."),
         })
         .prefault({}),
+      localStorage: z
+        .strictObject({
+          enabled: z.boolean().default(true).describe("Whether claims are bound to folders of the node, by the default StorageClass `local-path`, as in k3s. They outlive the sandbox's restarts, and end with their claims. Changing it restarts the node's server; volumes that exist stay."),
+        })
+        .prefault({}),
     })
     .prefault({}),
   manifests: z

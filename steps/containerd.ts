@@ -1,5 +1,6 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { SANDBOX_PATH } from "../config/ociSpec.ts";
 import { inSandbox, sandboxPaths } from "../config/paths.ts";
 import { pathInSandbox } from "../toolchain/artifacts.ts";
 import { runsWell } from "./run.ts";
@@ -9,6 +10,8 @@ import { ensureService, serviceAnswers } from "./service.ts";
 export interface ContainerdParams extends SandboxRef {
   /** containerd by its path in the sandbox. */
   containerd: string;
+  /** Its shim by its path in the sandbox. */
+  shim: string;
   /** A part of its config that is secret: passwords for registries. */
   credentials?: string;
   /** What it has in its environment beside what every program in the sandbox has, as NAME=value: proxies. */
@@ -30,7 +33,9 @@ export async function ensureContainerd(params: ContainerdParams, config: string)
   const credentials = params.credentials ?? "version = 3\n";
   await writeFile(secrets, credentials, { mode: 0o600 });
   const command = [params.containerd, "--config", inSandbox.containerdConfig];
-  const state = await ensureService(params, { name: "containerd", command, env: params.env, config: config + credentials, stopSeconds: 10 });
+  // First on PATH, so that a shim of another version is never taken.
+  const path = `PATH=${[dirname(params.shim), SANDBOX_PATH].join(":")}`;
+  const state = await ensureService(params, { name: "containerd", command, env: [path, ...params.env], config: config + credentials, stopSeconds: 10 });
   const plugins = await serviceAnswers(params, "containerd", 60, () =>
     // ctr waits by itself for a socket that is about to appear.
     runsWell(params.runsc, [`--root=${paths.runsc}`, "exec", params.name, ctr(), "--connect-timeout=2s", "plugins", "list"], { timeout: 20_000 }),

@@ -23,7 +23,7 @@ export async function applyFacade(params: SandboxRef & { plan: FacadePlan }): Pr
  */
 export async function checkRuntime(params: RuntimeRef, rules: string): Promise<void> {
   if (rules !== "") await stageWrapper(rules);
-  await inContainerBundle(params, ["/bin/busybox", "echo", WORD], async (runtime) => expectWord(params, await runtime("run", "--detach", "--bundle", BUNDLE, CONTAINER)));
+  await inContainerBundle(params, ["/bin/busybox", "echo", WORD], async (runtime) => expectWord(params, await runtime("run", "--detach", "--no-new-keyring", "--bundle", BUNDLE, CONTAINER)));
 }
 
 /**
@@ -33,7 +33,7 @@ export async function checkRuntime(params: RuntimeRef, rules: string): Promise<v
 export async function checkExec(params: RuntimeRef): Promise<void> {
   // What runs on must not hold the output that is waited for.
   await inContainerBundle(params, ["/bin/busybox", "sh", "-c", "exec sleep 600 < /dev/null > /dev/null 2>&1"], async (runtime) => {
-    await runtime("run", "--detach", "--bundle", BUNDLE, CONTAINER);
+    await runtime("run", "--detach", "--no-new-keyring", "--bundle", BUNDLE, CONTAINER);
     expectWord(params, await runtime("exec", "--detach", "--cwd", "/", CONTAINER, "/bin/busybox", "echo", WORD));
   });
 }

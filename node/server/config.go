@@ -34,7 +34,8 @@ type Config struct {
 	ClusterDomain       string `json:"cluster-domain"` // default cluster.local
 	RuntimeEndpoint     string `json:"container-runtime-endpoint"`
 	ResolvConf          string `json:"resolv-conf"`
-	FlannelBackend      string `json:"flannel-backend"` // only none
+	LocalStoragePath    string `json:"default-local-storage-path"` // default storage in data-dir
+	FlannelBackend      string `json:"flannel-backend"`            // only none
 
 	TLSSAN                []string `json:"tls-san"`
 	KubeletArgs           []string `json:"kubelet-arg"`
@@ -122,6 +123,9 @@ func (c *Config) complete(given map[string]json.RawMessage) (problems []error) {
 	if c.HTTPSListenPort < 1 || c.HTTPSListenPort > 65535 {
 		refuse("https-listen-port", c.HTTPSListenPort, "1 to 65535 is allowed")
 	}
+	if c.LocalStoragePath == "" {
+		c.LocalStoragePath = c.path("storage")
+	}
 	if c.AdvertiseAddress == "" {
 		c.AdvertiseAddress = c.NodeIP
 	}
@@ -157,7 +161,7 @@ func (c *Config) complete(given map[string]json.RawMessage) (problems []error) {
 	if !c.DisableAgent && !strings.HasPrefix(c.RuntimeEndpoint, "unix:///") {
 		refuse("container-runtime-endpoint", c.RuntimeEndpoint, "a unix:///PATH is needed, unless disable-agent is true")
 	}
-	for key, path := range map[string]string{"data-dir": c.DataDir, "write-kubeconfig": c.WriteKubeconfig} {
+	for key, path := range map[string]string{"data-dir": c.DataDir, "write-kubeconfig": c.WriteKubeconfig, "default-local-storage-path": c.LocalStoragePath} {
 		if !filepath.IsAbs(path) {
 			refuse(key, path, "an absolute path is allowed")
 		}

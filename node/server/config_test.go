@@ -35,7 +35,8 @@ func TestConfigDefaults(t *testing.T) {
 	}
 	want := &Config{DataDir: "/var/lib/rancher/k3s", NodeName: strings.ToLower(host), NodeIP: "192.0.2.7", BindAddress: "0.0.0.0", AdvertiseAddress: "192.0.2.7",
 		HTTPSListenPort: 6443, WriteKubeconfig: "/etc/rancher/k3s/k3s.yaml", WriteKubeconfigMode: "0600", ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16",
-		ServiceNodePorts: "30000-32767", ClusterDNS: "10.43.0.10", ClusterDomain: "cluster.local", RuntimeEndpoint: "unix:///run/c.sock", FlannelBackend: "none"}
+		ServiceNodePorts: "30000-32767", ClusterDNS: "10.43.0.10", ClusterDomain: "cluster.local", RuntimeEndpoint: "unix:///run/c.sock",
+		LocalStoragePath: "/var/lib/rancher/k3s/storage", FlannelBackend: "none"}
 	got, err := ParseConfig([]byte(minimal))
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v\nwant %+v", got, err, want)
@@ -67,6 +68,7 @@ cluster-dns: 10.2.0.53
 cluster-domain: example.test
 container-runtime-endpoint: unix:///r
 resolv-conf: /r.conf
+default-local-storage-path: /s
 flannel-backend: none
 tls-san: [a, 192.0.2.9]
 kubelet-arg: [v=2]
@@ -84,7 +86,7 @@ disable-cloud-controller: true
 debug: true
 `
 	want := &Config{"/d", "n1", "192.0.2.1", "192.0.2.2", "192.0.2.3", 7443, "/k", "0600", "10.1.0.0/16", "10.2.0.0/24", "31000-31999", "10.2.0.53", "example.test",
-		"unix:///r", "/r.conf", "none", []string{"a", "192.0.2.9"}, []string{"v=2"}, []string{"v=3"}, []string{"v=4"}, []string{"v=5"}, []string{"l=1"},
+		"unix:///r", "/r.conf", "/s", "none", []string{"a", "192.0.2.9"}, []string{"v=2"}, []string{"v=3"}, []string{"v=4"}, []string{"v=5"}, []string{"l=1"},
 		[]string{"t=1:NoSchedule"}, []string{"coredns"}, true, true, true, true, true, true}
 	got, err := ParseConfig([]byte(content))
 	if err != nil || !reflect.DeepEqual(got, want) {
@@ -93,7 +95,7 @@ debug: true
 }
 
 func TestConfigRefuses(t *testing.T) {
-	known := "; allowed keys are advertise-address, bind-address, cluster-cidr, cluster-dns, cluster-domain, container-runtime-endpoint, data-dir, debug, disable, " +
+	known := "; allowed keys are advertise-address, bind-address, cluster-cidr, cluster-dns, cluster-domain, container-runtime-endpoint, data-dir, debug, default-local-storage-path, disable, " +
 		"disable-agent, disable-cloud-controller, disable-helm-controller, disable-kube-proxy, disable-network-policy, flannel-backend, https-listen-port, " +
 		"kube-apiserver-arg, kube-controller-manager-arg, kube-scheduler-arg, kubelet-arg, node-ip, node-label, node-name, node-taint, resolv-conf, " +
 		"service-cidr, service-node-port-range, tls-san, write-kubeconfig, write-kubeconfig-mode"

@@ -20,6 +20,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	logsapi "k8s.io/component-base/logs/api/v1"
@@ -105,6 +106,12 @@ func runServer(ctx context.Context, config *Config) error {
 	components.start(ctx, "kube-scheduler", components.scheduler)
 	if !config.DisableAgent {
 		components.start(ctx, "kubelet", components.kubelet)
+		if !slices.Contains(config.Disable, localStorage) {
+			if err := writeLocalStorage(config); err != nil {
+				return err
+			}
+			components.start(ctx, localStorage, components.localStorage)
+		}
 	}
 	components.start(ctx, "manifests", func(ctx context.Context) error { return deployManifests(ctx, config) })
 	go stages.watch(ctx, config)

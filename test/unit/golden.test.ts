@@ -52,8 +52,8 @@ describe.each(Object.entries(stacks))("the %s stack's", (stack, input) => {
   const found = lacks[stack]!;
   const json = (value: unknown) => `${JSON.stringify(value, null, 2)}\n`;
   const files: Record<string, string> = {
-    "config.toml": renderContainerdConfig(config.containerd, { shim: "/opt/shim", runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" }, containerdKeysFor(found)),
-    "config.yaml": renderNodeConfig(config.name, address, config.node, config.mode === "node"),
+    "config.toml": renderContainerdConfig(config.containerd, { runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" }, containerdKeysFor(found)),
+    "config.yaml": renderNodeConfig(config.name, address, config.node, config.mode === "node", stack === "custom" ? ["local-storage"] : []),
     "10-gvisor-k3s.conflist": renderConflist(config.network, config.node.clusterCidr, address),
     "coredns.yaml": renderCoreDns("example/coredns:1", config.node),
     "facade.json": json(facadePlan(config.name, facadeFor(found))),

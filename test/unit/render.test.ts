@@ -14,7 +14,7 @@ import { parseStackConfig, type StackConfig } from "../../config/schema.ts";
 import { linkAddresses } from "../../steps/sandbox.ts";
 import { quirkLists, validConfigs } from "./arbitraries.ts";
 
-const files = { shim: "/opt/shim", runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" };
+const files = { runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" };
 const specOf = ({ name, sandbox }: StackConfig) => sandboxSpec({ name, paths: sandboxPaths(name, "/home"), artifacts: "/artifacts", init: "/opt/init", limits: sandbox });
 
 function render(config: StackConfig, found: QuirkId[]): string[] {
@@ -40,7 +40,7 @@ describe("any valid configuration", () => {
 
   it("gives containerd the paths and options as they are", () => {
     fc.assert(
-      fc.property(configs, quirkLists, fc.record({ shim: fc.string(), runtime: fc.string(), cniPlugins: fc.string(), pauseImage: fc.string() }), ({ containerd }, found, paths) => {
+      fc.property(configs, quirkLists, fc.record({ runtime: fc.string(), cniPlugins: fc.string(), pauseImage: fc.string() }), ({ containerd }, found, paths) => {
         const toml = parseToml(renderContainerdConfig(containerd, paths, containerdKeysFor(found))) as { plugins: Record<string, Record<string, unknown>> };
         const snapshotter = containerd.snapshotter !== "auto" ? containerd.snapshotter : found.includes("overlay-upper") ? "native" : "overlayfs";
         const unprivileged = !found.includes("old-kernel-cri");
@@ -52,7 +52,7 @@ describe("any valid configuration", () => {
           enable_unprivileged_icmp: unprivileged,
           enable_unprivileged_ports: unprivileged,
           cni: { bin_dirs: [paths.cniPlugins] },
-          containerd: { runtimes: { runc: { runtime_path: paths.shim, options: { BinaryName: paths.runtime } } } },
+          containerd: { runtimes: { runc: { options: { BinaryName: paths.runtime } } } },
         });
       }),
     );
