@@ -27,6 +27,8 @@ const fileOf = (manifest: string) => `${manifest}.yaml`;
 interface ManifestState {
   digest: string;
   problem?: string;
+  /** To try again is of no use. */
+  final?: boolean;
 }
 
 /** What a manifest holds, as far as it matters here. */
@@ -61,6 +63,7 @@ export async function ensureManifest(params: ManifestParams, content: string): P
       const state = (await states(params))[fileOf(params.manifest)];
       if (state?.digest !== digest) return undefined;
       problem = state.problem;
+      if (state.final) throw new Error(problem);
       return problem === undefined || undefined;
     },
     () => problem ?? "",

@@ -26,6 +26,8 @@ interface GoBuild {
   tags?: string[];
   /** Links C code, statically. */
   cgo?: boolean;
+  /** Builds the package's tests. */
+  test?: boolean;
   /** Values for string variables, for the linker's -X. */
   variables?: Record<string, string>;
   /** The Go toolchain that it takes, where the machine's own will not do; Go gets it as it gets modules. */
@@ -63,6 +65,11 @@ const builds = {
   ],
   pulumi: [{ module: "toolchain/pulumi", packages: ["github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"], get variables() { return { "github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3") }; } }],
   registry: [{ module: "toolchain/registry", packages: ["github.com/distribution/distribution/v3/cmd/registry"] }],
+  // With the server's settings, as above.
+  conformance: [
+    { module: "toolchain/conformance", packages: ["k8s.io/kubernetes/test/e2e"], test: true, output: "e2e.test", cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } },
+    { module: "toolchain/conformance", packages: ["k8s.io/kubernetes/test/images/agnhost", "k8s.io/kubernetes/test/images/nonewprivs", "github.com/onsi/ginkgo/v2/ginkgo"], cgo: true, tags: ["sqlite_omit_load_extension"] },
+  ],
   plugins: [{ module: "toolchain/plugins", packages: ["./cmd/..."] }],
 } satisfies Record<string, GoBuild[]>;
 
@@ -72,7 +79,7 @@ export type ArtifactName = keyof typeof builds;
 export const artifactNames = Object.keys(builds) as ArtifactName[];
 
 /** What a user's sandbox takes; the rest is for tests. */
-export const usualArtifacts = artifactNames.filter((name) => name !== "runsc-2025-02" && name !== "registry");
+export const usualArtifacts = artifactNames.filter((name) => !["runsc-2025-02", "registry", "conformance"].includes(name));
 
 /** An artifact with the choices that its build takes. */
 export interface Artifact {
@@ -220,7 +227,7 @@ async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Prom
   if (goBuild.cgo) link.push("-linkmode external", "-extldflags -static");
   try {
     const patched = artifact.patches?.length ? await patchedModfile(goBuild, artifact, `${into}-src`) : undefined;
-    await run("go", ["build", ...flags, "-ldflags", link.join(" "), ...(patched ? [`-modfile=${patched}`] : []), "-o", join(into, goBuild.output ?? "/"), ...goBuild.packages], {
+    await run("go", [...(goBuild.test ? ["test", "-c"] : ["build"]), ...flags, "-ldflags", link.join(" "), ...(patched ? [`-modfile=${patched}`] : []), "-o", join(into, goBuild.output ?? "/"), ...goBuild.packages], {
       cwd: module,
       env: { CGO_ENABLED: goBuild.cgo ? "1" : "0", GOFLAGS: patched ? "-mod=mod" : "-mod=readonly", ...(goBuild.toolchain ? { GOTOOLCHAIN: goBuild.toolchain } : {}) },
     });

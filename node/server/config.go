@@ -123,9 +123,6 @@ func (c *Config) complete(given map[string]json.RawMessage) (problems []error) {
 	if c.HTTPSListenPort < 1 || c.HTTPSListenPort > 65535 {
 		refuse("https-listen-port", c.HTTPSListenPort, "1 to 65535 is allowed")
 	}
-	if c.LocalStoragePath == "" {
-		c.LocalStoragePath = c.path("storage")
-	}
 	if c.AdvertiseAddress == "" {
 		c.AdvertiseAddress = c.NodeIP
 	}
@@ -161,10 +158,15 @@ func (c *Config) complete(given map[string]json.RawMessage) (problems []error) {
 	if !c.DisableAgent && !strings.HasPrefix(c.RuntimeEndpoint, "unix:///") {
 		refuse("container-runtime-endpoint", c.RuntimeEndpoint, "a unix:///PATH is needed, unless disable-agent is true")
 	}
-	for key, path := range map[string]string{"data-dir": c.DataDir, "write-kubeconfig": c.WriteKubeconfig, "default-local-storage-path": c.LocalStoragePath} {
+	for key, path := range map[string]string{"data-dir": c.DataDir, "write-kubeconfig": c.WriteKubeconfig} {
 		if !filepath.IsAbs(path) {
 			refuse(key, path, "an absolute path is allowed")
 		}
+	}
+	if c.LocalStoragePath == "" {
+		c.LocalStoragePath = c.path("storage")
+	} else if !filepath.IsAbs(c.LocalStoragePath) {
+		refuse("default-local-storage-path", c.LocalStoragePath, "an absolute path is allowed")
 	}
 	for key, args := range map[string][]string{"kubelet-arg": c.KubeletArgs, "kube-apiserver-arg": c.APIServerArgs, "kube-controller-manager-arg": c.ControllerManagerArgs, "kube-scheduler-arg": c.SchedulerArgs} {
 		for _, arg := range args {

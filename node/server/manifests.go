@@ -59,6 +59,7 @@ func (o object) is(other object) bool {
 type manifestState struct {
 	Digest  string `json:"digest"`            // SHA-256 of the content that was applied last, in hex
 	Problem string `json:"problem,omitempty"` // why not all of it could be applied; it is tried again
+	Final   bool   `json:"final,omitempty"`   // to try again is of no use: the API server refuses what an object says
 }
 
 // manifests keeps the cluster in step with the files in server/manifests.
@@ -165,6 +166,8 @@ func stateOf(content []byte, err error) manifestState {
 	state := manifestState{Digest: fmt.Sprintf("%x", sha256.Sum256(content))}
 	if err != nil {
 		state.Problem = err.Error()
+		all, ok := err.(interface{ Unwrap() []error })
+		state.Final = ok && slices.ContainsFunc(all.Unwrap(), func(err error) bool { return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) })
 	}
 	return state
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -67,6 +68,7 @@ type fakeCluster struct {
 	objects map[string]bool
 	calls   []string // what was applied and deleted, in order
 	failing string   // calls that contain this fail
+	failure error    // how; "no" if nil
 }
 
 func (c *fakeCluster) react(action clienttesting.Action) (bool, runtime.Object, error) {
@@ -82,7 +84,7 @@ func (c *fakeCluster) react(action clienttesting.Action) (bool, runtime.Object, 
 	c.calls = append(c.calls, call)
 	switch {
 	case c.failing != "" && strings.Contains(call, c.failing):
-		return true, nil, errors.New("no")
+		return true, nil, cmp.Or(c.failure, errors.New("no"))
 	case verb == "delete" && !c.objects[key]:
 		return true, nil, apierrors.NewNotFound(action.GetResource().GroupResource(), name)
 	case verb == "delete":
@@ -232,7 +234,12 @@ func TestSyncNotesStates(t *testing.T) {
 		}
 		return states
 	}
-	if got, want := noted(), (map[string]manifestState{"good.yaml": {digest(good), ""}, "bad.yaml": {digest(bad), "ConfigMap bad: no"}}); !maps.Equal(got, want) {
+	if got, want := noted(), (map[string]manifestState{"good.yaml": {digest(good), "", false}, "bad.yaml": {digest(bad), "ConfigMap bad: no", false}}); !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	cluster.failure = apierrors.NewBadRequest("never")
+	m.sync(t.Context())
+	if got, want := noted()["bad.yaml"], (manifestState{digest(bad), "ConfigMap bad: never", true}); got != want {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	for _, name := range []string{"good.yaml", "bad.yaml"} {

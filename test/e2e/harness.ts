@@ -10,6 +10,7 @@ import type { StackConfigInput } from "../../config/schema.ts";
 import { readRecord, type SandboxRecord } from "../../steps/record.ts";
 import { execIn, type SandboxRef } from "../../steps/sandbox.ts";
 import { serviceStates } from "../../steps/service.ts";
+import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder } from "../../toolchain/artifacts.ts";
 
 export const root = join(import.meta.dirname, "../..");
@@ -86,6 +87,16 @@ export async function inside(name: string, ...args: string[]): Promise<string> {
 
 /** The state of the sandbox's services. */
 export const services = (name: string) => serviceStates(refOf(name));
+
+/** Kills a service of a sandbox, and waits until it is started again. */
+export async function kill(name: string, service: string): Promise<void> {
+  const { pid, restarts } = (await services(name))[service]!;
+  await inside(name, "/bin/kill", "-KILL", String(pid));
+  await waitFor(`${service} is started again`, 60, async () => {
+    const state = (await services(name))[service]!;
+    return (state.pid !== 0 && state.restarts > restarts) || undefined;
+  });
+}
 
 export function record(name: string): SandboxRecord {
   return readRecord(sandboxPaths(name))!;

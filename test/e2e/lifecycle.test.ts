@@ -11,7 +11,7 @@ import { sandboxPaths } from "../../config/paths.ts";
 import { isAlive } from "../../steps/record.ts";
 import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder, goArch, imageName, pathInSandbox } from "../../toolchain/artifacts.ts";
-import { changes, cli, inside, kubectl, open, ownHome, record, removeHome, root, services, stateFiles, traces } from "./harness.ts";
+import { changes, cli, inside, kill, kubectl, open, ownHome, record, removeHome, root, services, stateFiles, traces } from "./harness.ts";
 
 const home = await ownHome();
 const [first, second] = ["e2e-a", "e2e-b"];
@@ -46,15 +46,6 @@ function memoryLimit(): number {
   const cgroup = `gvisor-k3s/${first}`;
   const limit = [`/sys/fs/cgroup/memory/${cgroup}/memory.limit_in_bytes`, `/sys/fs/cgroup/${cgroup}/memory.max`].find(fileExists)!;
   return Number(readFileSync(limit, "utf8"));
-}
-
-async function kill(name: string, service: string): Promise<void> {
-  const { pid, restarts } = (await services(name))[service]!;
-  await inside(name, "/bin/kill", "-KILL", String(pid));
-  await waitFor(`${service} is started again`, 60, async () => {
-    const state = (await services(name))[service]!;
-    return (state.pid !== 0 && state.restarts > restarts) || undefined;
-  });
 }
 
 describe("up", () => {

@@ -100,7 +100,10 @@ func layer(entries []entry) ([]byte, error) {
 		}
 		header := &tar.Header{Name: e.Dest[1:], ModTime: epoch}
 		var content []byte
-		if e.Source == "" {
+		if e.Folder {
+			made[e.Dest] = true
+			header.Typeflag, header.Name, header.Mode = tar.TypeDir, e.Dest[1:]+"/", e.Mode
+		} else if e.Source == "" {
 			header.Typeflag, header.Linkname, header.Mode = tar.TypeSymlink, e.Target, 0o777
 		} else {
 			var err error

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -37,8 +38,9 @@ type spec struct {
 type entry struct {
 	Dest   string // absolute path in the image
 	Source string // file on this machine; empty for a link
-	Mode   int64  // permission bits of a file
+	Mode   int64  // permission bits of a file or folder
 	Target string // what a link points to
+	Folder bool
 }
 
 var platforms = []string{"linux/amd64", "linux/arm64"}
@@ -79,8 +81,9 @@ func parse(args []string) (*spec, string, error) {
 	list := func(to *[]string, name, usage string) {
 		flags.Func(name, usage+"; can be repeated", func(v string) error { *to = append(*to, v); return nil })
 	}
-	var files, links, labels []string
+	var files, links, labels, roots []string
 	list(&files, "file", "`SRC:DEST:MODE`: a file, its absolute path in the image, its octal permissions")
+	list(&roots, "root", "`FOLDER`: every file, link and folder below it, with its permissions, where the same path is in the image")
 	list(&links, "symlink", "`TARGET:DEST`: a symbolic link at the absolute path DEST")
 	list(&s.Entrypoint, "entrypoint", "`word` of the entry point")
 	list(&s.Cmd, "cmd", "`word` of the default arguments")
@@ -134,6 +137,13 @@ func parse(args []string) (*spec, string, error) {
 		}
 		s.Entries = append(s.Entries, entry{Dest: dest, Target: target})
 	}
+	for _, root := range roots {
+		entries, err := tree(root)
+		if err != nil {
+			problem("--root %q: %w", root, err)
+		}
+		s.Entries = append(s.Entries, entries...)
+	}
 	if len(s.Entries) == 0 {
 		problem("--file: missing, an image needs at least one file")
 	}
@@ -168,6 +178,41 @@ func parseFile(arg string) (entry, error) {
 		return e, fmt.Errorf("%s is not a regular file", filepath.Clean(e.Source))
 	}
 	return e, nil
+}
+
+// tree lists what is below a folder. Anything but files, links and folders is refused.
+func tree(root string) ([]entry, error) {
+	var entries []entry
+	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+		if err != nil || file == root {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		e := entry{Dest: strings.TrimPrefix(file, filepath.Clean(root)), Mode: int64(info.Mode().Perm())}
+		for bit, mode := range map[fs.FileMode]int64{fs.ModeSetuid: 0o4000, fs.ModeSetgid: 0o2000, fs.ModeSticky: 0o1000} {
+			if info.Mode()&bit != 0 {
+				e.Mode |= mode
+			}
+		}
+		switch info.Mode().Type() {
+		case 0:
+			e.Source = file
+		case fs.ModeDir:
+			e.Folder = true
+		case fs.ModeSymlink:
+			if e.Target, err = os.Readlink(file); err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("%s is neither a file nor a link nor a folder", file)
+		}
+		entries = append(entries, e)
+		return nil
+	})
+	return entries, err
 }
 
 func isClean(dest string) bool {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"archive/tar"
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -213,6 +215,56 @@ func checkLayer(t *testing.T, img v1.Image) {
 	want := []string{"bin/ 755 0:0 0", "bin/app 755 0:0 0 binary", "bin/link 777 0:0 0 app", "etc/ 755 0:0 0", "etc/deep/ 755 0:0 0", "etc/deep/file 644 0:0 0 text"}
 	if !slices.Equal(got, want) {
 		t.Errorf("layer has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestRoot(t *testing.T) {
+	root := t.TempDir()
+	for path, mode := range map[string]os.FileMode{"bin/": 0o755, "tmp/": 0o777 | os.ModeSticky, "bin/su": 0o755 | os.ModeSetuid, "deep/er/": 0o700, "deep/er/file": 0o640} {
+		file, isFolder := strings.CutSuffix(path, "/")
+		file = filepath.Join(root, file)
+		err := os.MkdirAll(filepath.Dir(file), 0o755)
+		if isFolder {
+			err = errors.Join(err, os.MkdirAll(file, 0o755))
+		} else {
+			err = errors.Join(err, os.WriteFile(file, []byte("x"), 0o600))
+		}
+		if err = errors.Join(err, os.Chmod(file, mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/nowhere", filepath.Join(root, "bin/link")); err != nil {
+		t.Fatal(err)
+	}
+	os.Chmod(filepath.Join(root, "deep"), 0o750)
+	entries, err := tree(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, err := layer(entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for r := tar.NewReader(bytes.NewReader(content)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, strings.TrimSpace(fmt.Sprintf("%s %o %s", h.Name, h.Mode, h.Linkname)))
+	}
+	want := []string{"bin/ 755", "bin/link 777 /nowhere", "bin/su 4755", "deep/ 750", "deep/er/ 700", "deep/er/file 640", "tmp/ 1777"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if err := syscall.Mkfifo(filepath.Join(root, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tree(root); err == nil || !strings.Contains(err.Error(), "fifo is neither a file nor a link nor a folder") {
+		t.Errorf("a pipe: %v", err)
 	}
 }
 

@@ -4,6 +4,7 @@
 //
 //	testpod [--port N]   serves / (host name and address) and /healthz until SIGTERM
 //	testpod get URL      prints a URL's body; fails unless the status is 2xx
+//	testpod resolve NAME prints a name's addresses, sorted, one on a line
 //	testpod sleep        waits for SIGTERM
 //	testpod true         does nothing, for exec probes
 package main
@@ -21,6 +22,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -46,7 +48,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("testpod", flag.ContinueOnError)
 	port := flags.Int("port", defaultPort, "TCP `port` to serve on, 1 to 65535")
 	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "usage: testpod [--port N] | testpod get URL | testpod sleep | testpod true")
+		fmt.Fprintln(flags.Output(), "usage: testpod [--port N] | testpod get URL | testpod resolve NAME | testpod sleep | testpod true")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
@@ -59,13 +61,15 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return fmt.Errorf("--port %d is not within 1 to 65535", *port)
 	case command == "get" && rest == 1:
 		return get(ctx, flags.Arg(1), out)
+	case command == "resolve" && rest == 1:
+		return resolve(ctx, flags.Arg(1), out)
 	case command == "sleep" && rest == 0:
 		<-ctx.Done()
 		return nil
 	case command == "true" && rest == 0:
 		return nil
 	default:
-		return fmt.Errorf("unknown command %q: allowed are get URL, sleep, true, or none to serve", flags.Args())
+		return fmt.Errorf("unknown command %q: allowed are get URL, resolve NAME, sleep, true, or none to serve", flags.Args())
 	}
 }
 
@@ -123,6 +127,17 @@ func get(ctx context.Context, url string, out io.Writer) error {
 		return fmt.Errorf("get %s: status %s", url, response.Status)
 	}
 	return nil
+}
+
+func resolve(ctx context.Context, name string, out io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, getTimeout)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupHost(ctx, name)
+	slices.Sort(addresses)
+	for _, address := range addresses {
+		fmt.Fprintln(out, address)
+	}
+	return err
 }
 
 // serviceAccount is where a pod finds what it needs to call its cluster's API server.

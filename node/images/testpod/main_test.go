@@ -119,7 +119,9 @@ func TestCommands(t *testing.T) {
 		{[]string{"sleep"}, ""},
 		{[]string{"get"}, `unknown command \["get"\]`},
 		{[]string{"get", gone.URL}, "connect"},
-		{[]string{"bogus"}, `unknown command \["bogus"\]: allowed are get URL, sleep, true`},
+		{[]string{"bogus"}, `unknown command \["bogus"\]: allowed are get URL, resolve NAME, sleep, true`},
+		{[]string{"resolve", "localhost"}, ""},
+		{[]string{"resolve", "no-such-name.invalid"}, "lookup no-such-name.invalid"},
 		{[]string{"--port", "70000"}, "--port 70000 is not within 1 to 65535"},
 	} {
 		ctx := context.Background()

@@ -1,0 +1,131 @@
+/**
+ * The images that the conformance tests run, under the names that they ask for, from the pinned modules and from Debian's packages.
+ * @module
+ */
+import { chmodSync, copyFileSync, existsSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { run } from "../steps/run.ts";
+import { artifactFolder, goArch } from "../toolchain/artifacts.ts";
+
+const module = join(import.meta.dirname, "../toolchain/conformance");
+
+interface Image {
+  /** Full names, with tags: the same content under each. */
+  names: string[];
+  /** Debian packages, with all that they depend on. */
+  packages?: string[];
+  /** Files of {@link sources}, by their paths in the image. */
+  files?: Record<string, string>;
+  /** Short files, by their paths in the image. */
+  texts?: Record<string, string>;
+  links?: Record<string, string>;
+  /** Modes of folders and files; folders are made. */
+  modes?: Record<string, number>;
+  entrypoint?: string[];
+  cmd?: string[];
+  user?: string;
+}
+
+const e2e = "registry.k8s.io/e2e-test-images";
+const users = {
+  "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nwww-data:x:33:33::/var/www:/bin/false\nuser-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n",
+  "/etc/group": "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n",
+  "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+};
+const folders = { "/tmp": 0o1777, "/root": 0o700, "/home": 0o755, "/run": 0o755, "/var/log": 0o755 };
+const shell = ["busybox-static"];
+// Debian's busybox takes its own applets before anything in PATH, so that its shell would never run the other packages' programs.
+const dnsTools = [...shell, "dash", "bind9-dnsutils", "libc-bin"];
+
+const images: Image[] = [
+  // Tests look for variables with a dash in their names, which Debian's older busybox, as a shell, does not hand on.
+  { names: [`${e2e}/busybox:1.37.0-2`], packages: [...shell, "bash-static"], links: { "/bin/sh": "bash-static" }, texts: users, modes: folders, cmd: ["sh"] },
+  {
+    names: [`${e2e}/agnhost:2.66.1`, `${e2e}/agnhost:2.55`],
+    packages: [...dnsTools, "curl", "netcat-openbsd", "iproute2"],
+    files: { "/agnhost": "agnhost", "/localhost.crt": "agnhost/porter/localhost.crt", "/localhost.key": "agnhost/porter/localhost.key" },
+    texts: users,
+    links: { "/agnhost-2": "agnhost", "/usr/bin/nc": "nc.openbsd" },
+    modes: { ...folders, "/agnhost": 0o755, "/uploads": 0o755 },
+    entrypoint: ["/agnhost"],
+    cmd: ["pause"],
+  },
+  { names: [`${e2e}/glibc-dns-testing:2.1.1`], packages: dnsTools, texts: users, modes: folders, cmd: ["sh"] },
+  {
+    names: [`${e2e}/nginx:1.27.0-2`, `${e2e}/nginx:1.28.0-2`],
+    packages: [...shell, "nginx"],
+    texts: {
+      ...users,
+      "/etc/nginx/nginx.conf": "events {}\nhttp { access_log off; server { listen 80; root /usr/share/nginx/html; } }\n",
+    },
+    modes: { ...folders, "/var/log/nginx": 0o755, "/var/lib/nginx": 0o755 },
+    cmd: ["nginx", "-e", "stderr", "-g", "daemon off;"],
+  },
+  { names: [`${e2e}/nonewprivs:1.4`], files: { "/usr/local/bin/nnp": "nonewprivs" }, modes: { "/usr/local/bin/nnp": 0o4755 }, cmd: ["nnp"] },
+  { names: [`${e2e}/nonroot:1.5`], packages: shell, texts: users, modes: folders, cmd: ["sh"], user: "1234" },
+  ...["kitten", "nautilus"].map((name) => ({
+    names: [`${e2e}/${name}:1.8`],
+    files: { "/agnhost": "agnhost", [`/${name}.jpg`]: `${name}/html/${name}.jpg`, "/data.json": `${name}/html/data.json` },
+    modes: { "/tmp": 0o1777, "/agnhost": 0o755 },
+    entrypoint: ["/agnhost"],
+    cmd: ["test-webserver"],
+  })),
+  { names: ["registry.k8s.io/pause:3.10.2"], files: { "/pause": "pause" }, modes: { "/pause": 0o755 }, entrypoint: ["/pause"], user: "65535:65535" },
+];
+
+/** Where the images' files are: programs that are built here, and what the sources of Kubernetes have beside theirs. */
+async function sources(): Promise<(file: string) => string> {
+  const { stdout } = await run("go", ["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"], { cwd: module });
+  const [programs, images, kubernetes] = [artifactFolder({ name: "conformance" }), artifactFolder({ name: "images" }), join(stdout.trim(), "test/images")];
+  return (file) => [join(programs, file), join(images, file), join(kubernetes, file)].find((path) => existsSync(path))!;
+}
+
+/**
+ * Makes every image.
+ * @param folder takes the archives; what it holds already is used again for packages only
+ * @returns the archives' paths
+ */
+export async function makeImages(folder: string, say: (line: string) => void): Promise<string[]> {
+  const source = await sources();
+  const archives: string[] = [];
+  for (const image of images) {
+    say(`image ${image.names.join(", ")}`);
+    const root = join(folder, "root");
+    await makeRoot(image, root, source, join(folder, "packages"));
+    const words = (option: string, list: string[] = []) => list.flatMap((word) => [`--${option}`, word]);
+    const config = [...words("entrypoint", image.entrypoint), ...words("cmd", image.cmd), ...words("env", ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]), ...(image.user ? ["--user", image.user] : [])];
+    // Each name is an image of its own, and they share their only layer.
+    for (const name of image.names) {
+      const archive = join(folder, `${name.split("/").at(-1)!.replace(":", "_")}.tar`);
+      await run(join(artifactFolder({ name: "images" }), "mkimage"), ["--name", name, "--platform", `linux/${goArch()}`, "--root", root, ...config, "-o", archive]);
+      archives.push(archive);
+    }
+  }
+  return archives;
+}
+
+async function makeRoot(image: Image, root: string, source: (file: string) => string, packages: string): Promise<void> {
+  rmSync(root, { recursive: true, force: true });
+  mkdirSync(root, { recursive: true });
+  if (image.packages) await run("sh", [join(import.meta.dirname, "debian-root.sh"), root, packages, ...image.packages]);
+  const at = (path: string) => {
+    const full = join(root, path);
+    mkdirSync(dirname(full), { recursive: true });
+    return full;
+  };
+  for (const [path, file] of Object.entries(image.files ?? {})) copyFileSync(source(file), at(path));
+  for (const [path, text] of Object.entries(image.texts ?? {})) writeFileSync(at(path), text);
+  for (const [path, target] of Object.entries(image.links ?? {})) symlinkSync(target, at(path));
+  if (image.packages?.includes("dash") && !existsSync(join(root, "bin/sh"))) symlinkSync("dash", join(root, "bin/sh"));
+  if (image.packages?.includes("busybox-static")) {
+    const { stdout } = await run("chroot", [root, "/bin/busybox", "--list"]);
+    for (const applet of stdout.split("\n")) {
+      const places = ["bin", "sbin"].map((folder) => join(root, "usr", folder, applet));
+      if (!places.some((place) => existsSync(place))) symlinkSync("busybox", places[0]!);
+    }
+  }
+  for (const [path, mode] of Object.entries(image.modes ?? {})) {
+    if (!existsSync(join(root, path))) mkdirSync(join(root, path), { recursive: true });
+    chmodSync(join(root, path), mode);
+  }
+}

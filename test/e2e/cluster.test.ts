@@ -1,0 +1,234 @@
+/** What a cluster does for its users: Services, names, claims, manifests; and what becomes of them when a part dies. */
+import { rmSync, writeFileSync } from "node:fs";
+import { Agent, get } from "node:http";
+import { join } from "node:path";
+import { execa } from "execa";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { stringify } from "yaml";
+import { isAlive } from "../../steps/record.ts";
+import { waitFor } from "../../steps/wait.ts";
+import { artifactFolder, goArch, imageName } from "../../toolchain/artifacts.ts";
+import { changes, cli, kill, kubectl, kubectlProcess, open, ownHome, record, removeHome } from "./harness.ts";
+
+const home = await ownHome();
+const name = "e2e-c";
+const nodePort = 30080;
+const manifest = join(home, "web.yaml");
+const options = { manifests: [manifest], images: [join(home, "shell.tar")], pod: { enabled: false } };
+
+const service = (service: string, spec: object) => ({ apiVersion: "v1", kind: "Service", metadata: { name: service }, spec: { selector: { app: "web" }, ports: [{ port: 80, targetPort: 8080 }], ...spec } });
+const deployment = (replicas: number) => ({
+  apiVersion: "apps/v1",
+  kind: "Deployment",
+  metadata: { name: "web" },
+  spec: {
+    replicas,
+    selector: { matchLabels: { app: "web" } },
+    template: {
+      metadata: { labels: { app: "web" } },
+      spec: { containers: [{ name: "main", image: imageName("testpod"), imagePullPolicy: "Never", readinessProbe: { httpGet: { path: "/healthz", port: 8080 }, periodSeconds: 1 } }] },
+    },
+  },
+});
+
+function writeManifest(...objects: object[]): void {
+  writeFileSync(manifest, objects.map((object) => stringify(object)).join("---\n"));
+}
+
+const everything = [
+  deployment(2),
+  service("web", {}),
+  service("headless", { clusterIP: "None" }),
+  service("sticky", { sessionAffinity: "ClientIP" }),
+  service("node", { type: "NodePort", ports: [{ port: 80, targetPort: 8080, nodePort }] }),
+  service("elsewhere", { type: "ExternalName", externalName: "web.default.svc.cluster.local", selector: undefined, ports: undefined }),
+  service("nobody", { selector: { app: "nobody" } }),
+];
+
+beforeAll(async () => {
+  const mkimage = join(artifactFolder({ name: "images" }), "mkimage");
+  const links = ["sh", "cat", "sleep"].flatMap((applet) => ["--symlink", `busybox:/bin/${applet}`]);
+  await execa(mkimage, ["--platform", `linux/${goArch()}`, "--name", "example.test/shell:1", "--file", "/bin/busybox:/bin/busybox:0755", ...links, "--cmd", "/bin/sleep", "--cmd", "infinity", "-o", options.images[0]!]);
+  writeManifest(...everything);
+  const stack = await open(name, options);
+  await stack.up();
+});
+
+afterAll(async () => {
+  if (process.env.KEEP) return;
+  await cli("destroy", name);
+  removeHome(home);
+});
+
+/** The names of the pods with a label, sorted. */
+async function pods(label = "app=web"): Promise<string[]> {
+  return (await kubectl(name, "get", "pods", "-l", label, "-o=jsonpath={.items[*].metadata.name}")).split(" ").sort();
+}
+
+/** Runs the test program in one of the web pods. */
+async function inPod(...args: string[]): Promise<string> {
+  return await kubectl(name, "exec", "deploy/web", "--", "/testpod", ...args);
+}
+
+const answering = async (url: string) => (await inPod("get", url)).split(" ")[0]!;
+
+describe("up", () => {
+  it("ends when the system's pods and those of the manifests are Ready", async () => {
+    const states = await kubectl(name, "get", "pods", "-A", "-o=jsonpath={range .items[*]}{.metadata.namespace} {.status.containerStatuses[*].ready}{\"\\n\"}{end}");
+    expect(states.trim().split("\n").sort()).toEqual(["default true", "default true", "kube-system true"]);
+  });
+});
+
+describe("a Service", () => {
+  it("is reached by its name and by its address, and spreads its callers over its pods", async () => {
+    const address = await kubectl(name, "get", "service", "web", "-o=jsonpath={.spec.clusterIP}");
+    expect(await pods()).toContain(await answering(`http://${address}`));
+    const seen = new Set<string>();
+    await waitFor("both pods have answered", 60, async () => seen.add(await answering("http://web")).size === 2 || undefined);
+    expect([...seen].sort()).toEqual(await pods());
+  });
+
+  it("keeps a caller at one pod where it is to", async () => {
+    const first = await answering("http://sticky");
+    for (let call = 0; call < 8; call++) expect(await answering("http://sticky")).toBe(first);
+  });
+
+  it("is reached by a pod that is its only endpoint", async () => {
+    const [own] = await pods();
+    await kubectl(name, "label", "pod", own!, "alone=yes");
+    await kubectl(name, "expose", "pod", own!, "--name=alone", "--port=80", "--target-port=8080", "--selector=alone=yes");
+    const answer = async () => (await kubectlProcess(name, ["exec", own!, "--", "/testpod", "get", "http://alone"], { reject: false })).stdout;
+    await waitFor("the pod answers itself", 20, async () => String(await answer()).startsWith(own!) || undefined);
+  });
+
+  it("of type NodePort is reached from the host", async () => {
+    const { address } = await (await open(name, options)).outputs();
+    expect(await pods()).toContain((await (await fetch(`http://${address!.value}:${nodePort}`)).text()).split(" ")[0]);
+  });
+
+  it("without endpoints refuses at once", async () => {
+    await expect(inPod("get", "http://nobody")).rejects.toThrow(/connection refused/);
+  });
+
+  it("whose endpoints change keeps the connections to those that stay", async () => {
+    await kubectl(name, "scale", "deploy/web", "--replicas=1");
+    await waitFor("one pod is left", 60, async () => (await pods()).length === 1 || undefined);
+    const [own] = await pods();
+    const { address } = await (await open(name, options)).outputs();
+    const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+    const ports = new Set<number>();
+    const ask = () =>
+      new Promise<string>((resolve, reject) => {
+        const request = get({ host: address!.value, port: nodePort, agent }, (response) => {
+          ports.add(request.socket!.localPort!);
+          response.setEncoding("utf8").once("data", resolve);
+        });
+        request.once("error", reject);
+      });
+    expect(await ask()).toContain(own);
+    await kubectl(name, "scale", "deploy/web", "--replicas=3");
+    await kubectl(name, "rollout", "status", "deploy/web", "--timeout=60s");
+    expect(await ask()).toContain(own);
+    for (const other of (await pods()).filter((pod) => pod !== own)) await kubectl(name, "delete", "pod", other, "--wait=false");
+    await kubectl(name, "rollout", "status", "deploy/web", "--timeout=60s");
+    expect(await ask()).toContain(own);
+    expect(ports.size, "one connection all the time").toBe(1);
+    agent.destroy();
+    await kubectl(name, "scale", "deploy/web", "--replicas=2");
+  });
+
+  it("is there again when the proxy was killed", async () => {
+    await kill(name, "proxy");
+    await waitFor("the Service answers", 30, async () => (await inPod("get", "http://web").catch(() => undefined)) !== undefined || undefined);
+  });
+});
+
+describe("names", () => {
+  it("of a headless Service are its pods' addresses, and of an external one another name's", async () => {
+    await kubectl(name, "rollout", "status", "deploy/web", "--timeout=60s");
+    const addresses = async () => (await kubectl(name, "get", "pods", "-l", "app=web", "--field-selector=status.phase=Running", "-o=jsonpath={.items[*].status.podIP}")).split(" ").sort();
+    await waitFor("the headless Service has both pods", 60, async () => (await inPod("resolve", "headless")) === (await addresses()).join("\n") || undefined);
+    expect(await inPod("resolve", "elsewhere")).toBe(await kubectl(name, "get", "service", "web", "-o=jsonpath={.spec.clusterIP}"));
+  });
+
+  it("lead to the API server, which takes the pod's token", async () => {
+    expect(await inPod("get", "https://kubernetes.default.svc.cluster.local/version")).toContain("gitVersion");
+  });
+
+  it("are answered again when CoreDNS was killed", async () => {
+    await kubectl(name, "delete", "pod", "--namespace=kube-system", "-l=k8s-app=kube-dns");
+    await kubectl(name, "rollout", "status", "deploy/coredns", "--namespace=kube-system", "--timeout=60s");
+    expect(await pods()).toContain(await answering("http://web.default.svc.cluster.local"));
+  });
+});
+
+describe("a claim", () => {
+  const claim = { apiVersion: "v1", kind: "PersistentVolumeClaim", metadata: { name: "data" }, spec: { accessModes: ["ReadWriteOnce"], resources: { requests: { storage: "1Gi" } } } };
+  const user = (pod: string) => ({
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { name: pod },
+    spec: { terminationGracePeriodSeconds: 0, containers: [{ name: "main", image: "example.test/shell:1", imagePullPolicy: "Never", volumeMounts: [{ name: "data", mountPath: "/data" }] }], volumes: [{ name: "data", persistentVolumeClaim: { claimName: "data" } }] },
+  });
+  const apply = (object: object) => kubectlProcess(name, ["apply", "-f", "-"], { input: JSON.stringify(object) });
+  const start = async (pod: string) => {
+    await apply(user(pod));
+    await kubectl(name, "wait", `pod/${pod}`, "--for=condition=Ready", "--timeout=60s");
+  };
+
+  it("is bound by the default class, and its data outlives its pod", async () => {
+    await apply(claim);
+    await start("writer");
+    await kubectl(name, "exec", "writer", "--", "sh", "-c", "echo written > /data/file");
+    await kubectl(name, "delete", "pod", "writer");
+    await start("reader");
+    expect(await kubectl(name, "exec", "reader", "--", "cat", "/data/file")).toBe("written");
+  });
+
+  it("that asks for what a folder of one node is not is told so", async () => {
+    await apply({ ...claim, metadata: { name: "shared" }, spec: { ...claim.spec, accessModes: ["ReadWriteMany"] } });
+    const pod = user("sharer");
+    await apply({ ...pod, spec: { ...pod.spec, volumes: [{ name: "data", persistentVolumeClaim: { claimName: "shared" } }] } });
+    await waitFor("the claim tells why", 30, async () => (await kubectl(name, "get", "events", "--field-selector=involvedObject.name=shared", "-o=jsonpath={.items[*].message}")).includes("access mode ReadWriteMany: ReadWriteOnce and ReadWriteOncePod are allowed") || undefined);
+  });
+
+  it("has its data after the sandbox was killed, and Services and names work", async () => {
+    process.kill(record(name).pid, "SIGKILL");
+    await waitFor("the sandbox is gone", 20, () => !isAlive(record(name)) || undefined);
+    await (await open(name, options)).up();
+    await kubectl(name, "wait", "pod", "--all", "-l=app=web", "--for=condition=Ready", "--timeout=120s");
+    await waitFor("the data is read", 60, async () => (await kubectl(name, "exec", "reader", "--", "cat", "/data/file").catch(() => "")) === "written" || undefined);
+    await waitFor("the Service answers by its name", 60, async () => (await inPod("get", "http://web").catch(() => undefined)) !== undefined || undefined);
+  });
+
+  it("takes its data along when it is deleted", async () => {
+    const volume = await kubectl(name, "get", "pvc", "data", "-o=jsonpath={.spec.volumeName}");
+    await kubectl(name, "delete", "pod", "reader");
+    await kubectl(name, "delete", "pvc", "data");
+    await kubectl(name, "wait", `pv/${volume}`, "--for=delete", "--timeout=60s");
+  });
+});
+
+describe("a manifest", () => {
+  it("that changes is one update, and what left it is deleted", async () => {
+    writeManifest(...everything.filter(({ metadata }) => metadata.name !== "sticky"));
+    const stack = await open(name, options);
+    expect((await changes((settings) => stack.up(settings))).changed).toEqual({ update: ["manifest-web-apply"] });
+    await expect(kubectl(name, "get", "service", "sticky")).rejects.toThrow(/not found/);
+    await kubectl(name, "get", "service", "web");
+  });
+
+  it("that the cluster refuses fails with the cluster's words, and the rest stays", async () => {
+    writeManifest(deployment(1), service("web", { ports: [{ port: 99_999 }] }));
+    const stack = await open(name, options);
+    await expect(stack.up()).rejects.toThrow(/Service web: .*spec\.ports\[0\]\.port: Invalid value: 99999/);
+    await kubectl(name, "get", "service", "web");
+  });
+
+  it("that leaves the list is deleted with what it brought", async () => {
+    rmSync(manifest);
+    const stack = await open(name, { ...options, manifests: [] });
+    expect((await changes((settings) => stack.up(settings))).changed).toEqual({ delete: ["manifest-web-apply", "manifest-web"] });
+    await expect(kubectl(name, "get", "deploy", "web")).rejects.toThrow(/not found/);
+  });
+});
