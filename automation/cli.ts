@@ -1,24 +1,28 @@
 /**
  * `node automation/cli.ts up|preview|destroy|doctor [STACK] [--json]`: runs Pulumi on a stack, `dev` by default, and tells how far it is; `doctor`
- * tells what its sandbox can do. Exit codes: 0 done, and for `doctor` that pods can run; 1 an error; 2 a wrong command line; 3 (`doctor`)
+ * tells what its sandbox can do. `import STACK ARCHIVE…` brings images into a stack's node that runs. Exit codes: 0 done, and for `doctor` that pods can run; 1 an error; 2 a wrong command line; 3 (`doctor`)
  * that only a control plane can run.
  */
 import "./compileCache.ts";
 import { existsSync } from "node:fs";
 import { rm, rmdir } from "node:fs/promises";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { CommandError, type EngineEvent } from "@pulumi/pulumi/automation/index.js";
-import { homeFolder } from "../config/paths.ts";
-import { InputError } from "../config/problems.ts";
+import { homeFolder, sandboxPaths } from "../config/paths.ts";
+import { InputError, refuse } from "../config/problems.ts";
+import { importImages } from "../steps/images.ts";
+import { archiveProblem } from "../steps/preflight.ts";
 import { removeDeadTrials } from "../steps/probe.ts";
+import { isAlive, readRecord } from "../steps/record.ts";
+import { artifactFolder, fileDigest } from "../toolchain/artifacts.ts";
 import { asTable, doctor as examine } from "./doctor.ts";
 import { checkStackConfig, openStack } from "./workspace.ts";
 
-const commands = { up, preview, destroy, doctor };
+const commands = { up, preview, destroy, doctor, import: importArchives };
 
 const { positionals, values } = parseArgs({ allowPositionals: true, strict: false, options: { json: { type: "boolean", default: false } } });
-const [verb = "", stackName = "dev"] = positionals;
+const [verb = "", stackName = "dev", ...archives] = positionals;
 const started = Date.now();
 const say = (line: string) => console.log(`[${elapsed(started)}] ${line}`);
 
@@ -68,6 +72,19 @@ async function doctor(): Promise<void> {
   const report = await examine(checkStackConfig(stackName), values.json ? (line) => console.error(line) : say);
   process.stdout.write(values.json ? `${JSON.stringify(report, null, 2)}\n` : asTable(report));
   process.exitCode = report.blockers.length === 0 ? 0 : 3;
+}
+
+async function importArchives(): Promise<void> {
+  const { name, sandbox } = checkStackConfig(stackName);
+  const paths = sandboxPaths(name);
+  const files = archives.map((path) => resolve(path));
+  refuse(files.flatMap(archiveProblem));
+  if (!isAlive(readRecord(paths))) throw new Error(`${name} does not run; run \`make up STACK=${stackName}\` first`);
+  const ref = { name, home: homeFolder(), runsc: sandbox.runsc ?? `${artifactFolder({ name: "runsc" })}/runsc` };
+  for (const path of files) {
+    await importImages({ ...ref, archives: [{ path, sha256: fileDigest(path) }] });
+    say(`${path} is imported`);
+  }
 }
 
 /** Tells what the engine does to the stack's resources, and keeps how long each took. */
@@ -122,13 +139,13 @@ function seconds(milliseconds: number): string {
 }
 
 const unknown = Object.keys(values).filter((option) => option !== "json" || verb !== "doctor").filter((option) => values[option]);
-if (!Object.hasOwn(commands, verb) || positionals.length > 2 || unknown.length > 0) {
-  console.error(`usage: cli.ts ${Object.keys(commands).join("|")} [STACK], and for doctor [--json]`);
+if (!Object.hasOwn(commands, verb) || (verb === "import") !== archives.length > 0 || unknown.length > 0) {
+  console.error("usage: cli.ts up|preview|destroy|doctor [STACK], and for doctor [--json]\n       cli.ts import STACK ARCHIVE…");
   process.exit(2);
 }
 await commands[verb as keyof typeof commands]().catch((error: unknown) => {
   // Pulumi has printed its diagnostics; its own error only repeats them.
   if (error instanceof CommandError) console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
-  else console.error(error instanceof InputError || (error instanceof Error && verb === "doctor") ? error.message : error);
+  else console.error(error instanceof InputError || (error instanceof Error && ["doctor", "import"].includes(verb)) ? error.message : error);
   process.exitCode = 1;
 });

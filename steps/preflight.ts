@@ -77,7 +77,7 @@ function output(program: string, ...args: string[]): string {
 }
 
 /** Reads the archive through, as far as it is a tar archive; containerd is the judge of what is in it. */
-function archiveProblem(path: string): Problem[] {
+export function archiveProblem(path: string): Problem[] {
   const problem = (message: string): Problem[] => [{ option: "images", value: path, message }];
   if (!existsSync(path)) return problem("there is no such file");
   const entries: string[] = [];

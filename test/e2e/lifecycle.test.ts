@@ -149,6 +149,19 @@ describe("an archive of the user's", () => {
     rmSync(archive);
     await startPod("extra", image);
   });
+
+  it("is imported by command, and what is none is told before anything is done", async () => {
+    const image = "example.test/by-command:1";
+    const [tools, archive] = [artifactFolder({ name: "images" }), join(home, "by-command.tar")];
+    await execa(join(tools, "mkimage"), ["--platform", `linux/${goArch()}`, "--file", `${join(tools, "testpod")}:/testpod:0755`, "--entrypoint", "/testpod", "--name", image, "-o", archive]);
+    const refused = await cli("import", first, archive, "/nowhere.tar");
+    expect(refused.exitCode).toBe(1);
+    expect(refused.all).toContain('images = "/nowhere.tar": there is no such file');
+    const { exitCode, all } = await cli("import", first, archive);
+    expect(exitCode, all).toBe(0);
+    rmSync(archive);
+    await startPod("by-command", image);
+  });
 });
 
 describe("a rule of the runtime", () => {
