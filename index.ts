@@ -4,6 +4,7 @@ import * as pulumi from "@pulumi/pulumi";
 import { ClusterDns } from "./components/clusterDns.ts";
 import { ContainerdConfig } from "./components/containerdConfig.ts";
 import { Crun } from "./components/crun.ts";
+import { Egress } from "./components/egress.ts";
 import { Images } from "./components/images.ts";
 import { K3sNode } from "./components/k3sNode.ts";
 import { KernelFacade } from "./components/kernelFacade.ts";
@@ -23,7 +24,9 @@ import { preflight } from "./steps/preflight.ts";
 const config = checkedConfig();
 
 // Each part's commands depend on the parts that it is given. The parts themselves do not: their builds would wait for the sandbox.
-const sandbox = new Sandbox("sandbox", config);
+const hasEgress = config.mode === "node" && config.egress.enabled;
+const sandbox = new Sandbox("sandbox", { ...config, egress: hasEgress });
+const egress = hasEgress ? new Egress("egress", { sandbox, clusterCidr: config.node.clusterCidr }) : undefined;
 const probe = new QuirkProbe("quirks", { sandbox, mode: config.mode, quirks: config.quirks });
 const containerd = config.mode === "node" ? containerRuntime() : undefined;
 const disable = config.addons.localStorage.enabled ? [] : ["local-storage"];
@@ -46,12 +49,13 @@ function workloads(): TestPod | undefined {
   const network = new PodNetwork("network", { sandbox, node, network: config.network, clusterCidr: config.node.clusterCidr });
   const images = new Images("images", { sandbox, node, archives: config.images });
   const proxy = new ServiceProxy("proxy", { sandbox, node, link: config.network.bridge });
-  const after = [network, images, proxy];
+  const reachable = egress ? [network, egress] : [network];
+  const after = [...reachable, images, proxy];
   const { coredns } = config.addons;
   if (coredns.enabled) new ClusterDns("coredns", { sandbox, node, domain: config.node, image: coredns.image, after });
   for (const [manifest, content] of manifests()) new Manifest(`manifest-${manifest}`, { sandbox, node, manifest, content, after });
   if (!config.pod.enabled) return undefined;
-  return new TestPod("testpod", { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process }, { dependsOn: [network, images] });
+  return new TestPod("testpod", { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process }, { dependsOn: [...reachable, images] });
 }
 
 /** The user's manifests: their names, and what is in them. */

@@ -13,6 +13,8 @@ export interface SandboxArgs {
   sandbox: StackConfig["sandbox"];
   /** See the option `mode`. A change replaces the sandbox. */
   mode: StackConfig["mode"];
+  /** Whether it has a way out, which the component `Egress` then makes; default false. A change restarts the sandbox. */
+  egress?: boolean;
 }
 
 /** A runsc container with its own network namespace, a veth pair to the host, and a state folder; it is restarted by the next `up` if it died. */
@@ -35,7 +37,7 @@ export class Sandbox extends pulumi.ComponentResource {
     this.ref = { name: args.name, home, runsc };
     this.address = linkAddresses(subnet).node;
     const own = args.sandbox.runsc ? { runscDigest: fileDigest(args.sandbox.runsc) } : {};
-    this.params = { ...this.ref, ...own, subnet, limits: { memory, cpus }, platform, network };
+    this.params = { ...this.ref, ...own, subnet, limits: { memory, cpus }, platform, network, egress: args.egress ?? false };
     this.incarnation = nextIncarnation(sandboxPaths(args.name, home), sandboxRevision(this.params));
     const artifacts = [...(args.sandbox.runsc ? [] : [{ name: "runsc" as const }]), { name: "init" as const }];
     const build = step(`${name}-build`, { step: "build", params: { artifacts, own: [] } }, { parent: this });

@@ -43,6 +43,8 @@ export function sandboxPaths(name: string, home = homeFolder()) {
     runsc: join(state, "runsc"),
     /** What is known of the sandbox's process; see `readRecord`. */
     record: join(state, "sandbox.json"),
+    /** What is known of the process of its egress; as the record. */
+    egress: join(state, "egress.json"),
     kubeconfig: join(state, inSandbox.kubeconfig),
     /** The network namespace and the host's end of the link; at most 15 characters, as the kernel wants it of links. */
     link: `gk-${name}`,

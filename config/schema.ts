@@ -162,6 +162,14 @@ export const stackSchema = z.strictObject({
       mtu: wholeNumber(1280, 65521).default(65000).describe("The largest packet of pods that start from now on. Nothing leaves the sandbox's memory between pods, so a large one is several times faster."),
     })
     .prefault({}),
+  egress: z
+    .strictObject({
+      enabled: z
+        .boolean()
+        .default(true)
+        .describe("Whether the node and its pods reach what the host reaches, less the host itself and link-local addresses: TCP, UDP, and DNS by the host's name servers. A process on the host makes the connections; nothing of the host's own network is changed. A control plane alone has none. Changing it restarts the sandbox."),
+    })
+    .prefault({}),
   addons: z
     .strictObject({
       coredns: z

@@ -5,6 +5,7 @@
  */
 import { text } from "node:stream/consumers";
 import { ensureContainerd } from "./containerd.ts";
+import { ensureEgress } from "./egress.ts";
 import { importImages } from "./images.ts";
 import { ensureManifest, removeManifest } from "./manifest.ts";
 import { ensureNetwork, ensureServer, printKubeconfig } from "./node.ts";
@@ -24,6 +25,7 @@ export const steps = {
   build: buildArtifacts,
   sandbox: ensureSandbox,
   "sandbox-remove": removeSandbox,
+  egress: ensureEgress,
   probe: probeQuirks,
   facade: applyFacade,
   "runtime-check": checkRuntime,

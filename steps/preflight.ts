@@ -38,6 +38,9 @@ export function preflight(config: StackConfig): void {
     problems.push({ option: "sandbox.runsc", value: runsc, message: "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out" });
   }
   problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...config.manifests.flatMap(manifestProblems), ...tlsFiles(config.registries).flatMap(tlsProblems), ...subnetProblems(config));
+  if (config.mode === "node" && config.egress.enabled && !existsSync("/dev/net/tun")) {
+    problems.push({ option: "egress.enabled", value: true, message: "the host has no /dev/net/tun; load it (modprobe tun), or set egress.enabled to false: pods and pulls then reach no further than the host" });
+  }
   refuse(problems);
 }
 

@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
-import type { sandboxPaths } from "../config/paths.ts";
+import { rename, writeFile } from "node:fs/promises";
 
-/** What is written down of a sandbox that was started. */
+/** What is written down of a sandbox, or of its egress, that was started. */
 export interface SandboxRecord {
   /** Counts the starts of the sandbox: 1 is the first. Everything that lives in the sandbox's memory is done anew when it changes. */
   incarnation: number;
@@ -12,14 +12,20 @@ export interface SandboxRecord {
   revision: string;
 }
 
-/** The record of a sandbox; undefined if none was started under this name. */
-export function readRecord(paths: ReturnType<typeof sandboxPaths>): SandboxRecord | undefined {
+/** A record by its file; undefined if there is none. */
+export function readRecord({ record }: { record: string }): SandboxRecord | undefined {
   try {
-    return JSON.parse(readFileSync(paths.record, "utf8")) as SandboxRecord;
+    return JSON.parse(readFileSync(record, "utf8")) as SandboxRecord;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
     throw error;
   }
+}
+
+/** Writes a record in one step: half of one would be in the way of every later command. */
+export async function writeRecord(file: string, record: SandboxRecord): Promise<void> {
+  await writeFile(`${file}.tmp`, JSON.stringify(record), { mode: 0o600 });
+  await rename(`${file}.tmp`, file);
 }
 
 export function isAlive(record: SandboxRecord | undefined): boolean {
@@ -31,7 +37,7 @@ export function isAlive(record: SandboxRecord | undefined): boolean {
  * the sandbox's memory, so a preview shows what a sandbox that is dead, or described otherwise, will have done again.
  * @param revision what the sandbox is to be started with
  */
-export function nextIncarnation(paths: ReturnType<typeof sandboxPaths>, revision: string): number {
+export function nextIncarnation(paths: { record: string }, revision: string): number {
   const record = readRecord(paths);
   if (record === undefined) return 1;
   return isAlive(record) && record.revision === revision ? record.incarnation : record.incarnation + 1;

@@ -4,14 +4,14 @@
  */
 import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { copyFile, mkdir, readFile, rename, rm, rmdir, statfs, symlink, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, readFile, rm, rmdir, statfs, symlink, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { addressAt, parseNetwork } from "../config/network.ts";
 import { sandboxSpec } from "../config/ociSpec.ts";
 import { sandboxPaths } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { artifactsFolder, pathInSandbox } from "../toolchain/artifacts.ts";
-import { isAlive, nextIncarnation, processStart, readRecord, type SandboxRecord } from "./record.ts";
+import { isAlive, nextIncarnation, processStart, readRecord, type SandboxRecord, writeRecord } from "./record.ts";
 import { lastLines, type RunOptions, run, runsWell } from "./run.ts";
 import { waitFor } from "./wait.ts";
 
@@ -30,6 +30,8 @@ export interface SandboxParams extends SandboxRef {
   limits: Pick<StackConfig["sandbox"], "memory" | "cpus">;
   platform: StackConfig["sandbox"]["platform"];
   network: StackConfig["sandbox"]["network"];
+  /** Whether it has a tap, and a way out through that: see `ensureEgress`. */
+  egress?: boolean;
 }
 
 /** What the node's state takes on an empty cluster, with room for a few images. */
@@ -80,9 +82,7 @@ export async function ensureSandbox(params: SandboxParams): Promise<SandboxRecor
     await writeBundle(params);
     await linkNetwork(params);
     const record = { incarnation, revision, ...(await startSandbox(params)) };
-    // In one step: half a record would be in the way of every later command.
-    await writeFile(`${paths.record}.tmp`, JSON.stringify(record), { mode: 0o600 });
-    await rename(`${paths.record}.tmp`, paths.record);
+    await writeRecord(paths.record, record);
     return record;
   } catch (error) {
     await clearRuntime(params);
@@ -117,7 +117,7 @@ async function writeBundle(params: SandboxParams): Promise<void> {
     group: "root:x:0:\nnogroup:x:65534:\n",
     hosts: `127.0.0.1 localhost\n::1 localhost\n${node} ${params.name}\n`,
     hostname: `${params.name}\n`,
-    "resolv.conf": await usableResolvers(),
+    "resolv.conf": await resolvConf(params.egress),
     "os-release": 'ID=gvisor-k3s\nPRETTY_NAME="gvisor-k3s sandbox"\n', // what the node tells as its OS image
   };
   for (const [file, content] of Object.entries(files)) await writeFile(join(paths.etc, file), content);
@@ -152,11 +152,15 @@ async function staticBusybox(): Promise<string> {
   return found;
 }
 
-/** The host's name servers, less those on loopback, which the sandbox cannot reach. */
-async function usableResolvers(): Promise<string> {
-  const lines = (await readFile("/etc/resolv.conf", "utf8").catch(() => "")).split("\n");
-  return `${lines.filter((line) => !/^\s*nameserver\s+(127\.|::1)/.test(line) && line.trim() !== "").join("\n")}\n`;
+/** The host's resolv.conf; its name servers are asked by way of the egress, or, without one, directly, less those on loopback, which the sandbox cannot reach. */
+async function resolvConf(egress: boolean | undefined): Promise<string> {
+  const lines = (await readFile("/etc/resolv.conf", "utf8").catch(() => "")).split("\n").filter((line) => line.trim() !== "");
+  const unreachable = egress ? /^\s*nameserver\s/ : /^\s*nameserver\s+(127\.|::1)/;
+  return `${[...(egress ? [`nameserver ${tapAddresses.gateway}`] : []), ...lines.filter((line) => !unreachable.test(line))].join("\n")}\n`;
 }
+
+/** The tap's two ends. Each sandbox's network is its own, so they may all have the same link-local addresses, which no stack has. */
+export const tapAddresses = { device: "tap0", gateway: "169.254.77.1", node: "169.254.77.2", prefix: 30, mtu: 65000 };
 
 /** The host's and the node's address on the link between them. */
 export function linkAddresses(subnet: string) {
@@ -164,7 +168,7 @@ export function linkAddresses(subnet: string) {
   return { host: addressAt(network, 1), node: addressAt(network, 2), prefix: 32 - Math.log2(network.size) };
 }
 
-async function linkNetwork({ name, home, subnet }: SandboxParams): Promise<void> {
+async function linkNetwork({ name, home, subnet, egress }: SandboxParams): Promise<void> {
   const { link } = sandboxPaths(name, home);
   const { host, node, prefix } = linkAddresses(subnet);
   const ip = (...args: string[]) => run("ip", args);
@@ -176,7 +180,15 @@ async function linkNetwork({ name, home, subnet }: SandboxParams): Promise<void>
   await inside("address", "add", `${node}/${prefix}`, "dev", "eth0");
   await inside("link", "set", "lo", "up");
   await inside("link", "set", "eth0", "up");
-  await inside("route", "add", "default", "via", host);
+  if (egress) {
+    const { device, gateway, node: own, prefix: bits, mtu } = tapAddresses;
+    await inside("tuntap", "add", "dev", device, "mode", "tap");
+    await inside("address", "add", `${own}/${bits}`, "dev", device);
+    await inside("link", "set", device, "mtu", String(mtu), "up");
+    await inside("route", "add", "default", "via", gateway);
+  } else {
+    await inside("route", "add", "default", "via", host);
+  }
 }
 
 async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, "pid" | "startTime">> {
@@ -237,6 +249,7 @@ async function stopSandbox(ref: SandboxRef): Promise<void> {
 async function clearRuntime({ name, home }: SandboxRef): Promise<void> {
   const paths = sandboxPaths(name, home);
   await killProcesses(`--root=${paths.runsc}`);
+  await killProcesses(egressArgument(paths));
   await unmountBelow(paths.state);
   await rm(paths.runsc, { recursive: true, force: true });
   await runsWell("ip", ["link", "delete", paths.link]);
@@ -269,8 +282,13 @@ async function removeState({ name, home }: SandboxRef): Promise<void> {
   await rmdir(join(home, "sandboxes")).catch(() => undefined); // other sandboxes are in it
 }
 
+/** The argument by which a sandbox's egress is known among the host's processes. */
+export function egressArgument({ networkNamespace }: ReturnType<typeof sandboxPaths>): string {
+  return `-netns=${networkNamespace}`;
+}
+
 /** Kills every process that was started with this very argument, and waits until they are gone. */
-async function killProcesses(argument: string): Promise<void> {
+export async function killProcesses(argument: string): Promise<void> {
   const matching = () =>
     readdirSync("/proc")
       .filter((entry) => /^\d+$/.test(entry))

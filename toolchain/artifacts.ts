@@ -53,6 +53,7 @@ const builds = {
     { module: "toolchain/containerd", packages: ["ipam/host-local", "main/loopback"].map((name) => `github.com/containernetworking/plugins/plugins/${name}`) },
   ],
   init: [{ module: "node/init", packages: ["."], output: "sandbox-init" }],
+  egress: [{ module: "node/egress", packages: ["."], output: "egress" }],
   wrapper: [{ module: "node/wrapper", packages: ["."], output: "runc-wrapper" }],
   server: [
     { module: "node/server", packages: ["."], output: "gvisor-k3s-node", cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } },

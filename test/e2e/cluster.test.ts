@@ -2,10 +2,11 @@
 import { rmSync, writeFileSync } from "node:fs";
 import { Agent, get } from "node:http";
 import { join } from "node:path";
-import { execa } from "execa";
+import { execa, type ResultPromise } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { stringify } from "yaml";
-import { isAlive } from "../../steps/record.ts";
+import { sandboxPaths } from "../../config/paths.ts";
+import { isAlive, readRecord } from "../../steps/record.ts";
 import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder, goArch, imageName } from "../../toolchain/artifacts.ts";
 import { changes, cli, kill, kubectl, kubectlProcess, open, ownHome, record, removeHome } from "./harness.ts";
@@ -159,6 +160,49 @@ describe("names", () => {
     await kubectl(name, "delete", "pod", "--namespace=kube-system", "-l=k8s-app=kube-dns");
     await kubectl(name, "rollout", "status", "deploy/coredns", "--namespace=kube-system", "--timeout=60s");
     expect(await pods()).toContain(await answering("http://web.default.svc.cluster.local"));
+  });
+});
+
+describe("the way out", () => {
+  const outside = "gk-e2e-out";
+  const address = "198.51.100.2"; // of a network for documentation, RFC 5737
+  let server: ResultPromise;
+  const ip = (...args: string[]) => execa("ip", args);
+
+  beforeAll(async () => {
+    await ip("netns", "add", outside);
+    await ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", outside);
+    await ip("address", "add", "198.51.100.1/24", "dev", outside);
+    await ip("link", "set", outside, "up");
+    await ip("-netns", outside, "address", "add", `${address}/24`, "dev", "eth0");
+    await ip("-netns", outside, "link", "set", "eth0", "up");
+    server = execa("ip", ["netns", "exec", outside, join(artifactFolder({ name: "images" }), "testpod")], { reject: false });
+    await waitFor("the server outside answers the host", 20, () => fetch(`http://${address}:8080/healthz`).then(({ ok }) => ok || undefined, () => undefined));
+  });
+
+  afterAll(async () => {
+    server.kill();
+    await server;
+    await ip("netns", "delete", outside);
+    await execa("ip", ["link", "delete", outside], { reject: false }); // it goes with the namespace, a little later
+  });
+
+  const get = async () => await inPod("get", `http://${address}:8080/healthz`).catch((error: Error) => error.message);
+
+  it("leads pods to what is beyond the host, and to nothing of the host itself", async () => {
+    expect(await get()).toBe("ok");
+    await expect(inPod("get", `http://${address}:81/`), "a port that is closed there").rejects.toThrow(/connection refused/);
+    await expect(inPod("get", "http://198.51.100.1:8080/"), "an address of the host's").rejects.toThrow(/connection refused/);
+    await expect(inPod("get", "http://169.254.169.254/"), "a cloud's metadata").rejects.toThrow(/connection refused/);
+  });
+
+  it("is one update away when its process was killed", async () => {
+    const egress = () => readRecord({ record: sandboxPaths(name).egress })!;
+    process.kill(egress().pid, "SIGKILL");
+    await waitFor("it is gone", 20, () => !isAlive(egress()) || undefined);
+    const stack = await open(name, options);
+    expect((await changes((settings) => stack.up(settings))).changed).toEqual({ update: ["egress-apply"] });
+    expect(await get()).toBe("ok");
   });
 });
 

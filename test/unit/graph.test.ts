@@ -108,6 +108,7 @@ describe("the graph", () => {
     const parts = Object.entries(plain).filter(([, { type }]) => !type.includes(":"));
     expect(Object.fromEntries(parts.map(([part, { type }]) => [part, [type, Object.keys(plain).filter((name) => plain[name]!.parent === part).sort()]]))).toEqual({
       sandbox: ["Sandbox", ["sandbox-build", "sandbox-process"]],
+      egress: ["Egress", ["egress-apply", "egress-build"]],
       quirks: ["QuirkProbe", ["quirks-ask"]],
       facade: ["KernelFacade", ["facade-apply"]],
       runc: ["PatchedRunc", ["runc-build"]],
@@ -132,13 +133,14 @@ describe("the graph", () => {
     expect(awaited(plain, "testpod-pod")).toContain("images-import");
     expect(awaited(plain, "images-import")).toContain("node-server");
     expect(awaited(plain, "network-apply")).not.toContain("images-import");
-    expect([...awaited(plain, "coredns-apply")]).toEqual(expect.arrayContaining(["network-apply", "images-import", "proxy-apply"]));
+    expect([...awaited(plain, "coredns-apply")]).toEqual(expect.arrayContaining(["network-apply", "images-import", "proxy-apply", "egress-apply"]));
+    expect(awaited(plain, "testpod-pod"), "its image may have to be pulled").toContain("egress-apply");
     for (const other of ["proxy-apply", "coredns-image", "coredns-apply"]) expect(awaited(plain, "testpod-pod"), "what the test pod does not need").not.toContain(other);
   });
 
   it("builds beside the sandbox: no build waits for anything, but runc's for what it is to be patched with", async () => {
     const builds = Object.keys(plain).filter((name) => name.endsWith("-build") && name !== "sandbox-build" && name !== "runc-build");
-    expect(builds.sort()).toEqual(["containerd-build", "images-build", "node-build"]);
+    expect(builds.sort()).toEqual(["containerd-build", "egress-build", "images-build", "node-build"]);
     expect(awaited(plain, "runc-build")).toContain("quirks-ask");
     expect([...awaited(await graph({ quirks: [] }), "runc-build")]).toEqual([]);
     // A resource is registered after its parent, which in turn waits for all that it depends on itself.
@@ -148,7 +150,7 @@ describe("the graph", () => {
 
   it("lets everything in the sandbox end with it, and nothing else", () => {
     const ending = Object.keys(plain).filter((name) => plain[name]!.deletedWith !== "");
-    expect(ending.sort()).toEqual(["containerd-apply", "containerd-registries", "coredns-apply", "coredns-image", "facade-apply", "images-import", "network-apply", "node-kubeconfig", "node-server", "proxy-apply", "quirks-ask", "runtime-check", "testpod-logs", "testpod-pod"]);
+    expect(ending.sort()).toEqual(["containerd-apply", "containerd-registries", "coredns-apply", "coredns-image", "egress-apply", "facade-apply", "images-import", "network-apply", "node-kubeconfig", "node-server", "proxy-apply", "quirks-ask", "runtime-check", "testpod-logs", "testpod-pod"]);
     for (const name of ending) expect(plain[name]!.deletedWith, name).toBe("sandbox-process");
   });
 
@@ -213,10 +215,11 @@ describe("an update touches only what an option is about", () => {
     [{ node: { labels: { a: "b" } } }, ["node-server.stdin"]],
     [{ node: { httpsListenPort: 7443 } }, ["node-kubeconfig.stdin", "node-server.stdin"]],
     [{ network: { mtu: 1500 } }, ["network-apply.stdin"]],
-    [{ node: { clusterCidr: "10.99.0.0/16" } }, ["network-apply.stdin", "node-server.stdin"]],
+    [{ node: { clusterCidr: "10.99.0.0/16" } }, ["egress-apply.environment", "network-apply.stdin", "node-server.stdin"]],
     [{ sandbox: { memory: "2Gi" } }, ["sandbox-process.environment"]],
     [{ sandbox: { platform: "kvm" } }, ["quirks-ask.environment", "sandbox-process.environment"]],
     [{ pod: { args: ["-v"] } }, ["testpod-pod.spec"]],
+    [{ egress: { enabled: false } }, ["egress", "egress-apply", "egress-build", "sandbox-process.environment"]],
     [{ addons: { coredns: { enabled: false } } }, ["coredns", "coredns-apply", "coredns-image"]],
     [{ addons: { coredns: { image: "example.test/coredns:1" } } }, ["coredns-apply.stdin", "coredns-image"]],
     [{ addons: { localStorage: { enabled: false } } }, ["node-server.stdin"]],
@@ -236,7 +239,7 @@ describe("an update touches only what an option is about", () => {
     writeFileSync(record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime, revision: "" }));
     const next = await graph();
     rmSync(record);
-    expect(differences(plain, next)).toEqual(["containerd-apply", "coredns-apply", "facade-apply", "network-apply", "node-server", "proxy-apply", "runtime-check", "sandbox-process"].map((name) => `${name}.environment`));
+    expect(differences(plain, next)).toEqual(["containerd-apply", "coredns-apply", "egress-apply", "facade-apply", "network-apply", "node-server", "proxy-apply", "runtime-check", "sandbox-process"].map((name) => `${name}.environment`));
     expect(next["sandbox-process"]!.inputs.environment).toMatchObject({ SANDBOX_INCARNATION: "5" });
   });
 });

@@ -32,7 +32,7 @@ it("nothing but a name is needed", () => {
 describe("each bad input has its own message", () => {
   const whole = "a whole number from 1 to 65535 is allowed";
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
-  const options = "allowed here: name, mode, quirks, distribution, sandbox, runtime, containerd, registries, proxy, node, network, addons, manifests, images, pod";
+  const options = "allowed here: name, mode, quirks, distribution, sandbox, runtime, containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
   const rules = "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
   const apart = "choose networks that share no address";
 
