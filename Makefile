@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aa
 
 GO_MODULES := node/init node/egress node/wrapper node/images node/cni toolchain/plugins
 
-.PHONY: help bootstrap build up preview destroy doctor bench conformance check unit go-test e2e runtimes docs test
+.PHONY: help bootstrap build up preview destroy doctor bench growth conformance check unit go-test e2e runtimes docs test
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -30,6 +30,9 @@ doctor: bootstrap ## tell what a sandbox can do, before anything is installed in
 
 bench: build ## measure the same node in gVisor and natively (bench/README.md); about ten minutes
 	@node bench/run.ts
+
+growth: build ## measure a node with 10, 25, 50 and 100 pods and Services (bench/README.md)
+	@node bench/growth.ts
 
 conformance: build ## run Kubernetes' own conformance tests on a node (conformance/README.md); GROUPS=all for every one
 	@node conformance/run.ts $(if $(GROUPS),--groups '$(GROUPS)')

@@ -99,7 +99,7 @@ function median(values: number[]): number {
 }
 
 /** A percentile by the nearest rank, as a list of one; none of nothing. */
-function percentile(values: number[], share: number): number[] {
+export function percentile(values: number[], share: number): number[] {
   return values.length === 0 ? [] : [values.toSorted((a, b) => a - b)[Math.ceil(values.length * share) - 1]!];
 }
 

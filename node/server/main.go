@@ -106,6 +106,7 @@ func runServer(ctx context.Context, config *Config) error {
 	components.start(ctx, "kube-scheduler", components.scheduler)
 	if !config.DisableAgent {
 		components.start(ctx, "kubelet", components.kubelet)
+		components.start(ctx, "network policies", components.tellOfPolicies)
 		if !slices.Contains(config.Disable, localStorage) {
 			if err := writeLocalStorage(config); err != nil {
 				return err

@@ -5,6 +5,7 @@
 //	testpod [--port N]   serves / (host name and address) and /healthz until SIGTERM
 //	testpod get URL      prints a URL's body; fails unless the status is 2xx
 //	testpod resolve NAME prints a name's addresses, sorted, one on a line
+//	testpod measure URL  gets / and then /zeros of a server, and prints the times as JSON; see measurement
 //	testpod sleep        waits for SIGTERM
 //	testpod true         does nothing, for exec probes
 package main
@@ -13,6 +14,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -48,7 +50,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("testpod", flag.ContinueOnError)
 	port := flags.Int("port", defaultPort, "TCP `port` to serve on, 1 to 65535")
 	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "usage: testpod [--port N] | testpod get URL | testpod resolve NAME | testpod sleep | testpod true")
+		fmt.Fprintln(flags.Output(), "usage: testpod [--port N] | testpod get URL | testpod resolve NAME | testpod measure URL | testpod sleep | testpod true")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
@@ -63,13 +65,15 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return get(ctx, flags.Arg(1), out)
 	case command == "resolve" && rest == 1:
 		return resolve(ctx, flags.Arg(1), out)
+	case command == "measure" && rest == 1:
+		return measure(ctx, flags.Arg(1), out)
 	case command == "sleep" && rest == 0:
 		<-ctx.Done()
 		return nil
 	case command == "true" && rest == 0:
 		return nil
 	default:
-		return fmt.Errorf("unknown command %q: allowed are get URL, resolve NAME, sleep, true, or none to serve", flags.Args())
+		return fmt.Errorf("unknown command %q: allowed are get URL, resolve NAME, measure URL, sleep, true, or none to serve", flags.Args())
 	}
 }
 
@@ -91,6 +95,7 @@ func serve(ctx context.Context, port int, out io.Writer) error {
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/zeros", func(w http.ResponseWriter, _ *http.Request) { io.CopyN(w, zeros{}, zeroBytes) })
 	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) {
 		// The address that this request came to: the pod's own.
 		local := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
@@ -127,6 +132,53 @@ func get(ctx context.Context, url string, out io.Writer) error {
 		return fmt.Errorf("get %s: status %s", url, response.Status)
 	}
 	return nil
+}
+
+const (
+	requests  = 200
+	zeroBytes = 256 << 20
+)
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// measurement is how fast a server is reached.
+type measurement struct {
+	Milliseconds []float64 `json:"milliseconds"` // of requests with a connection each
+	BytesPerSec  float64   `json:"bytesPerSecond"`
+}
+
+func measure(ctx context.Context, url string, out io.Writer) error {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	get := func(path string) (int64, time.Duration, error) {
+		start := time.Now()
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url+path, nil)
+		if err != nil {
+			return 0, 0, err
+		}
+		response, err := client.Do(request)
+		if err != nil {
+			return 0, 0, err
+		}
+		defer response.Body.Close()
+		n, err := io.Copy(io.Discard, response.Body)
+		return n, time.Since(start), err
+	}
+	var m measurement
+	for range requests {
+		_, took, err := get("/")
+		if err != nil {
+			return err
+		}
+		m.Milliseconds = append(m.Milliseconds, float64(took.Microseconds())/1000)
+	}
+	n, took, err := get("/zeros")
+	if err != nil {
+		return err
+	}
+	m.BytesPerSec = float64(n) / took.Seconds()
+	return json.NewEncoder(out).Encode(m)
 }
 
 func resolve(ctx context.Context, name string, out io.Writer) error {
