@@ -75,7 +75,8 @@ export async function ensureSandbox(params: SandboxParams): Promise<SandboxRecor
     if (previous.revision === revision) return previous;
     await stopSandbox(params);
   }
-  const incarnation = nextIncarnation(paths, revision);
+  // A sandbox that was replaced has no record to count from; the command knows which start it is for.
+  const incarnation = Math.max(nextIncarnation(paths, revision), Number(process.env.SANDBOX_INCARNATION ?? 0));
   await needDiskSpace(params.home);
   try {
     await clearRuntime(params);
