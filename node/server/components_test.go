@@ -89,6 +89,7 @@ func TestKubeletSettings(t *testing.T) {
 		"local storage":      {s.LocalStorageCapacityIsolation, false},
 		"iptables chains":    {s.MakeIPTablesUtilChains, false},
 		"disk evicts no pod": {len(s.EvictionHard), 1},
+		"disk and images":    {s.ImageGCHighThresholdPercent, int32(100)},
 	} {
 		if pair[0] != pair[1] {
 			t.Errorf("%s: got %v, want %v", what, pair[0], pair[1])

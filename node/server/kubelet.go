@@ -40,6 +40,7 @@ func (c *components) kubelet(ctx context.Context) error {
 	if len(c.config.NodeTaints) > 0 {
 		flags["register-with-taints"] = strings.Join(c.config.NodeTaints, ",")
 	}
+	readGVisorCgroups("/sys/fs/cgroup")
 	command := kubelet.NewKubeletCommand(ctx)
 	command.SetArgs(flagList(c.config.KubeletArgs, flags))
 	command.SilenceErrors = true
@@ -68,9 +69,11 @@ func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
 		FailCgroupV1:           &no,
 		CgroupsPerQOS:          &no,
 		EnforceNodeAllocatable: []string{"none"}, // an empty list is left out of the file and means the default
-		// The root file system's size is the host's, so what it says of free space is no ground to evict pods.
+		// The root file system's size is the host's, so what it says of free space is no ground to evict pods, or to delete images: those
+		// that were imported from archives could not be pulled again.
 		LocalStorageCapacityIsolation: &no,
 		EvictionHard:                  map[string]string{"memory.available": "100Mi"},
+		ImageGCHighThresholdPercent:   new(int32(100)), // which is never
 		FailSwapOn:                    &no,
 		MakeIPTablesUtilChains:        &no,
 		// The node is alone: whether it lives is known from its process, so its heartbeats can be rare.
