@@ -9,6 +9,7 @@ import { Images } from "./components/images.ts";
 import { K3sNode } from "./components/k3sNode.ts";
 import { KernelFacade } from "./components/kernelFacade.ts";
 import { Manifest } from "./components/manifest.ts";
+import { MetricsServer } from "./components/metricsServer.ts";
 import { PatchedRunc } from "./components/patchedRunc.ts";
 import { PodNetwork } from "./components/podNetwork.ts";
 import { QuirkProbe } from "./components/quirkProbe.ts";
@@ -51,8 +52,9 @@ function workloads(): TestPod | undefined {
   const proxy = new ServiceProxy("proxy", { sandbox, node, link: config.network.bridge });
   const reachable = egress ? [network, egress] : [network];
   const after = [...reachable, images, proxy];
-  const { coredns } = config.addons;
+  const { coredns, metricsServer } = config.addons;
   if (coredns.enabled) new ClusterDns("coredns", { sandbox, node, domain: config.node, image: coredns.image, after });
+  if (metricsServer.enabled) new MetricsServer("metrics-server", { sandbox, node, image: metricsServer.image, after });
   for (const [manifest, content] of manifests()) new Manifest(`manifest-${manifest}`, { sandbox, node, manifest, content, after });
   if (!config.pod.enabled) return undefined;
   return new TestPod("testpod", { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process }, { dependsOn: [...reachable, images] });

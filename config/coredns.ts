@@ -1,5 +1,6 @@
 import { stringify } from "yaml";
 import type { StackConfig } from "./schema.ts";
+import { systemPod } from "./systemPod.ts";
 
 /** The port that CoreDNS listens on in its pod: below 1024 it would need a privilege. */
 const PORT = 1053;
@@ -81,37 +82,32 @@ export function renderCoreDns(image: string, options: Pick<StackConfig["node"], 
 
 function podSpec(image: string) {
   const probe = (port: number, path: string) => ({ httpGet: { port, path } });
-  return {
-    serviceAccountName: "coredns",
-    priorityClassName: "system-cluster-critical",
-    dnsPolicy: "Default", // the node's upstreams, not itself
-    tolerations: [{ key: "CriticalAddonsOnly", operator: "Exists" }, { key: "node-role.kubernetes.io/control-plane", operator: "Exists", effect: "NoSchedule" }],
-    containers: [
-      {
-        name: "coredns",
-        image,
-        imagePullPolicy: "IfNotPresent",
-        args: ["-conf", "/etc/coredns/Corefile"],
-        resources: { limits: { memory: "170Mi" }, requests: { cpu: "100m", memory: "70Mi" } },
-        ports: [
-          { name: "dns", containerPort: PORT, protocol: "UDP" },
-          { name: "dns-tcp", containerPort: PORT, protocol: "TCP" },
-          { name: "metrics", containerPort: 9153, protocol: "TCP" },
-        ],
-        // Each probe costs time of a CPU: often until it is up, seldom from then on.
-        startupProbe: { ...probe(8181, "/ready"), periodSeconds: 1, failureThreshold: 120 },
-        readinessProbe: { ...probe(8181, "/ready"), periodSeconds: 10 },
-        livenessProbe: { ...probe(8080, "/health"), periodSeconds: 30, timeoutSeconds: 5 },
-        securityContext: { runAsUser: 65532, runAsGroup: 65532, runAsNonRoot: true, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ["ALL"] } },
-        volumeMounts: [
-          { name: "config", mountPath: "/etc/coredns", readOnly: true },
-          { name: "custom", mountPath: "/etc/coredns-custom", readOnly: true },
-        ],
-      },
-    ],
-    volumes: [
-      { name: "config", configMap: { name: "coredns" } },
-      { name: "custom", configMap: { name: "coredns-custom", optional: true } },
-    ],
-  };
+  return systemPod(
+    {
+      name: "coredns",
+      image,
+      args: ["-conf", "/etc/coredns/Corefile"],
+      resources: { limits: { memory: "170Mi" }, requests: { cpu: "100m", memory: "70Mi" } },
+      ports: [
+        { name: "dns", containerPort: PORT, protocol: "UDP" },
+        { name: "dns-tcp", containerPort: PORT, protocol: "TCP" },
+        { name: "metrics", containerPort: 9153, protocol: "TCP" },
+      ],
+      // Each probe costs time of a CPU: often until it is up, seldom from then on.
+      startupProbe: { ...probe(8181, "/ready"), periodSeconds: 1, failureThreshold: 120 },
+      readinessProbe: { ...probe(8181, "/ready"), periodSeconds: 10 },
+      livenessProbe: { ...probe(8080, "/health"), periodSeconds: 30, timeoutSeconds: 5 },
+      volumeMounts: [
+        { name: "config", mountPath: "/etc/coredns", readOnly: true },
+        { name: "custom", mountPath: "/etc/coredns-custom", readOnly: true },
+      ],
+    },
+    {
+      dnsPolicy: "Default", // the node's upstreams, not itself
+      volumes: [
+        { name: "config", configMap: { name: "coredns" } },
+        { name: "custom", configMap: { name: "coredns-custom", optional: true } },
+      ],
+    },
+  );
 }

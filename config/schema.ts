@@ -183,6 +183,12 @@ export const stackSchema = z.strictObject({
           enabled: z.boolean().default(true).describe("Whether claims are bound to folders of the node, by the default StorageClass `local-path`, as in k3s. They outlive the sandbox's restarts, and end with their claims. Changing it restarts the node's server; volumes that exist stay."),
         })
         .prefault({}),
+      metricsServer: z
+        .strictObject({
+          enabled: z.boolean().default(true).describe("Whether metrics-server tells what the node and its pods use, for `kubectl top` and HorizontalPodAutoscalers: from a quarter of a minute after its start on."),
+          image: imageName.optional().describe("metrics-server's image. Default: one that is built here from its module. Changing it is a rolling update."),
+        })
+        .prefault({}),
     })
     .prefault({}),
   manifests: z
@@ -228,6 +234,9 @@ export function parseStackConfig(input: unknown) {
   return complete;
 }
 
+/** The manifests that addons bring, by the addons' options. */
+const addonManifests: Record<keyof Complete["addons"], string> = { coredns: "coredns", localStorage: "local-storage", metricsServer: "metrics-server" };
+
 /** The name of a manifest of the user's, by which the server knows it. */
 export function manifestName(path: string): string {
   return basename(path).replace(/\.ya?ml$/, "");
@@ -241,7 +250,7 @@ export function defaultSubnet(name: string): string {
 
 type Complete = Omit<z.output<typeof stackSchema>, "quirks"> & { quirks: "auto" | QuirkId[]; sandbox: { subnet: string }; node: { clusterDns: string } };
 
-function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distribution, addons, manifests }: Complete): Problem[] {
+function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distribution, manifests }: Complete): Problem[] {
   const problems: Problem[] = quirkProblems(quirks, mode);
   const named = { "sandbox.subnet": sandbox.subnet, "node.clusterCidr": node.clusterCidr, "node.serviceCidr": node.serviceCidr };
   const networks = Object.entries(named).map(([option, text]) => ({ option, ...parseNetwork(text)! }));
@@ -270,7 +279,8 @@ function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distrib
   }
   for (const [i, path] of manifests.entries()) {
     const name = manifestName(path);
-    const twin = name in addons ? `addons.${name}` : manifests.slice(0, i).find((other) => manifestName(other) === name);
+    const addon = Object.entries(addonManifests).find(([, manifest]) => manifest === name)?.[0];
+    const twin = addon !== undefined ? `addons.${addon}` : manifests.slice(0, i).find((other) => manifestName(other) === name);
     if (twin !== undefined) problems.push({ option: "manifests", value: path, message: `its name, ${name}, is that of ${twin} too; rename the file` });
   }
   if (distribution === "k3s") {

@@ -63,6 +63,7 @@ const builds = {
   images: [
     { module: "node/images", packages: ["./testpod", "./mkimage"] },
     { module: "node/coredns", packages: ["."], output: "coredns" },
+    { module: "node/metrics-server", packages: ["."], output: "metrics-server" },
   ],
   pulumi: [{ module: "toolchain/pulumi", packages: ["github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"], get variables() { return { "github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3") }; } }],
   registry: [{ module: "toolchain/registry", packages: ["github.com/distribution/distribution/v3/cmd/registry"] }],
@@ -314,7 +315,7 @@ function patchFile(name: ArtifactName, id: string): string {
 }
 
 /** The images that are built here. */
-export const ownImages = ["pause", "testpod", "coredns"] as const;
+export const ownImages = ["pause", "testpod", "coredns", "metrics-server"] as const;
 export type OwnImage = (typeof ownImages)[number];
 
 /** The full name of an image that is built here; the tag is a hash of what goes into them, so a name is never reused for other content. */

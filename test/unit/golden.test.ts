@@ -4,6 +4,7 @@ import { renderContainerdConfig } from "../../config/containerdToml.ts";
 import { renderConflist } from "../../config/conflist.ts";
 import { renderCoreDns } from "../../config/coredns.ts";
 import { facadePlan } from "../../config/facade.ts";
+import { renderMetricsServer } from "../../config/metricsServer.ts";
 import { renderNodeConfig } from "../../config/nodeYaml.ts";
 import { runtimeCheckSpec, sandboxSpec } from "../../config/ociSpec.ts";
 import { sandboxPaths } from "../../config/paths.ts";
@@ -56,6 +57,7 @@ describe.each(Object.entries(stacks))("the %s stack's", (stack, input) => {
     "config.yaml": renderNodeConfig(config.name, address, config.node, config.mode === "node", stack === "custom" ? ["local-storage"] : []),
     "10-gvisor-k3s.conflist": renderConflist(config.network, config.node.clusterCidr, address),
     "coredns.yaml": renderCoreDns("example/coredns:1", config.node),
+    "metrics-server.yaml": renderMetricsServer("example/metrics-server:1"),
     "facade.json": json(facadePlan(config.name, facadeFor(found))),
     "sandbox.json": json(sandboxSpec({ name: config.name, paths: sandboxPaths(config.name, "/home"), artifacts: "/artifacts", init: "/opt/init", limits: config.sandbox })),
     "runtime-check.json": json(runtimeCheckSpec(["/bin/true"])),

@@ -119,6 +119,7 @@ describe("the graph", () => {
       images: ["Images", ["images-build", "images-import"]],
       proxy: ["ServiceProxy", ["proxy-apply"]],
       coredns: ["ClusterDns", ["coredns-apply", "coredns-image"]],
+      "metrics-server": ["MetricsServer", ["metrics-server-apply", "metrics-server-image"]],
       testpod: ["TestPod", ["testpod-logs", "testpod-pod", "testpod-provider"]],
     });
   });
@@ -135,7 +136,7 @@ describe("the graph", () => {
     expect(awaited(plain, "network-apply")).not.toContain("images-import");
     expect([...awaited(plain, "coredns-apply")]).toEqual(expect.arrayContaining(["network-apply", "images-import", "proxy-apply", "egress-apply"]));
     expect(awaited(plain, "testpod-pod"), "its image may have to be pulled").toContain("egress-apply");
-    for (const other of ["proxy-apply", "coredns-image", "coredns-apply"]) expect(awaited(plain, "testpod-pod"), "what the test pod does not need").not.toContain(other);
+    for (const other of ["proxy-apply", "coredns-image", "coredns-apply", "metrics-server-apply"]) expect(awaited(plain, "testpod-pod"), "what the test pod does not need").not.toContain(other);
   });
 
   it("builds beside the sandbox: no build waits for anything, but runc's for what it is to be patched with", async () => {
@@ -150,7 +151,7 @@ describe("the graph", () => {
 
   it("lets everything in the sandbox end with it, and nothing else", () => {
     const ending = Object.keys(plain).filter((name) => plain[name]!.deletedWith !== "");
-    expect(ending.sort()).toEqual(["containerd-apply", "containerd-registries", "coredns-apply", "coredns-image", "egress-apply", "facade-apply", "images-import", "network-apply", "node-kubeconfig", "node-server", "proxy-apply", "quirks-ask", "runtime-check", "testpod-logs", "testpod-pod"]);
+    expect(ending.sort()).toEqual(["containerd-apply", "containerd-registries", "coredns-apply", "coredns-image", "egress-apply", "facade-apply", "images-import", "metrics-server-apply", "metrics-server-image", "network-apply", "node-kubeconfig", "node-server", "proxy-apply", "quirks-ask", "runtime-check", "testpod-logs", "testpod-pod"]);
     for (const name of ending) expect(plain[name]!.deletedWith, name).toBe("sandbox-process");
   });
 
@@ -221,6 +222,7 @@ describe("an update touches only what an option is about", () => {
     [{ pod: { args: ["-v"] } }, ["testpod-pod.spec"]],
     [{ egress: { enabled: false } }, ["egress", "egress-apply", "egress-build", "sandbox-process.environment"]],
     [{ addons: { coredns: { enabled: false } } }, ["coredns", "coredns-apply", "coredns-image"]],
+    [{ addons: { metricsServer: { enabled: false } } }, ["metrics-server", "metrics-server-apply", "metrics-server-image"]],
     [{ addons: { coredns: { image: "example.test/coredns:1" } } }, ["coredns-apply.stdin", "coredns-image"]],
     [{ addons: { localStorage: { enabled: false } } }, ["node-server.stdin"]],
     [{ node: { clusterDomain: "example.test" } }, ["coredns-apply.stdin", "node-server.stdin"]],
@@ -239,7 +241,7 @@ describe("an update touches only what an option is about", () => {
     writeFileSync(record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime, revision: "" }));
     const next = await graph();
     rmSync(record);
-    expect(differences(plain, next)).toEqual(["containerd-apply", "coredns-apply", "egress-apply", "facade-apply", "network-apply", "node-server", "proxy-apply", "runtime-check", "sandbox-process"].map((name) => `${name}.environment`));
+    expect(differences(plain, next)).toEqual(["containerd-apply", "coredns-apply", "egress-apply", "facade-apply", "metrics-server-apply", "network-apply", "node-server", "proxy-apply", "runtime-check", "sandbox-process"].map((name) => `${name}.environment`));
     expect(next["sandbox-process"]!.inputs.environment).toMatchObject({ SANDBOX_INCARNATION: "5" });
   });
 });

@@ -65,7 +65,7 @@ describe("each bad input has its own message", () => {
     [{ registries: { mirrors: { "a/b": {} } } }, "registries.mirrors.a/b: a registry's host, with its port if it has one, is allowed"],
     [{ registries: { configs: { a: { tls: { ca: "x" } } } } }, "registries.configs.a.tls.ca: there is no such option; allowed here: ca_file, cert_file, key_file, insecure_skip_verify"],
     [{ proxy: { http: "proxy" } }, 'proxy.http = "proxy": a URL such as http://proxy.example:3128 is allowed'],
-    [{ addons: { corefile: {} } }, "addons.corefile: there is no such option; allowed here: coredns, localStorage"],
+    [{ addons: { corefile: {} } }, "addons.corefile: there is no such option; allowed here: coredns, localStorage, metricsServer"],
     [{ manifests: ["/srv/App.yaml"] }, 'manifests[0] = "/srv/App.yaml": an absolute path of a .yaml file is allowed, its name in lower-case letters, digits, dots and dashes'],
     [{ manifests: ["/srv/coredns.yaml"] }, 'manifests = "/srv/coredns.yaml": its name, coredns, is that of addons.coredns too; rename the file'],
     [{ manifests: ["/a/x.yaml", "/b/x.yml"] }, 'manifests = "/b/x.yml": its name, x, is that of /a/x.yaml too; rename the file'],

@@ -1,0 +1,20 @@
+/**
+ * The spec of an addon's pod: one container with no privilege, which outlives what users run.
+ * @param container what the container has beside that; its name is its service account's too
+ * @param more what the pod has beside that
+ */
+export function systemPod(container: { name: string; image: string; [field: string]: unknown }, more: object): object {
+  return {
+    serviceAccountName: container.name,
+    priorityClassName: "system-cluster-critical",
+    tolerations: [{ key: "CriticalAddonsOnly", operator: "Exists" }, { key: "node-role.kubernetes.io/control-plane", operator: "Exists", effect: "NoSchedule" }],
+    containers: [
+      {
+        imagePullPolicy: "IfNotPresent",
+        securityContext: { runAsUser: 65532, runAsGroup: 65532, runAsNonRoot: true, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ["ALL"] } },
+        ...container,
+      },
+    ],
+    ...more,
+  };
+}
