@@ -125,7 +125,10 @@ func (g gvisorCgroup) GetStats() (*cgroups.Stats, error) {
 	}
 	stats := cgroups.NewStats()
 	stats.CpuStats.CpuUsage = cgroups.CpuUsage{TotalUsage: user + system, UsageInUsermode: user, UsageInKernelmode: system}
+	// gVisor charges some pages to nobody. To the kubelet and to metrics-server what has no memory has ended.
+	memory = max(memory, uint64(os.Getpagesize()))
 	stats.MemoryStats.Usage.Usage = memory
+	stats.MemoryStats.Stats["rss"] = memory // of a container it is all: files are the host's
 	if !g.root {
 		return stats, nil
 	}
@@ -140,7 +143,9 @@ func (g gvisorCgroup) GetStats() (*cgroups.Stats, error) {
 		return nil, err
 	}
 	if info.ActiveFileBytes != nil && info.InactiveFileBytes != nil {
-		stats.MemoryStats.Stats["total_inactive_file"] = *info.ActiveFileBytes + *info.InactiveFileBytes
+		files := *info.ActiveFileBytes + *info.InactiveFileBytes
+		stats.MemoryStats.Stats["total_inactive_file"] = files
+		stats.MemoryStats.Stats["rss"] = memory - min(memory, files)
 	}
 	return stats, nil
 }

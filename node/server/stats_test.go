@@ -82,11 +82,22 @@ func TestStatsInGVisor(t *testing.T) {
 	if usage := stats.Cpu.Usage; usage.Total != 3_500_000_000 || usage.User != 3_000_000_000 || usage.System != 500_000_000 {
 		t.Errorf("CPU: %+v", usage)
 	}
-	if stats.Memory.Usage != 100<<20 || stats.Memory.WorkingSet != 100<<20 {
+	if stats.Memory.Usage != 100<<20 || stats.Memory.WorkingSet != 100<<20 || stats.Memory.RSS != 100<<20 {
 		t.Errorf("memory: %+v", stats.Memory)
 	}
 	if stats.Network == nil || len(stats.Network.Interfaces) == 0 {
 		t.Error("a sandbox has no network statistics")
+	}
+}
+
+// The kubelet takes a container without memory for one that has ended, and tells nothing of its pod.
+func TestStatsOfSmallContainer(t *testing.T) {
+	root := gvisorCgroups(t, "/pod")
+	if err := os.WriteFile(root+"/memory/pod/memory.usage_in_bytes", []byte("0\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if stats, err := statsOf(t, root, "/pod"); err != nil || stats.Memory.WorkingSet == 0 || stats.Memory.RSS == 0 {
+		t.Error(stats, err)
 	}
 }
 

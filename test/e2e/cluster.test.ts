@@ -8,8 +8,8 @@ import { stringify } from "yaml";
 import { sandboxPaths } from "../../config/paths.ts";
 import { isAlive, readRecord } from "../../steps/record.ts";
 import { waitFor } from "../../steps/wait.ts";
-import { artifactFolder, goArch, imageName } from "../../toolchain/artifacts.ts";
-import { changes, cli, kill, kubectl, kubectlProcess, open, ownHome, record, removeHome } from "./harness.ts";
+import { artifactFolder, imageName } from "../../toolchain/artifacts.ts";
+import { changes, cli, kill, kubectl, kubectlProcess, open, ownHome, record, removeHome, shellImage } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-c";
@@ -47,9 +47,7 @@ const everything = [
 ];
 
 beforeAll(async () => {
-  const mkimage = join(artifactFolder({ name: "images" }), "mkimage");
-  const links = ["sh", "cat", "sleep"].flatMap((applet) => ["--symlink", `busybox:/bin/${applet}`]);
-  await execa(mkimage, ["--platform", `linux/${goArch()}`, "--name", "example.test/shell:1", "--file", "/bin/busybox:/bin/busybox:0755", ...links, "--cmd", "/bin/sleep", "--cmd", "infinity", "-o", options.images[0]!]);
+  await shellImage("example.test/shell:1", options.images[0]!);
   writeManifest(...everything);
   const stack = await open(name, options);
   await stack.up();

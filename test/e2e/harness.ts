@@ -11,7 +11,7 @@ import { readRecord, type SandboxRecord } from "../../steps/record.ts";
 import { execIn, type SandboxRef } from "../../steps/sandbox.ts";
 import { serviceStates } from "../../steps/service.ts";
 import { waitFor } from "../../steps/wait.ts";
-import { artifactFolder } from "../../toolchain/artifacts.ts";
+import { artifactFolder, goArch } from "../../toolchain/artifacts.ts";
 
 export const root = join(import.meta.dirname, "../..");
 
@@ -29,6 +29,13 @@ export async function ownHome(): Promise<string> {
   removeHome(home);
   mkdirSync(home, { mode: 0o700 });
   return home;
+}
+
+/** Makes an image with a shell in it, and the few other programs that the tests call. */
+export async function shellImage(image: string, archive: string): Promise<void> {
+  const links = ["sh", "cat", "sleep", "tr", "stty"].flatMap((applet) => ["--symlink", `busybox:/bin/${applet}`]);
+  const mkimage = join(artifactFolder({ name: "images" }), "mkimage");
+  await execa(mkimage, ["--platform", `linux/${goArch()}`, "--name", image, "--file", "/bin/busybox:/bin/busybox:0755", ...links, "--cmd", "/bin/sleep", "--cmd", "infinity", "-o", archive]);
 }
 
 /** Opens a stack with these options and no others. */
