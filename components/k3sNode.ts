@@ -1,6 +1,6 @@
 import * as pulumi from "@pulumi/pulumi";
 import { renderNodeConfig } from "../config/nodeYaml.ts";
-import { sandboxPaths } from "../config/paths.ts";
+import { hostPath, inSandbox } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { pathInSandbox } from "../toolchain/artifacts.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
@@ -32,7 +32,7 @@ export class K3sNode extends pulumi.ComponentResource {
     const { sandbox, containerd, node, disable } = args;
     this.runsPods = containerd !== undefined;
     this.server = pathInSandbox({ name: "server" }, "gvisor-k3s-node");
-    this.kubeconfigPath = sandboxPaths(sandbox.ref.name, sandbox.ref.home).kubeconfig;
+    this.kubeconfigPath = hostPath(sandbox.ref, inSandbox.kubeconfig);
     const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "server" }], own: [] } }, { parent: this });
     const server = step(
       `${name}-server`,

@@ -62,6 +62,10 @@ export const stackSchema = z.strictObject({
     .union([z.literal("auto"), z.array(z.string())])
     .default("auto")
     .describe("What the sandbox's gVisor lacks, by the ids of [docs/quirks.md](docs/quirks.md): `auto` probes the sandbox, once; a list is taken as it is, so that a preview of a new sandbox shows every line. Changing it changes what they ask for: runc, the wrapper, containerd's config."),
+  target: z
+    .enum(["managed", "inside"])
+    .default("managed")
+    .describe("Where the node lives: in a sandbox that is made here (`managed`), or on the machine that Pulumi runs on, which is a gVisor sandbox itself (`inside`): no runsc, no network namespace, no way out for pods. Changing it replaces the sandbox, and the cluster in it is lost."),
   distribution: z
     .enum(["embedded", "k3s"])
     .default("embedded")
@@ -242,6 +246,11 @@ export function manifestName(path: string): string {
   return basename(path).replace(/\.ya?ml$/, "");
 }
 
+/** Whether the sandbox is given a way out: a machine that is a sandbox has one of its own, which pods do not get. */
+export function needsEgress({ target, mode, egress }: StackConfig): boolean {
+  return target === "managed" && mode === "node" && egress.enabled;
+}
+
 /** Four addresses of the pool; the same name always gets the same ones. */
 export function defaultSubnet(name: string): string {
   const slot = createHash("sha256").update(name).digest().readUInt32BE() % (SUBNET_POOL.size / 4);
@@ -250,7 +259,7 @@ export function defaultSubnet(name: string): string {
 
 type Complete = Omit<z.output<typeof stackSchema>, "quirks"> & { quirks: "auto" | QuirkId[]; sandbox: { subnet: string }; node: { clusterDns: string } };
 
-function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distribution, manifests }: Complete): Problem[] {
+function crossChecks({ target, mode, quirks, sandbox, runtime, node, containerd, distribution, manifests }: Complete): Problem[] {
   const problems: Problem[] = quirkProblems(quirks, mode);
   const named = { "sandbox.subnet": sandbox.subnet, "node.clusterCidr": node.clusterCidr, "node.serviceCidr": node.serviceCidr };
   const networks = Object.entries(named).map(([option, text]) => ({ option, ...parseNetwork(text)! }));
@@ -273,6 +282,9 @@ function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distrib
   if ((containerd.containerd === undefined) !== (containerd.shim === undefined)) {
     const [given, missing] = containerd.shim === undefined ? (["containerd", "shim"] as const) : (["shim", "containerd"] as const);
     problems.push({ option: `containerd.${given}`, value: containerd[given], message: `containerd and its shim belong together: set containerd.${missing} as well, or neither` });
+  }
+  if (target !== "managed" && sandbox.runsc !== undefined) {
+    problems.push({ option: "sandbox.runsc", value: sandbox.runsc, message: `a sandbox is made with it, and none is made with target: ${target}; leave it out` });
   }
   if (runtime.patches.length > 0 && (runtime.name === "crun" || runtime.path !== undefined)) {
     problems.push({ option: "runtime.patches", value: runtime.patches, message: "only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches" });

@@ -7,6 +7,7 @@ import { text } from "node:stream/consumers";
 import { ensureContainerd } from "./containerd.ts";
 import { ensureEgress } from "./egress.ts";
 import { importImages } from "./images.ts";
+import { ensureInside, removeInside } from "./inside.ts";
 import { ensureManifest, removeManifest } from "./manifest.ts";
 import { ensureNetwork, ensureServer, printKubeconfig } from "./node.ts";
 import { applyFacade, buildArtifacts, checkRuntime } from "./parts.ts";
@@ -25,6 +26,8 @@ export const steps = {
   build: buildArtifacts,
   sandbox: ensureSandbox,
   "sandbox-remove": removeSandbox,
+  inside: ensureInside,
+  "inside-remove": removeInside,
   egress: ensureEgress,
   probe: probeQuirks,
   facade: applyFacade,

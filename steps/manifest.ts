@@ -1,8 +1,7 @@
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
-import { join } from "node:path";
 import { parseAllDocuments } from "yaml";
-import { inSandbox, sandboxPaths } from "../config/paths.ts";
+import { hostPath, inSandbox } from "../config/paths.ts";
 import { pathOnHost } from "../toolchain/artifacts.ts";
 import { run } from "./run.ts";
 import { initIn, type SandboxRef } from "./sandbox.ts";
@@ -79,14 +78,14 @@ export async function removeManifest(params: ManifestParams): Promise<void> {
 }
 
 async function states(params: ManifestParams): Promise<Record<string, ManifestState>> {
-  const noted = await readFile(join(sandboxPaths(params.name, params.home).rootfs, `${folder}.json`), "utf8").catch(() => "{}");
+  const noted = await readFile(hostPath(params, `${folder}.json`), "utf8").catch(() => "{}");
   return (JSON.parse(noted) as Record<string, ManifestState> | null) ?? {};
 }
 
 async function rolledOut(params: ManifestParams, object: KubernetesObject | null): Promise<void> {
   if (!["Deployment", "DaemonSet", "StatefulSet"].includes(object?.kind ?? "")) return;
   const { kind, metadata: { name, namespace = "default" } = {}, spec } = object!;
-  const kubectl = (...args: string[]) => run(pathOnHost(params.server), ["kubectl", `--kubeconfig=${sandboxPaths(params.name, params.home).kubeconfig}`, `--namespace=${namespace}`, ...args]);
+  const kubectl = (...args: string[]) => run(pathOnHost(params.server), ["kubectl", `--kubeconfig=${hostPath(params, inSandbox.kubeconfig)}`, `--namespace=${namespace}`, ...args]);
   await kubectl("rollout", "status", `${kind}/${name}`, `--timeout=${ROLLOUT}s`).catch(async (error: Error) => {
     const selector = Object.entries(spec?.selector?.matchLabels ?? {}).map(([key, value]) => `${key}=${value}`).join(",");
     const { stdout } = await kubectl("get", "pods", "--selector", selector, "--output=json");

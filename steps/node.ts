@@ -1,7 +1,7 @@
 import { mkdir, readFile, writeFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
 import { conflistPath } from "../config/conflist.ts";
-import { inSandbox, sandboxPaths } from "../config/paths.ts";
+import { hostPath, inSandbox } from "../config/paths.ts";
 import { CommandError, lastLines } from "./run.ts";
 import { execIn, initIn, type SandboxRef } from "./sandbox.ts";
 import { ensureService, type ServiceState, serviceAnswers } from "./service.ts";
@@ -19,7 +19,7 @@ const PATIENCE = 180;
  * service account is there. The node becomes Ready when it has a network; see {@link ensureNetwork}.
  */
 export async function ensureServer(params: ServerParams, config: string): Promise<void> {
-  const file = join(sandboxPaths(params.name, params.home).state, inSandbox.nodeConfig);
+  const file = hostPath(params, inSandbox.nodeConfig);
   await mkdir(dirname(file), { recursive: true, mode: 0o755 });
   await writeFile(file, config, { mode: 0o600 });
   const command = (verb: string) => [params.server, verb, "--config", inSandbox.nodeConfig];
@@ -29,7 +29,7 @@ export async function ensureServer(params: ServerParams, config: string): Promis
 
 /** The admin's kubeconfig. */
 export async function printKubeconfig(params: SandboxRef): Promise<string> {
-  return await readFile(sandboxPaths(params.name, params.home).kubeconfig, "utf8");
+  return await readFile(hostPath(params, inSandbox.kubeconfig), "utf8");
 }
 
 /** Writes the CNI conflist (standard input) from within the sandbox, where containerd watches for it, and waits until the node is Ready. */
@@ -50,7 +50,7 @@ interface Stages {
  * just when the server needs every CPU; so that is done only to tell what is missing when the time is up.
  */
 async function reached(params: ServerParams, stage: "defaultServiceAccount" | "nodeReady", known?: ServiceState): Promise<void> {
-  const file = join(sandboxPaths(params.name, params.home).rootfs, inSandbox.nodeData, "server/stages.json");
+  const file = hostPath(params, `${inSandbox.nodeData}/server/stages.json`);
   const noted = async ({ pid }: ServiceState) => {
     const stages = JSON.parse(await readFile(file, "utf8").catch(() => "{}")) as Stages;
     return (stages.pid === pid && stages[stage] !== undefined) || undefined;

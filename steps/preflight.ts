@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
+import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { arch, networkInterfaces } from "node:os";
 import { list } from "tar";
 import { parseAllDocuments } from "yaml";
@@ -7,9 +7,10 @@ import { overlap, parseNetwork } from "../config/network.ts";
 import { sandboxPaths } from "../config/paths.ts";
 import { type Problem, refuse } from "../config/problems.ts";
 import { tlsFiles } from "../config/registries.ts";
-import { CRUN, type StackConfig } from "../config/schema.ts";
+import { CRUN, needsEgress, type StackConfig } from "../config/schema.ts";
 import { knownPatches, patchRefusal } from "../toolchain/artifacts.ts";
 import { readElf } from "../toolchain/elf.ts";
+import { ownFolders } from "./inside.ts";
 import { readRecord } from "./record.ts";
 
 /**
@@ -38,10 +39,20 @@ export function preflight(config: StackConfig): void {
     problems.push({ option: "sandbox.runsc", value: runsc, message: "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out" });
   }
   problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...config.manifests.flatMap(manifestProblems), ...tlsFiles(config.registries).flatMap(tlsProblems), ...subnetProblems(config));
-  if (config.mode === "node" && config.egress.enabled && !existsSync("/dev/net/tun")) {
+  if (config.target === "inside") problems.push(...insideProblems(config));
+  if (needsEgress(config) && !existsSync("/dev/net/tun")) {
     problems.push({ option: "egress.enabled", value: true, message: "the host has no /dev/net/tun; load it (modprobe tun), or set egress.enabled to false: pods and pulls then reach no further than the host" });
   }
   refuse(problems);
+}
+
+/** What a node on this machine would take over, and lacks. */
+function insideProblems({ name, target }: StackConfig): Problem[] {
+  const problem = (message: string): Problem => ({ option: "target", value: target, message });
+  const problems = output("ip", "-V") === "" ? [problem("there is no `ip` here; install it (Debian: apt-get install iproute2)")] : [];
+  if (readRecord(sandboxPaths(name)) !== undefined) return problems; // what is there is this node's
+  const taken = ownFolders.filter((folder) => existsSync(folder) && readdirSync(folder).length > 0);
+  return taken.length === 0 ? problems : [...problems, problem(`this machine has a container runtime or a node already, or what one left: ${taken.join(", ")}; a node needs these for itself: remove them, or use target: managed`)];
 }
 
 function missing(programs: Record<string, string | undefined>): Problem[] {
@@ -111,8 +122,9 @@ function manifestProblems(path: string): Problem[] {
 }
 
 /** An address of the host in the sandbox's subnet, unless it is this sandbox's own link. */
-function subnetProblems({ name, sandbox }: StackConfig): Problem[] {
+function subnetProblems({ target, name, sandbox }: StackConfig): Problem[] {
   const { link } = sandboxPaths(name);
+  if (target === "inside" && readRecord(sandboxPaths(name)) !== undefined) return []; // it is this node's
   const subnet = parseNetwork(sandbox.subnet)!;
   const taken = Object.entries(networkInterfaces()).flatMap(([device, addresses]) => (addresses ?? []).map(({ cidr }) => ({ device, cidr })));
   const problems: Problem[] = [];

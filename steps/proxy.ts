@@ -1,6 +1,5 @@
 import { readFile } from "node:fs/promises";
-import { join } from "node:path";
-import { inSandbox, sandboxPaths } from "../config/paths.ts";
+import { hostPath, inSandbox } from "../config/paths.ts";
 import type { SandboxRef } from "./sandbox.ts";
 import { ensureService, serviceAnswers } from "./service.ts";
 
@@ -21,10 +20,10 @@ const PATIENCE = 60;
 
 /** Has the proxy run, and waits until it knows every Service. */
 export async function ensureProxy(params: ProxyParams): Promise<void> {
-  const { name, home, proxy, link, address } = params;
+  const { name, proxy, link, address } = params;
   const command = [proxy, "-kubeconfig", kubeconfig, "-node", name, "-link", link, "-node-addresses", `${address},127.0.0.1`, "-status", status];
   const state = await ensureService(params, { name: "proxy", command, config: "", stopSeconds: 5 });
-  const file = join(sandboxPaths(name, home).rootfs, status);
+  const file = hostPath(params, status);
   const synced = async ({ pid }: { pid: number }) => {
     const noted = JSON.parse(await readFile(file, "utf8").catch(() => "{}")) as { pid?: number };
     return noted.pid === pid || undefined;

@@ -257,6 +257,13 @@ describe("an option changes the graph", () => {
     expect(ruled["containerd-apply"]!.inputs.stdin).toMatch(/BinaryName = "\/opt\/gvisor-k3s\/runc-wrapper-[0-9a-f]{12}\/runc-wrapper"/);
   });
 
+  it("on a machine that is a sandbox itself no step has a runsc, and there is no egress", async () => {
+    const inside = await graph({ target: "inside" });
+    expect(inside["sandbox-process"]!.inputs).toMatchObject({ create: "inside", delete: "inside-remove" });
+    expect(JSON.stringify(inside)).not.toContain("runsc-");
+    expect(Object.keys(plain).filter((name) => !(name in inside)).sort()).toEqual(["egress", "egress-apply", "egress-build"]);
+  });
+
   it("a control plane alone has nothing that runs containers", async () => {
     const alone = await graph({ mode: "control-plane" });
     expect(Object.keys(alone).filter((name) => alone[name]!.type.startsWith("command:")).sort()).toEqual(["node-build", "node-kubeconfig", "node-server", "quirks-ask", "sandbox-build", "sandbox-process"]);

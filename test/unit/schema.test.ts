@@ -32,7 +32,7 @@ it("nothing but a name is needed", () => {
 describe("each bad input has its own message", () => {
   const whole = "a whole number from 1 to 65535 is allowed";
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
-  const options = "allowed here: name, mode, quirks, distribution, sandbox, runtime, containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
+  const options = "allowed here: name, mode, quirks, target, distribution, sandbox, runtime, containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
   const rules = "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
   const apart = "choose networks that share no address";
 
@@ -42,6 +42,7 @@ describe("each bad input has its own message", () => {
     [{ name: 5 }, "name = 5: a value of type string is allowed"],
     [{ name: "Dev_" }, 'name = "Dev_": up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last'],
     [{ bar: 1 }, `bar: there is no such option; ${options}`],
+    [{ target: "inside", sandbox: { runsc: "/opt/runsc" } }, 'sandbox.runsc = "/opt/runsc": a sandbox is made with it, and none is made with target: inside; leave it out'],
     [{ distribution: "k0s" }, 'distribution = "k0s": allowed: embedded, k3s'],
     [{ sandbox: null }, "sandbox = null: a value of type object is allowed"],
     [{ sandbox: { foo: 1 } }, "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, runsc"],
