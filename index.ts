@@ -30,8 +30,7 @@ const sandbox = new Sandbox("sandbox", { ...config, egress: hasEgress });
 const egress = hasEgress ? new Egress("egress", { sandbox, clusterCidr: config.node.clusterCidr }) : undefined;
 const probe = new QuirkProbe("quirks", { sandbox, mode: config.mode, quirks: config.quirks });
 const containerd = config.mode === "node" ? containerRuntime() : undefined;
-const disable = config.addons.localStorage.enabled ? [] : ["local-storage"];
-const node = new K3sNode("node", { sandbox, containerd, node: config.node, disable });
+const node = new K3sNode("node", { ...config, sandbox, containerd });
 const pod = containerd ? workloads() : undefined;
 if (!containerd) for (const [manifest, content] of manifests()) new Manifest(`manifest-${manifest}`, { sandbox, node, manifest, content, after: [] });
 

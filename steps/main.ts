@@ -16,6 +16,7 @@ import { probeQuirks } from "./probe.ts";
 import { ensureProxy } from "./proxy.ts";
 import { writeRegistries } from "./registries.ts";
 import { ensureSandbox, removeSandbox } from "./sandbox.ts";
+import { fetchK3s, type K3sRelease } from "../toolchain/k3sRelease.ts";
 
 /** A step takes its parameters and its standard input, and returns what becomes the command's output. */
 // biome-ignore lint/suspicious/noExplicitAny: each step knows its own parameters; the component that calls it passes them typed (see StepParams)
@@ -34,6 +35,7 @@ export const steps = {
   "runtime-check": checkRuntime,
   containerd: ensureContainerd,
   registries: writeRegistries,
+  k3s: (release: K3sRelease) => fetchK3s(release, (line) => console.error(line)),
   server: ensureServer,
   kubeconfig: printKubeconfig,
   network: ensureNetwork,

@@ -2,14 +2,17 @@ import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { parseAllDocuments } from "yaml";
 import { hostPath, inSandbox } from "../config/paths.ts";
+import type { StackConfig } from "../config/schema.ts";
 import { pathOnHost } from "../toolchain/artifacts.ts";
-import { run } from "./run.ts";
+import { type RunOptions, run } from "./run.ts";
 import { initIn, type SandboxRef } from "./sandbox.ts";
 import { waitFor } from "./wait.ts";
 
 export interface ManifestParams extends SandboxRef {
-  /** The server binary by its path in the sandbox; it has kubectl in it. */
-  server: string;
+  /** What is taken for kubectl: a program by its path in the sandbox, with this as its first argument. */
+  kubectl: string;
+  /** See the option `distribution`. */
+  distribution: StackConfig["distribution"];
   /** The file's name without extension. */
   manifest: string;
   /** Whether the pods of its workloads are awaited; a control plane alone has none. */
@@ -52,6 +55,14 @@ interface PodStatus {
  * @throws Error with the API server's words on what it refuses, or with what the pods wait for
  */
 export async function ensureManifest(params: ManifestParams, content: string): Promise<void> {
+  if (params.distribution === "k3s") await applyWithKubectl(params, content);
+  else await applyByServer(params, content);
+  if (!params.pods) return;
+  for (const document of parseAllDocuments(content)) await rolledOut(params, document.toJS() as KubernetesObject | null);
+}
+
+/** Our server applies what lies in its folder, and deletes what leaves it. */
+async function applyByServer(params: ManifestParams, content: string): Promise<void> {
   await initIn(params, ["write", `${folder}/${fileOf(params.manifest)}`, "600"], { input: content });
   const digest = createHash("sha256").update(content).digest("hex");
   let problem: string | undefined;
@@ -67,12 +78,30 @@ export async function ensureManifest(params: ManifestParams, content: string): P
     },
     () => problem ?? "",
   );
-  if (!params.pods) return;
-  for (const document of parseAllDocuments(content)) await rolledOut(params, document.toJS() as KubernetesObject | null);
+}
+
+/**
+ * k3s has such a folder too, and never deletes what left it (k3s's docs, "Auto-deploying manifests"), so kubectl does it: what it applied carries
+ * the manifest's label, and what has the label and is in the file no more is pruned.
+ */
+async function applyWithKubectl(params: ManifestParams, content: string): Promise<void> {
+  await kubectlOf(params, ["apply", "--server-side", "--force-conflicts", `--applyset=${applySet(params)}`, "--prune", "--filename=-"], { input: content, env: { KUBECTL_APPLYSET: "true" } });
+}
+
+/** What kubectl remembers the manifest's objects by, in the default namespace: an explicit one would have to be every object's. */
+const applySet = ({ manifest }: ManifestParams) => `configmaps/gvisor-k3s-${manifest}`;
+
+function kubectlOf(params: ManifestParams, args: string[], options: RunOptions = {}) {
+  return run(pathOnHost(params.kubectl), ["kubectl", `--kubeconfig=${hostPath(params, inSandbox.kubeconfig)}`, ...args], options);
 }
 
 /** Takes a manifest away, and with it what the server has made of it. */
-export async function removeManifest(params: ManifestParams): Promise<void> {
+export async function removeManifest(params: ManifestParams, content: string): Promise<void> {
+  if (params.distribution === "k3s") {
+    await kubectlOf(params, ["delete", "--ignore-not-found", "--filename=-"], { input: content });
+    await kubectlOf(params, ["delete", "--ignore-not-found", applySet(params)]);
+    return;
+  }
   await initIn(params, ["remove", `${folder}/${fileOf(params.manifest)}`]);
   await waitFor(`the server removes what ${fileOf(params.manifest)} brought`, APPLY, async () => ((await states(params))[fileOf(params.manifest)] ? undefined : true));
 }
@@ -85,7 +114,7 @@ async function states(params: ManifestParams): Promise<Record<string, ManifestSt
 async function rolledOut(params: ManifestParams, object: KubernetesObject | null): Promise<void> {
   if (!["Deployment", "DaemonSet", "StatefulSet"].includes(object?.kind ?? "")) return;
   const { kind, metadata: { name, namespace = "default" } = {}, spec } = object!;
-  const kubectl = (...args: string[]) => run(pathOnHost(params.server), ["kubectl", `--kubeconfig=${hostPath(params, inSandbox.kubeconfig)}`, `--namespace=${namespace}`, ...args]);
+  const kubectl = (...args: string[]) => kubectlOf(params, [`--namespace=${namespace}`, ...args]);
   await kubectl("rollout", "status", `${kind}/${name}`, `--timeout=${ROLLOUT}s`).catch(async (error: Error) => {
     const selector = Object.entries(spec?.selector?.matchLabels ?? {}).map(([key, value]) => `${key}=${value}`).join(",");
     const { stdout } = await kubectl("get", "pods", "--selector", selector, "--output=json");
