@@ -1,7 +1,8 @@
 import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { parseAllDocuments } from "yaml";
-import { hostPath, inSandbox } from "../config/paths.ts";
+import { hostPath, inSandbox, sandboxPaths } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { pathOnHost } from "../toolchain/artifacts.ts";
 import { type RunOptions, run } from "./run.ts";
@@ -35,6 +36,7 @@ interface ManifestState {
 
 /** What a manifest holds, as far as it matters here. */
 interface KubernetesObject {
+  apiVersion?: string;
   kind?: string;
   metadata?: { name?: string; namespace?: string };
   spec?: { selector?: { matchLabels?: Record<string, string> } };
@@ -58,7 +60,7 @@ export async function ensureManifest(params: ManifestParams, content: string): P
   if (params.distribution === "k3s") await applyWithKubectl(params, content);
   else await applyByServer(params, content);
   if (!params.pods) return;
-  for (const document of parseAllDocuments(content)) await rolledOut(params, document.toJS() as KubernetesObject | null);
+  for (const object of objectsOf(content)) await rolledOut(params, object);
 }
 
 /** Our server applies what lies in its folder, and deletes what leaves it. */
@@ -81,25 +83,38 @@ async function applyByServer(params: ManifestParams, content: string): Promise<v
 }
 
 /**
- * k3s has such a folder too, and never deletes what left it (k3s's docs, "Auto-deploying manifests"), so kubectl does it: what it applied carries
- * the manifest's label, and what has the label and is in the file no more is pruned.
+ * k3s has such a folder too, and never deletes what a file that left it brought (k3s's docs, "Auto-deploying manifests"), so kubectl does it: what
+ * was applied last is kept, and what is in it and not in the new content is deleted. Empty content deletes all.
  */
 async function applyWithKubectl(params: ManifestParams, content: string): Promise<void> {
-  await kubectlOf(params, ["apply", "--server-side", "--force-conflicts", `--applyset=${applySet(params)}`, "--prune", "--filename=-"], { input: content, env: { KUBECTL_APPLYSET: "true" } });
+  const last = join(sandboxPaths(params.name, params.home).state, "manifests", fileOf(params.manifest));
+  if (content !== "") await kubectlOf(params, ["apply", "--server-side", "--force-conflicts", "--filename=-"], { input: content });
+  const stays = new Set(objectsOf(content).map(identity));
+  const gone = objectsOf(await readFile(last, "utf8").catch(() => "")).filter((object) => !stays.has(identity(object)));
+  if (gone.length > 0) await kubectlOf(params, ["delete", "--ignore-not-found", "--filename=-"], { input: JSON.stringify({ apiVersion: "v1", kind: "List", items: gone }) });
+  await mkdir(dirname(last), { recursive: true, mode: 0o700 });
+  await writeFile(last, content, { mode: 0o600 });
 }
 
-/** What kubectl remembers the manifest's objects by, in the default namespace: an explicit one would have to be every object's. */
-const applySet = ({ manifest }: ManifestParams) => `configmaps/gvisor-k3s-${manifest}`;
+function objectsOf(content: string): KubernetesObject[] {
+  const documents = parseAllDocuments(content).map((document) => document.toJS() as (KubernetesObject & { items?: KubernetesObject[] }) | null);
+  return documents.flatMap((object) => (object === null ? [] : (object.items ?? [object])));
+}
+
+/** What makes an object the same one: not its version, of which an API group has several for one object. */
+function identity({ apiVersion = "", kind, metadata }: KubernetesObject): string {
+  const group = apiVersion.includes("/") ? apiVersion.split("/")[0] : "";
+  return [group, kind, metadata?.namespace ?? "default", metadata?.name].join("/");
+}
 
 function kubectlOf(params: ManifestParams, args: string[], options: RunOptions = {}) {
   return run(pathOnHost(params.kubectl), ["kubectl", `--kubeconfig=${hostPath(params, inSandbox.kubeconfig)}`, ...args], options);
 }
 
 /** Takes a manifest away, and with it what the server has made of it. */
-export async function removeManifest(params: ManifestParams, content: string): Promise<void> {
+export async function removeManifest(params: ManifestParams): Promise<void> {
   if (params.distribution === "k3s") {
-    await kubectlOf(params, ["delete", "--ignore-not-found", "--filename=-"], { input: content });
-    await kubectlOf(params, ["delete", "--ignore-not-found", applySet(params)]);
+    await applyWithKubectl(params, "");
     return;
   }
   await initIn(params, ["remove", `${folder}/${fileOf(params.manifest)}`]);
@@ -111,9 +126,9 @@ async function states(params: ManifestParams): Promise<Record<string, ManifestSt
   return (JSON.parse(noted) as Record<string, ManifestState> | null) ?? {};
 }
 
-async function rolledOut(params: ManifestParams, object: KubernetesObject | null): Promise<void> {
-  if (!["Deployment", "DaemonSet", "StatefulSet"].includes(object?.kind ?? "")) return;
-  const { kind, metadata: { name, namespace = "default" } = {}, spec } = object!;
+async function rolledOut(params: ManifestParams, object: KubernetesObject): Promise<void> {
+  const { kind, metadata: { name, namespace = "default" } = {}, spec } = object;
+  if (!["Deployment", "DaemonSet", "StatefulSet"].includes(kind ?? "")) return;
   const kubectl = (...args: string[]) => kubectlOf(params, [`--namespace=${namespace}`, ...args]);
   await kubectl("rollout", "status", `${kind}/${name}`, `--timeout=${ROLLOUT}s`).catch(async (error: Error) => {
     const selector = Object.entries(spec?.selector?.matchLabels ?? {}).map(([key, value]) => `${key}=${value}`).join(",");
