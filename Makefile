@@ -43,6 +43,7 @@ check: bootstrap
 	@node_modules/.bin/biome lint --error-on-warnings .
 
 unit: bootstrap
+	@sh toolchain/bootstrap.sh curl
 	@echo "== unit tests"
 	@node_modules/.bin/vitest run --project unit
 

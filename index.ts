@@ -18,20 +18,19 @@ import { Sandbox } from "./components/sandbox.ts";
 import { ServiceProxy } from "./components/serviceProxy.ts";
 import { TestPod } from "./components/testPod.ts";
 import { InputError } from "./config/problems.ts";
-import { CRUN, manifestName, parseStackConfig, type StackConfig } from "./config/schema.ts";
+import { CRUN, manifestName, needsEgress, parseStackConfig, type StackConfig } from "./config/schema.ts";
 import { readStackConfig } from "./config/stackConfig.ts";
 import { preflight } from "./steps/preflight.ts";
 
 const config = checkedConfig();
 
 // Each part's commands depend on the parts that it is given. The parts themselves do not: their builds would wait for the sandbox.
-const hasEgress = config.mode === "node" && config.egress.enabled;
+const hasEgress = needsEgress(config);
 const sandbox = new Sandbox("sandbox", { ...config, egress: hasEgress });
 const egress = hasEgress ? new Egress("egress", { sandbox, clusterCidr: config.node.clusterCidr }) : undefined;
 const probe = new QuirkProbe("quirks", { sandbox, mode: config.mode, quirks: config.quirks });
 const containerd = config.mode === "node" ? containerRuntime() : undefined;
-const disable = config.addons.localStorage.enabled ? [] : ["local-storage"];
-const node = new K3sNode("node", { sandbox, containerd, node: config.node, disable });
+const node = new K3sNode("node", { ...config, sandbox, containerd });
 const pod = containerd ? workloads() : undefined;
 if (!containerd) for (const [manifest, content] of manifests()) new Manifest(`manifest-${manifest}`, { sandbox, node, manifest, content, after: [] });
 

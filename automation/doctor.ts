@@ -50,7 +50,7 @@ export async function doctor(config: StackConfig, say: (line: string) => void): 
   await build({ name: "init" }, say);
   if (isGvisor()) return await examineHere();
   const { runsc = join(artifactFolder({ name: "runsc" }), "runsc"), platform, network } = config.sandbox;
-  const ref: SandboxRef = { name: config.name, home: homeFolder(), runsc };
+  const ref = { name: config.name, home: homeFolder(), runsc };
   if (isAlive(readRecord(sandboxPaths(ref.name, ref.home)))) return await examine(`the sandbox ${ref.name}`, ref);
   if (config.sandbox.runsc === undefined) await build({ name: "runsc" }, say);
   return await inTrialSandbox({ ...ref, platform, network }, (trial) => examine(`a trial sandbox with the options of ${config.name}, of which nothing is left`, trial));

@@ -56,7 +56,7 @@ const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-bench-"));
 const quirks: QuirkId[] = ["no-cgroup-mounts", "kernel-tunables", "dev-kmsg", "no-freezer", "old-kernel-cri", "no-netfilter"];
 const settings = (name: string) => join(root, `Pulumi.${name}.yaml`);
 const controlPlane = "bench-cp";
-const refs: Record<Side, SandboxRef> = {
+const refs: Record<Side, SandboxRef & { runsc: string }> = {
   gvisor: { name: "bench-gvisor", home: join(folder, "gvisor"), runsc: join(artifactFolder({ name: "runsc" }), "runsc") },
   native: { name: "bench-native", home: join(folder, "native"), runsc: join(folder, "runtime/runsc") },
 };

@@ -1,8 +1,11 @@
+import { basename, join } from "node:path";
 import * as pulumi from "@pulumi/pulumi";
 import { renderNodeConfig } from "../config/nodeYaml.ts";
-import { sandboxPaths } from "../config/paths.ts";
+import { hostPath, inSandbox } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { pathInSandbox } from "../toolchain/artifacts.ts";
+import type { ServerParams } from "../steps/node.ts";
+import { pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
+import { k3sFolder } from "../toolchain/k3sRelease.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
 import type { Sandbox } from "./sandbox.ts";
 import { step } from "./step.ts";
@@ -12,14 +15,21 @@ export interface K3sNodeArgs {
   /** Without it there is no kubelet: the node is a control plane alone. */
   containerd?: ContainerdConfig | undefined;
   node: StackConfig["node"];
-  /** What of the server's own addons is switched off, by k3s's names: local-storage. */
-  disable?: string[];
+  /** See the option `distribution`. */
+  distribution: StackConfig["distribution"];
+  /** See the option `k3s`. */
+  k3s: StackConfig["k3s"];
+  /** See the option `addons`. */
+  addons: Pick<StackConfig["addons"], "localStorage">;
 }
+
+/** What k3s brings and this project has its own of, or has no use for: there is no netfilter for a load balancer, and Traefik has an image of its own. */
+const K3S_ADDONS = ["coredns", "metrics-server", "servicelb", "traefik"];
 
 /** The Kubernetes server, with a config file in k3s's own keys; a change of it restarts the server, which running pods survive. */
 export class K3sNode extends pulumi.ComponentResource {
-  /** The server by its path in the sandbox. */
-  readonly server: string;
+  /** What runs as the server, and what is taken for kubectl, by their paths in the sandbox. */
+  readonly program: Pick<ServerParams, "server" | "kubectl" | "distribution">;
   /** Whether it has a kubelet. */
   readonly runsPods: boolean;
   /** The admin's kubeconfig, a secret; it works from the host and in the sandbox. */
@@ -29,15 +39,19 @@ export class K3sNode extends pulumi.ComponentResource {
 
   constructor(name: string, args: K3sNodeArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:K3sNode", name, {}, options);
-    const { sandbox, containerd, node, disable } = args;
+    const { sandbox, containerd, node, distribution, k3s, addons } = args;
     this.runsPods = containerd !== undefined;
-    this.server = pathInSandbox({ name: "server" }, "gvisor-k3s-node");
-    this.kubeconfigPath = sandboxPaths(sandbox.ref.name, sandbox.ref.home).kubeconfig;
-    const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "server" }], own: [] } }, { parent: this });
+    const embedded = pathInSandbox({ name: "server" }, "gvisor-k3s-node");
+    this.program = { server: distribution === "embedded" ? embedded : k3sPath(k3s), kubectl: embedded, distribution };
+    this.kubeconfigPath = hostPath(sandbox.ref, inSandbox.kubeconfig);
+    const own = distribution === "k3s" && k3s.path ? [{ source: k3s.path, name: "k3s" }] : [];
+    const builds = [step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "server" }], own } }, { parent: this })];
+    if (distribution === "k3s" && !k3s.path) builds.push(step(`${name}-download`, { step: "k3s", params: k3s }, { parent: this }));
+    const disable = [...(distribution === "k3s" ? K3S_ADDONS : []), ...(addons.localStorage.enabled ? [] : ["local-storage"])];
     const server = step(
       `${name}-server`,
-      { step: "server", params: { ...sandbox.ref, server: this.server }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, this.runsPods, disable), incarnation: sandbox.incarnation },
-      sandbox.inside(this, containerd ?? sandbox, build),
+      { step: "server", params: { ...sandbox.ref, ...this.program }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, this.runsPods, disable), incarnation: sandbox.incarnation },
+      sandbox.inside(this, containerd ?? sandbox, ...builds),
     );
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made through it.
     // A sandbox that is replaced, which its id tells, has another cluster with other keys; one that is restarted has the same.
@@ -46,4 +60,9 @@ export class K3sNode extends pulumi.ComponentResource {
     this.kubeconfig = pulumi.secret(kubeconfig.stdout);
     this.registerOutputs({ kubeconfig: this.kubeconfig });
   }
+}
+
+/** k3s by its path in the sandbox. */
+function k3sPath(k3s: StackConfig["k3s"]): string {
+  return k3s.path ? stagedPath(k3s.path, "k3s") : join(inSandbox.artifacts, basename(k3sFolder(k3s)), "k3s");
 }

@@ -28,7 +28,8 @@ export class Manifest extends pulumi.ComponentResource {
  * @param parent the component that it is of
  */
 export function applyManifest(parent: pulumi.Resource, name: string, { sandbox, node, manifest, content, after }: ManifestArgs): pulumi.Resource {
-  const params = { ...sandbox.ref, server: node.server, manifest, pods: node.runsPods };
+  const { kubectl, distribution } = node.program;
+  const params = { ...sandbox.ref, kubectl, distribution, manifest, pods: node.runsPods };
   const secret = /^ *"?kind"?: *"?Secret\b/m.test(content);
   return step(
     `${name}-apply`,

@@ -19,7 +19,7 @@ export class PodNetwork extends pulumi.ComponentResource {
     const { sandbox, node } = args;
     step(
       `${name}-apply`,
-      { step: "network", params: { ...sandbox.ref, server: node.server }, content: renderConflist(args.network, args.clusterCidr, sandbox.address), incarnation: sandbox.incarnation },
+      { step: "network", params: { ...sandbox.ref, ...node.program }, content: renderConflist(args.network, args.clusterCidr, sandbox.address), incarnation: sandbox.incarnation },
       sandbox.inside(this, node),
     );
     this.registerOutputs();

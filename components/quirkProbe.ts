@@ -29,8 +29,7 @@ export class QuirkProbe extends pulumi.ComponentResource {
 }
 
 function probed(parent: QuirkProbe, name: string, { sandbox, mode }: QuirkProbeArgs): pulumi.Output<QuirkId[]> {
-  const { runscDigest, platform, network } = sandbox.params;
-  const params = { ...sandbox.ref, ...(runscDigest === undefined ? {} : { runscDigest }), platform, network, mode, probes };
+  const params = { ...sandbox.ref, ...sandbox.kind, mode, probes };
   const { stdout } = step(`${name}-ask`, { step: "probe", params }, sandbox.inside(parent, sandbox.process));
   const answer = stdout.apply((ids) => JSON.parse(ids) as QuirkId[]);
   if (!pulumi.runtime.isDryRun()) return answer;

@@ -1,12 +1,15 @@
 import * as pulumi from "@pulumi/pulumi";
 import { homeFolder, sandboxPaths } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
+import { insideRevision } from "../steps/inside.ts";
 import { nextIncarnation } from "../steps/record.ts";
 import { linkAddresses, type SandboxParams, type SandboxRef, sandboxRevision } from "../steps/sandbox.ts";
-import { artifactFolder, fileDigest } from "../toolchain/artifacts.ts";
+import { type Artifact, artifactFolder, fileDigest } from "../toolchain/artifacts.ts";
 import { step } from "./step.ts";
 
 export interface SandboxArgs {
+  /** See the option `target`. A change replaces the sandbox. */
+  target: StackConfig["target"];
   /** The sandbox's name, unique on the machine. A change replaces the sandbox, and what is in it is lost. */
   name: string;
   /** See the option `sandbox`. A change of the subnet replaces the sandbox; any other restarts it in place. */
@@ -15,14 +18,19 @@ export interface SandboxArgs {
   mode: StackConfig["mode"];
   /** Whether it has a way out, which the component `Egress` then makes; default false. A change restarts the sandbox. */
   egress?: boolean;
+  /** See the option `network`. */
+  network: StackConfig["network"];
 }
 
-/** A runsc container with its own network namespace, a veth pair to the host, and a state folder; it is restarted by the next `up` if it died. */
+/**
+ * Where the node lives. The target `managed` is a runsc container with its own network namespace, a veth pair to the host, and a state folder; it
+ * is restarted by the next `up` if it died. `inside` is the machine that Pulumi runs on, which is a sandbox already and gets a supervisor.
+ */
 export class Sandbox extends pulumi.ComponentResource {
   /** What finds the sandbox; known before it exists. */
   readonly ref: SandboxRef;
-  /** What it is started with. */
-  readonly params: SandboxParams;
+  /** What its gVisor's abilities depend on, beside what finds it; nothing of it is known of a machine that is a sandbox. */
+  readonly kind: Partial<Pick<SandboxParams, "runscDigest" | "platform" | "network">>;
   /** The node's address, which the host reaches. */
   readonly address: string;
   /** The start of the sandbox that this deployment is for; see `nextIncarnation`. */
@@ -32,26 +40,15 @@ export class Sandbox extends pulumi.ComponentResource {
 
   constructor(name: string, args: SandboxArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Sandbox", name, {}, options);
-    const { runsc = `${artifactFolder({ name: "runsc" })}/runsc`, subnet, memory, cpus, platform, network } = args.sandbox;
     const home = homeFolder();
-    this.ref = { name: args.name, home, runsc };
+    const { subnet } = args.sandbox;
     this.address = linkAddresses(subnet).node;
-    const own = args.sandbox.runsc ? { runscDigest: fileDigest(args.sandbox.runsc) } : {};
-    this.params = { ...this.ref, ...own, subnet, limits: { memory, cpus }, platform, network, egress: args.egress ?? false };
-    this.incarnation = nextIncarnation(sandboxPaths(args.name, home), sandboxRevision(this.params));
-    const artifacts = [...(args.sandbox.runsc ? [] : [{ name: "runsc" as const }]), { name: "init" as const }];
-    const build = step(`${name}-build`, { step: "build", params: { artifacts, own: [] } }, { parent: this });
-    this.process = step(
-      `${name}-process`,
-      {
-        step: "sandbox",
-        undo: "sandbox-remove",
-        params: this.params,
-        incarnation: this.incarnation,
-        replaceOn: [args.name, home, subnet, args.mode],
-      },
-      { parent: this, dependsOn: build, deleteBeforeReplace: true },
-    );
+    const made = args.target === "managed" ? managed(name, home, args) : inside(name, home, this.address, args);
+    this.ref = made.ref;
+    this.kind = made.kind;
+    this.incarnation = nextIncarnation(sandboxPaths(args.name, home), made.revision);
+    const build = step(`${name}-build`, { step: "build", params: { artifacts: made.artifacts, own: [] } }, { parent: this });
+    this.process = made.start({ incarnation: this.incarnation, replaceOn: [args.name, home, subnet, args.mode, ...(args.target === "managed" ? [] : [args.target])] }, { parent: this, dependsOn: build, deleteBeforeReplace: true });
     this.registerOutputs({ address: this.address });
   }
 
@@ -59,4 +56,38 @@ export class Sandbox extends pulumi.ComponentResource {
   inside(parent: pulumi.Resource, ...dependsOn: pulumi.Resource[]): pulumi.CustomResourceOptions {
     return { parent, deletedWith: this.process, dependsOn };
   }
+}
+
+/** What a target is made of. */
+interface Target {
+  ref: SandboxRef;
+  kind: Sandbox["kind"];
+  revision: string;
+  artifacts: Artifact[];
+  start: (args: { incarnation: number; replaceOn: string[] }, options: pulumi.CustomResourceOptions) => pulumi.CustomResource;
+}
+
+function managed(name: string, home: string, args: SandboxArgs): Target {
+  const { runsc = `${artifactFolder({ name: "runsc" })}/runsc`, subnet, memory, cpus, platform, network } = args.sandbox;
+  const own = args.sandbox.runsc ? { runscDigest: fileDigest(args.sandbox.runsc) } : {};
+  const ref = { name: args.name, home, runsc };
+  const params: SandboxParams = { ...ref, ...own, subnet, limits: { memory, cpus }, platform, network, egress: args.egress ?? false };
+  return {
+    ref,
+    kind: { ...own, platform, network },
+    revision: sandboxRevision(params),
+    artifacts: [...(args.sandbox.runsc ? [] : [{ name: "runsc" as const }]), { name: "init" }],
+    start: (more, options) => step(`${name}-process`, { step: "sandbox", undo: "sandbox-remove", params, ...more }, options),
+  };
+}
+
+function inside(name: string, home: string, address: string, args: SandboxArgs): Target {
+  const params = { name: args.name, home, address, bridge: args.network.bridge };
+  return {
+    ref: { name: args.name, home },
+    kind: {},
+    revision: insideRevision(params),
+    artifacts: [{ name: "init" }],
+    start: (more, options) => step(`${name}-process`, { step: "inside", undo: "inside-remove", params, ...more }, options),
+  };
 }

@@ -22,7 +22,7 @@ export class ServiceProxy extends pulumi.ComponentResource {
   constructor(name: string, args: ServiceProxyArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:ServiceProxy", name, {}, options);
     const { sandbox, node, link } = args;
-    const params = { ...sandbox.ref, proxy: pathInSandbox({ name: "server" }, "service-proxy"), link, address: sandbox.address };
+    const params = { ...sandbox.ref, proxy: pathInSandbox({ name: "server" }, "service-proxy"), link, address: sandbox.address, distribution: node.program.distribution };
     this.applied = step(`${name}-apply`, { step: "proxy", params, incarnation: sandbox.incarnation }, sandbox.inside(this, node));
     this.registerOutputs();
   }

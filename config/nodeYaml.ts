@@ -39,3 +39,23 @@ export function renderNodeConfig(name: string, address: string, options: StackCo
     ...Object.fromEntries(Object.entries(lists).filter(([, values]) => values.length > 0)),
   }, { version: "1.1" }); // which is what the server reads: a node named "on" or "no" would be a truth value
 }
+
+/**
+ * The kubelet's settings that gVisor asks for, as a drop-in over k3s's own (k3s's docs, "Advanced options", kubelet.conf.d, from v1.32 on). The
+ * embedded server has the same, and why, in node/server/kubelet.go.
+ */
+export function renderKubeletConfig(): string {
+  return stringify({
+    apiVersion: "kubelet.config.k8s.io/v1beta1",
+    kind: "KubeletConfiguration",
+    cgroupDriver: "cgroupfs",
+    failCgroupV1: false,
+    cgroupsPerQOS: false,
+    enforceNodeAllocatable: ["none"],
+    localStorageCapacityIsolation: false,
+    evictionHard: { "memory.available": "100Mi" },
+    imageGCHighThresholdPercent: 100,
+    failSwapOn: false,
+    makeIPTablesUtilChains: false,
+  });
+}

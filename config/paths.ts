@@ -5,7 +5,7 @@
 import { homedir } from "node:os";
 import { join } from "node:path";
 
-/** Paths within the sandbox. `/etc` and `/var/log` are folders of the host's state folder, `/opt/gvisor-k3s` is its artifact cache, read-only. */
+/** Paths within the sandbox. Of a managed one `/etc` and the logs are folders of the host's state folder, and `/opt/gvisor-k3s` is its artifact cache, read-only. */
 export const inSandbox = {
   artifacts: "/opt/gvisor-k3s",
   containerdConfig: "/etc/containerd/config.toml",
@@ -16,7 +16,7 @@ export const inSandbox = {
   nodeConfig: "/etc/rancher/k3s/config.yaml",
   kubeconfig: "/etc/rancher/k3s/k3s.yaml",
   nodeData: "/var/lib/rancher/k3s",
-  logs: "/var/log",
+  logs: "/var/log/gvisor-k3s",
 } as const;
 
 /** The folder of everything that is kept between commands: `GVISOR_K3S_HOME`, by default `/var/lib/gvisor-k3s`. */
@@ -50,4 +50,15 @@ export function sandboxPaths(name: string, home = homeFolder()) {
     link: `gk-${name}`,
     networkNamespace: `/run/netns/gk-${name}`,
   };
+}
+
+/**
+ * A file of a sandbox by the path that the host has for it.
+ * @param runsc the path of runsc; without one the sandbox is the machine that this runs on, and the path is the same
+ */
+export function hostPath({ name, home, runsc }: { name: string; home: string; runsc?: string }, path: string): string {
+  if (runsc === undefined) return path;
+  const { state, rootfs, logs } = sandboxPaths(name, home);
+  if (path.startsWith("/etc/")) return join(state, path);
+  return path.startsWith(`${inSandbox.logs}/`) ? join(logs, path.slice(inSandbox.logs.length)) : join(rootfs, path);
 }

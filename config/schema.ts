@@ -62,10 +62,29 @@ export const stackSchema = z.strictObject({
     .union([z.literal("auto"), z.array(z.string())])
     .default("auto")
     .describe("What the sandbox's gVisor lacks, by the ids of [docs/quirks.md](docs/quirks.md): `auto` probes the sandbox, once; a list is taken as it is, so that a preview of a new sandbox shows every line. Changing it changes what they ask for: runc, the wrapper, containerd's config."),
+  target: z
+    .enum(["managed", "inside"])
+    .default("managed")
+    .describe("Where the node lives: in a sandbox that is made here (`managed`), or on the machine that Pulumi runs on, which is a gVisor sandbox itself (`inside`): no runsc, no network namespace, no way out for pods. Changing it replaces the sandbox, and the cluster in it is lost."),
   distribution: z
     .enum(["embedded", "k3s"])
     .default("embedded")
-    .describe("The server binary: `embedded` is built from the Kubernetes modules; `k3s`, the official release, is not available yet."),
+    .describe("The server: `embedded` is built from the Kubernetes modules; `k3s` is the official release (see `k3s`), with the same containerd, network, proxy and config file. Changing it on a cluster that exists is refused by the server: the two keep their state differently."),
+  k3s: z
+    .strictObject({
+      version: z
+        .string()
+        .regex(/^v1\.\d+\.\d+(-rc\d+)?\+k3s\d+$/, "a release's tag such as v1.36.4+k3s1 is allowed")
+        .default("v1.36.4+k3s1")
+        .describe("The release of k3s, by its tag. It is downloaded once and verified with the release's own SHA-256. Changing it restarts the node's server; pods live on."),
+      mirror: z
+        .url({ protocol: /^https?$/, error: "an http or https address is allowed" })
+        .optional()
+        .describe("What stands before VERSION/FILE in place of GitHub's address."),
+      airgap: absolutePath.optional().describe("A folder with the release's files (`k3s` or `k3s-arm64`, and `sha256sum-ARCH.txt`), in place of a download."),
+      path: absolutePath.optional().describe("A k3s binary that is taken as it is, in place of a release."),
+    })
+    .prefault({}),
   sandbox: z
     .strictObject({
       subnet: cidr
@@ -242,6 +261,11 @@ export function manifestName(path: string): string {
   return basename(path).replace(/\.ya?ml$/, "");
 }
 
+/** Whether the sandbox is given a way out: a machine that is a sandbox has one of its own, which pods do not get. */
+export function needsEgress({ target, mode, egress }: StackConfig): boolean {
+  return target === "managed" && mode === "node" && egress.enabled;
+}
+
 /** Four addresses of the pool; the same name always gets the same ones. */
 export function defaultSubnet(name: string): string {
   const slot = createHash("sha256").update(name).digest().readUInt32BE() % (SUBNET_POOL.size / 4);
@@ -250,7 +274,7 @@ export function defaultSubnet(name: string): string {
 
 type Complete = Omit<z.output<typeof stackSchema>, "quirks"> & { quirks: "auto" | QuirkId[]; sandbox: { subnet: string }; node: { clusterDns: string } };
 
-function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distribution, manifests }: Complete): Problem[] {
+function crossChecks({ target, mode, quirks, sandbox, runtime, node, containerd, distribution, k3s, manifests }: Complete): Problem[] {
   const problems: Problem[] = quirkProblems(quirks, mode);
   const named = { "sandbox.subnet": sandbox.subnet, "node.clusterCidr": node.clusterCidr, "node.serviceCidr": node.serviceCidr };
   const networks = Object.entries(named).map(([option, text]) => ({ option, ...parseNetwork(text)! }));
@@ -274,6 +298,9 @@ function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distrib
     const [given, missing] = containerd.shim === undefined ? (["containerd", "shim"] as const) : (["shim", "containerd"] as const);
     problems.push({ option: `containerd.${given}`, value: containerd[given], message: `containerd and its shim belong together: set containerd.${missing} as well, or neither` });
   }
+  if (target !== "managed" && sandbox.runsc !== undefined) {
+    problems.push({ option: "sandbox.runsc", value: sandbox.runsc, message: `a sandbox is made with it, and none is made with target: ${target}; leave it out` });
+  }
   if (runtime.patches.length > 0 && (runtime.name === "crun" || runtime.path !== undefined)) {
     problems.push({ option: "runtime.patches", value: runtime.patches, message: "only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches" });
   }
@@ -283,8 +310,10 @@ function crossChecks({ mode, quirks, sandbox, runtime, node, containerd, distrib
     const twin = addon !== undefined ? `addons.${addon}` : manifests.slice(0, i).find((other) => manifestName(other) === name);
     if (twin !== undefined) problems.push({ option: "manifests", value: path, message: `its name, ${name}, is that of ${twin} too; rename the file` });
   }
-  if (distribution === "k3s") {
-    problems.push({ option: "distribution", value: "k3s", message: "the official release is not available in this version; use embedded" });
+  const sources = (["mirror", "airgap", "path"] as const).filter((source) => k3s[source] !== undefined);
+  for (const source of sources) {
+    const message = distribution !== "k3s" ? "it is for distribution: k3s; set that, or leave it out" : sources.length > 1 ? `one of ${sources.map((name) => `k3s.${name}`).join(" and ")} is allowed: each is where k3s comes from` : undefined;
+    if (message !== undefined) problems.push({ option: `k3s.${source}`, value: k3s[source], message });
   }
   return problems;
 }

@@ -1,9 +1,9 @@
 import { mkdir, writeFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
 import { SANDBOX_PATH } from "../config/ociSpec.ts";
-import { inSandbox, sandboxPaths } from "../config/paths.ts";
+import { hostPath, inSandbox } from "../config/paths.ts";
 import { pathInSandbox } from "../toolchain/artifacts.ts";
-import { runsWell } from "./run.ts";
+import { worked } from "./run.ts";
 import { execIn, type SandboxRef } from "./sandbox.ts";
 import { ensureService, serviceAnswers } from "./service.ts";
 
@@ -26,9 +26,8 @@ export const ctr = () => pathInSandbox({ name: "containerd" }, "ctr");
  * @throws Error with the end of containerd's log if it does not answer or its CRI plugin did not load
  */
 export async function ensureContainerd(params: ContainerdParams, config: string): Promise<void> {
-  const paths = sandboxPaths(params.name, params.home);
-  const [file, secrets] = [inSandbox.containerdConfig, inSandbox.containerdCredentials].map((path) => join(paths.state, path)) as [string, string];
-  for (const folder of [dirname(file), dirname(secrets), join(paths.state, inSandbox.registries), join(paths.state, inSandbox.cniConfig)]) await mkdir(folder, { recursive: true, mode: 0o755 });
+  const [file, secrets, registries, cniConfig] = [inSandbox.containerdConfig, inSandbox.containerdCredentials, inSandbox.registries, inSandbox.cniConfig].map((path) => hostPath(params, path)) as [string, string, string, string];
+  for (const folder of [dirname(file), dirname(secrets), registries, cniConfig]) await mkdir(folder, { recursive: true, mode: 0o755 });
   await writeFile(file, config);
   const credentials = params.credentials ?? "version = 3\n";
   await writeFile(secrets, credentials, { mode: 0o600 });
@@ -38,7 +37,7 @@ export async function ensureContainerd(params: ContainerdParams, config: string)
   const state = await ensureService(params, { name: "containerd", command, env: [path, ...params.env], config: config + credentials, stopSeconds: 10 });
   const plugins = await serviceAnswers(params, "containerd", 60, () =>
     // ctr waits by itself for a socket that is about to appear.
-    runsWell(params.runsc, [`--root=${paths.runsc}`, "exec", params.name, ctr(), "--connect-timeout=2s", "plugins", "list"], { timeout: 20_000 }),
+    worked(execIn(params, [ctr(), "--connect-timeout=2s", "plugins", "list"], { timeout: 20_000 })),
     state,
   );
   const failed = plugins.split("\n").map((row) => row.trim().split(/\s+/)).filter(([type, id, , status]) => type?.includes(".cri") && id && status === "error");

@@ -1,7 +1,5 @@
-import { sandboxPaths } from "../config/paths.ts";
 import { ctr } from "./containerd.ts";
-import { run } from "./run.ts";
-import type { SandboxRef } from "./sandbox.ts";
+import { execIn, type SandboxRef } from "./sandbox.ts";
 
 export interface ImagesParams extends SandboxRef {
   /** Archives on the host, with the hash of each, so that another content is another input. */
@@ -10,9 +8,8 @@ export interface ImagesParams extends SandboxRef {
 
 /** Imports archives into containerd's namespace for Kubernetes; images that are there already are left as they are. */
 export async function importImages(params: ImagesParams): Promise<{ imported: string[] }> {
-  const { runsc } = sandboxPaths(params.name, params.home);
   for (const { path } of params.archives) {
-    await run(params.runsc, [`--root=${runsc}`, "exec", params.name, ctr(), "--namespace=k8s.io", "images", "import", "-"], { inputFile: path });
+    await execIn(params, [ctr(), "--namespace=k8s.io", "images", "import", "-"], { inputFile: path });
   }
   return { imported: params.archives.map(({ path }) => path) };
 }

@@ -7,6 +7,7 @@ import { text } from "node:stream/consumers";
 import { ensureContainerd } from "./containerd.ts";
 import { ensureEgress } from "./egress.ts";
 import { importImages } from "./images.ts";
+import { ensureInside, removeInside } from "./inside.ts";
 import { ensureManifest, removeManifest } from "./manifest.ts";
 import { ensureNetwork, ensureServer, printKubeconfig } from "./node.ts";
 import { applyFacade, buildArtifacts, checkRuntime } from "./parts.ts";
@@ -15,6 +16,7 @@ import { probeQuirks } from "./probe.ts";
 import { ensureProxy } from "./proxy.ts";
 import { writeRegistries } from "./registries.ts";
 import { ensureSandbox, removeSandbox } from "./sandbox.ts";
+import { fetchK3s, type K3sRelease } from "../toolchain/k3sRelease.ts";
 
 /** A step takes its parameters and its standard input, and returns what becomes the command's output. */
 // biome-ignore lint/suspicious/noExplicitAny: each step knows its own parameters; the component that calls it passes them typed (see StepParams)
@@ -25,12 +27,15 @@ export const steps = {
   build: buildArtifacts,
   sandbox: ensureSandbox,
   "sandbox-remove": removeSandbox,
+  inside: ensureInside,
+  "inside-remove": removeInside,
   egress: ensureEgress,
   probe: probeQuirks,
   facade: applyFacade,
   "runtime-check": checkRuntime,
   containerd: ensureContainerd,
   registries: writeRegistries,
+  k3s: (release: K3sRelease) => fetchK3s(release, (line) => console.error(line)),
   server: ensureServer,
   kubeconfig: printKubeconfig,
   network: ensureNetwork,

@@ -1,14 +1,22 @@
 import { mkdir, readFile, writeFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { conflistPath } from "../config/conflist.ts";
-import { inSandbox, sandboxPaths } from "../config/paths.ts";
-import { CommandError, lastLines } from "./run.ts";
+import { renderKubeletConfig } from "../config/nodeYaml.ts";
+import { hostPath, inSandbox } from "../config/paths.ts";
+import type { StackConfig } from "../config/schema.ts";
+import { pathOnHost } from "../toolchain/artifacts.ts";
+import { CommandError, lastLines, run, worked } from "./run.ts";
 import { execIn, initIn, type SandboxRef } from "./sandbox.ts";
 import { ensureService, type ServiceState, serviceAnswers } from "./service.ts";
 
 export interface ServerParams extends SandboxRef {
   /** The server binary by its path in the sandbox. */
   server: string;
+  /** What is taken for kubectl: a program by its path in the sandbox, with this as its first argument. */
+  kubectl: string;
+  /** See the option `distribution`. */
+  distribution: StackConfig["distribution"];
 }
 
 /** Seconds for the API server or the node to become ready; on two slow cores it takes about ten. */
@@ -19,17 +27,23 @@ const PATIENCE = 180;
  * service account is there. The node becomes Ready when it has a network; see {@link ensureNetwork}.
  */
 export async function ensureServer(params: ServerParams, config: string): Promise<void> {
-  const file = join(sandboxPaths(params.name, params.home).state, inSandbox.nodeConfig);
+  const file = hostPath(params, inSandbox.nodeConfig);
   await mkdir(dirname(file), { recursive: true, mode: 0o755 });
   await writeFile(file, config, { mode: 0o600 });
   const command = (verb: string) => [params.server, verb, "--config", inSandbox.nodeConfig];
-  const state = await ensureService(params, { name: "server", command: command("server"), check: command("check"), config, stopSeconds: 15 });
+  const official = params.distribution === "k3s";
+  if (official) {
+    const settings = hostPath(params, `${inSandbox.nodeData}/agent/etc/kubelet.conf.d/10-gvisor-k3s.conf`);
+    await mkdir(dirname(settings), { recursive: true, mode: 0o700 });
+    await writeFile(settings, renderKubeletConfig(), { mode: 0o600 });
+  }
+  const state = await ensureService(params, { name: "server", command: command("server"), ...(official ? {} : { check: command("check") }), config, stopSeconds: 15 });
   await reached(params, "defaultServiceAccount", state);
 }
 
 /** The admin's kubeconfig. */
 export async function printKubeconfig(params: SandboxRef): Promise<string> {
-  return await readFile(sandboxPaths(params.name, params.home).kubeconfig, "utf8");
+  return await readFile(hostPath(params, inSandbox.kubeconfig), "utf8");
 }
 
 /** Writes the CNI conflist (standard input) from within the sandbox, where containerd watches for it, and waits until the node is Ready. */
@@ -50,7 +64,11 @@ interface Stages {
  * just when the server needs every CPU; so that is done only to tell what is missing when the time is up.
  */
 async function reached(params: ServerParams, stage: "defaultServiceAccount" | "nodeReady", known?: ServiceState): Promise<void> {
-  const file = join(sandboxPaths(params.name, params.home).rootfs, inSandbox.nodeData, "server/stages.json");
+  if (params.distribution === "k3s") {
+    await serviceAnswers(params, "server", PATIENCE, () => asked(params, stage), known);
+    return;
+  }
+  const file = hostPath(params, `${inSandbox.nodeData}/server/stages.json`);
   const noted = async ({ pid }: ServiceState) => {
     const stages = JSON.parse(await readFile(file, "utf8").catch(() => "{}")) as Stages;
     return (stages.pid === pid && stages[stage] !== undefined) || undefined;
@@ -60,4 +78,13 @@ async function reached(params: ServerParams, stage: "defaultServiceAccount" | "n
     const missing = asked instanceof CommandError ? lastLines(asked.output, 1) : "";
     throw new Error([missing, error.message].filter(Boolean).join("\n"), { cause: error });
   });
+}
+
+/** Asks the API server itself how far it is: k3s notes nothing of the kind. */
+async function asked({ name, home, runsc, kubectl }: ServerParams, stage: "defaultServiceAccount" | "nodeReady"): Promise<string | undefined> {
+  const kubeconfig = hostPath({ name, home, ...(runsc === undefined ? {} : { runsc }) }, inSandbox.kubeconfig);
+  const question = stage === "nodeReady" ? ["wait", `node/${name}`, "--for=condition=Ready", "--timeout=2s"] : ["get", "serviceaccount", "default", "--output=name"];
+  const answer = await worked(run(pathOnHost(kubectl), ["kubectl", `--kubeconfig=${kubeconfig}`, "--request-timeout=5s", ...question]));
+  if (answer === undefined) await delay(500); // each question is a process, beside a server that needs every CPU
+  return answer;
 }

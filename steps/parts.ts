@@ -54,7 +54,7 @@ async function inContainerBundle(params: RuntimeRef, args: string[], use: (runti
   await execIn(params, ["/bin/mkdir", "-p", join(BUNDLE, "rootfs/bin")]);
   await execIn(params, ["/bin/cp", "/bin/busybox", join(BUNDLE, "rootfs/bin/busybox")]);
   await initIn(params, ["write", join(BUNDLE, "config.json"), "600"], { input: JSON.stringify(runtimeCheckSpec(args)) });
-  const runtime: Runtime = (...words) => execIn(params, ["/bin/sh", "-c", INSIDE_PIPE, "sh", params.runtime, "--root", join(BUNDLE, "state"), ...words], { timeout: 60_000 });
+  const runtime: Runtime = (...words) => execIn(params, ["/bin/busybox", "sh", "-c", INSIDE_PIPE, "sh", params.runtime, "--root", join(BUNDLE, "state"), ...words], { timeout: 60_000 });
   try {
     await use(runtime);
   } finally {

@@ -1,15 +1,18 @@
 import { execFileSync } from "node:child_process";
-import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
+import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { arch, networkInterfaces } from "node:os";
+import { join } from "node:path";
 import { list } from "tar";
 import { parseAllDocuments } from "yaml";
 import { overlap, parseNetwork } from "../config/network.ts";
 import { sandboxPaths } from "../config/paths.ts";
 import { type Problem, refuse } from "../config/problems.ts";
 import { tlsFiles } from "../config/registries.ts";
-import { CRUN, type StackConfig } from "../config/schema.ts";
+import { CRUN, needsEgress, type StackConfig } from "../config/schema.ts";
 import { knownPatches, patchRefusal } from "../toolchain/artifacts.ts";
+import { k3sFolder, releaseFiles } from "../toolchain/k3sRelease.ts";
 import { readElf } from "../toolchain/elf.ts";
+import { ownFolders } from "./inside.ts";
 import { readRecord } from "./record.ts";
 
 /**
@@ -31,17 +34,39 @@ export function preflight(config: StackConfig): void {
     problems.push({ option: "runtime.name", value: runtime, message: `there is no ${CRUN}; install it (Debian: apt-get install crun), or give the path of another one with runtime.path` });
     delete inTheSandbox["runtime.path"];
   }
-  problems.push(...missing({ "sandbox.runsc": config.sandbox.runsc, ...inTheSandbox }));
+  problems.push(...k3sProblems(config));
+  problems.push(...missing({ "k3s.path": config.k3s.path, "sandbox.runsc": config.sandbox.runsc, ...inTheSandbox }));
   for (const [option, program] of Object.entries(inTheSandbox)) if (program && isExecutable(program)) problems.push(...elfProblems(option, program, runtime === "crun" && option === "runtime.path"));
   const { runsc } = config.sandbox;
   if (runsc && isExecutable(runsc) && !output(runsc, "--version").startsWith("runsc version")) {
     problems.push({ option: "sandbox.runsc", value: runsc, message: "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out" });
   }
   problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...config.manifests.flatMap(manifestProblems), ...tlsFiles(config.registries).flatMap(tlsProblems), ...subnetProblems(config));
-  if (config.mode === "node" && config.egress.enabled && !existsSync("/dev/net/tun")) {
+  if (config.target === "inside") problems.push(...insideProblems(config));
+  if (needsEgress(config) && !existsSync("/dev/net/tun")) {
     problems.push({ option: "egress.enabled", value: true, message: "the host has no /dev/net/tun; load it (modprobe tun), or set egress.enabled to false: pods and pulls then reach no further than the host" });
   }
   refuse(problems);
+}
+
+/** What stands in the way of the official release: its source is looked at before anything is made, and downloaded later. */
+function k3sProblems({ distribution, k3s }: StackConfig): Problem[] {
+  if (distribution !== "k3s" || k3s.path !== undefined || existsSync(k3sFolder(k3s))) return [];
+  if (k3s.airgap !== undefined) {
+    const absent = Object.values(releaseFiles()).filter((file) => !existsSync(join(k3s.airgap!, file)));
+    return absent.length === 0 ? [] : [{ option: "k3s.airgap", value: k3s.airgap, message: `${absent.join(" and ")} of ${k3s.version} must be in it` }];
+  }
+  const tools = ["curl", "flock"].filter((tool) => output(tool, "--version") === "");
+  return tools.map((tool) => ({ option: "distribution", value: "k3s", message: `there is no ${tool} to download it with; install it, or set k3s.airgap or k3s.path` }));
+}
+
+/** What a node on this machine would take over, and lacks. */
+function insideProblems({ name, target }: StackConfig): Problem[] {
+  const problem = (message: string): Problem => ({ option: "target", value: target, message });
+  const problems = output("ip", "-V") === "" ? [problem("there is no `ip` here; install it (Debian: apt-get install iproute2)")] : [];
+  if (readRecord(sandboxPaths(name)) !== undefined) return problems; // what is there is this node's
+  const taken = ownFolders.filter((folder) => existsSync(folder) && readdirSync(folder).length > 0);
+  return taken.length === 0 ? problems : [...problems, problem(`this machine has a container runtime or a node already, or what one left: ${taken.join(", ")}; a node needs these for itself: remove them, or use target: managed`)];
 }
 
 function missing(programs: Record<string, string | undefined>): Problem[] {
@@ -111,8 +136,9 @@ function manifestProblems(path: string): Problem[] {
 }
 
 /** An address of the host in the sandbox's subnet, unless it is this sandbox's own link. */
-function subnetProblems({ name, sandbox }: StackConfig): Problem[] {
+function subnetProblems({ target, name, sandbox }: StackConfig): Problem[] {
   const { link } = sandboxPaths(name);
+  if (target === "inside" && readRecord(sandboxPaths(name)) !== undefined) return []; // it is this node's
   const subnet = parseNetwork(sandbox.subnet)!;
   const taken = Object.entries(networkInterfaces()).flatMap(([device, addresses]) => (addresses ?? []).map(({ cidr }) => ({ device, cidr })));
   const problems: Problem[] = [];

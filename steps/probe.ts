@@ -11,6 +11,7 @@ import { blockersAmong, probedQuirks, type QuirkId, quirk, whyNoNode } from "../
 import type { StackConfig } from "../config/schema.ts";
 import { artifactFolder } from "../toolchain/artifacts.ts";
 import { processStart } from "./record.ts";
+import { run } from "./run.ts";
 import { ensureSandbox, initIn, removeSandbox, type SandboxParams, type SandboxRef } from "./sandbox.ts";
 
 /** A question to a sandbox, as node/init/probe.go takes it. */
@@ -31,7 +32,7 @@ export interface Answer {
 }
 
 /** Everything that the answers depend on: a change of any asks anew. */
-export type ProbeParams = SandboxRef & Pick<SandboxParams, "runscDigest" | "platform" | "network"> & { probes: Probe[]; mode: StackConfig["mode"] };
+export type ProbeParams = SandboxRef & Partial<Pick<SandboxParams, "runscDigest" | "platform" | "network">> & { probes: Probe[]; mode: StackConfig["mode"] };
 
 /** The questions of the catalogue. Each takes some milliseconds; the time is for a machine that is busy. */
 export const probes: Probe[] = probedQuirks.map((id) => ({ id, command: quirk(id).probe!, milliseconds: 10_000 }));
@@ -77,8 +78,13 @@ export async function foreseeQuirks(params: ProbeParams): Promise<QuirkId[] | un
   const file = resultFile(params);
   const last = existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as { key: string; found: QuirkId[] }) : undefined;
   if (last?.key === keyOf(params)) return last.found;
-  if (!existsSync(params.runsc) || !existsSync(artifactFolder({ name: "init" }))) return undefined;
-  return await inTrialSandbox(params, (trial) => ask(params.probes, (input) => initIn(trial, ["probe"], { input, timeout: 30_000 }))).then(quirksIn, () => undefined);
+  const init = join(artifactFolder({ name: "init" }), "sandbox-init");
+  if (!existsSync(init)) return undefined;
+  const { home, runsc, platform, network } = params;
+  const answers = runsc === undefined || platform === undefined || network === undefined
+    ? ask(params.probes, (input) => run(init, ["probe"], { input, timeout: 30_000 }))
+    : existsSync(runsc) ? inTrialSandbox({ home, runsc, platform, network }, (trial) => ask(params.probes, (input) => initIn(trial, ["probe"], { input, timeout: 30_000 }))) : Promise.reject(new Error("no runsc yet"));
+  return await answers.then(quirksIn, () => undefined);
 }
 
 function resultFile({ name, home }: SandboxRef): string {
@@ -115,6 +121,6 @@ export async function removeDeadTrials(home: string): Promise<void> {
   const folder = join(home, "sandboxes");
   for (const name of existsSync(folder) ? readdirSync(folder) : []) {
     const owner = name.startsWith(TRIAL) ? Number(name.slice(TRIAL.length)) : Number.NaN;
-    if (!Number.isNaN(owner) && processStart(owner) === undefined) await removeSandbox({ name, home, runsc: "" });
+    if (!Number.isNaN(owner) && processStart(owner) === undefined) await removeSandbox({ name, home });
   }
 }

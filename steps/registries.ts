@@ -1,11 +1,11 @@
 import { mkdir, rm, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { inSandbox, sandboxPaths } from "../config/paths.ts";
+import { hostPath, inSandbox } from "../config/paths.ts";
 import type { SandboxRef } from "./sandbox.ts";
 
 /** Writes the files of the registries (standard input: contents by path, as JSON), and takes away those of before. containerd reads them at each pull. */
 export async function writeRegistries(params: SandboxRef, files: string): Promise<void> {
-  const folder = join(sandboxPaths(params.name, params.home).state, inSandbox.registries);
+  const folder = hostPath(params, inSandbox.registries);
   await rm(folder, { recursive: true, force: true });
   await mkdir(folder, { recursive: true, mode: 0o700 });
   for (const [path, content] of Object.entries(JSON.parse(files) as Record<string, string>)) {

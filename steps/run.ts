@@ -49,8 +49,13 @@ export async function run(program: string, args: readonly string[], options: Run
 }
 
 /** Like {@link run}, but the program's end is an answer: undefined if it failed. */
-export async function runsWell(program: string, args: readonly string[], options: RunOptions = {}): Promise<string | undefined> {
-  return await run(program, args, options).then(
+export function runsWell(program: string, args: readonly string[], options: RunOptions = {}): Promise<string | undefined> {
+  return worked(run(program, args, options));
+}
+
+/** What a program printed; undefined if it failed. */
+export async function worked(running: Promise<{ stdout: string }>): Promise<string | undefined> {
+  return await running.then(
     ({ stdout }) => stdout,
     (error: unknown) => {
       if (error instanceof CommandError) return undefined;

@@ -8,7 +8,7 @@ import { copyFile, mkdir, readFile, rm, rmdir, statfs, symlink, writeFile } from
 import { dirname, join } from "node:path";
 import { addressAt, parseNetwork } from "../config/network.ts";
 import { sandboxSpec } from "../config/ociSpec.ts";
-import { sandboxPaths } from "../config/paths.ts";
+import { hostPath, inSandbox, sandboxPaths } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { artifactsFolder, pathInSandbox } from "../toolchain/artifacts.ts";
 import { isAlive, nextIncarnation, processStart, readRecord, type SandboxRecord, writeRecord } from "./record.ts";
@@ -19,11 +19,12 @@ import { waitFor } from "./wait.ts";
 export interface SandboxRef {
   name: string;
   home: string;
-  /** The path of runsc. */
-  runsc: string;
+  /** The path of runsc; none where the sandbox is the machine that this runs on. */
+  runsc?: string;
 }
 
 export interface SandboxParams extends SandboxRef {
+  runsc: string;
   /** The hash of a runsc of the user's, so that another program at the same path is another input. */
   runscDigest?: string;
   subnet: string;
@@ -39,7 +40,8 @@ const NEEDED_MIB = 512;
 
 /** Runs a program in the sandbox. */
 export function execIn(ref: SandboxRef, args: readonly string[], options: RunOptions = {}): Promise<{ stdout: string; stderr: string }> {
-  return run(ref.runsc, [`--root=${sandboxPaths(ref.name, ref.home).runsc}`, "exec", ref.name, ...args], options);
+  const [program, ...rest] = ref.runsc === undefined ? args : [ref.runsc, `--root=${sandboxPaths(ref.name, ref.home).runsc}`, "exec", ref.name, ...args];
+  return run(program!, rest, options);
 }
 
 /** Runs sandbox-init as the tool that it is beside process 1. */
@@ -49,7 +51,7 @@ export function initIn(ref: SandboxRef, args: readonly string[], options: RunOpt
 
 /** The last lines of a service's log. */
 export function serviceLog(ref: SandboxRef, service: string, count = 15): string {
-  const file = join(sandboxPaths(ref.name, ref.home).logs, `${service}.log`);
+  const file = hostPath(ref, `${inSandbox.logs}/${service}.log`);
   return existsSync(file) ? `the last lines of ${file}:\n${lastLines(readFileSync(file, "utf8"), count)}` : `there is no ${file}`;
 }
 
@@ -128,7 +130,7 @@ async function writeBundle(params: SandboxParams): Promise<void> {
 /** The root of the sandbox: busybox and the folders that mounts go to. What the node writes below it stays over restarts. */
 async function writeRootfs(rootfs: string): Promise<void> {
   const busybox = await staticBusybox();
-  for (const folder of ["bin", "dev", "etc", "opt/gvisor-k3s", "proc", "root", "run", "sys", "tmp", "usr/local/bin", "var/lib", "var/log"]) {
+  for (const folder of ["bin", "dev", "etc", "opt/gvisor-k3s", "proc", "root", "run", "sys", "tmp", "usr/local/bin", "var/lib", inSandbox.logs]) {
     await mkdir(join(rootfs, folder), { recursive: true, mode: folder === "root" ? 0o700 : 0o755 });
   }
   await copyFile(busybox, join(rootfs, "bin/busybox"));
@@ -145,7 +147,7 @@ async function writeRootfs(rootfs: string): Promise<void> {
   }
 }
 
-async function staticBusybox(): Promise<string> {
+export async function staticBusybox(): Promise<string> {
   const found = ["/bin/busybox", "/usr/bin/busybox"].find((path) => existsSync(path));
   if (!found) throw new Error("no /bin/busybox: install a static one (Debian: apt-get install busybox-static)");
   // A dynamic program asks for an interpreter; a static one has no such segment.
@@ -240,7 +242,7 @@ function fail(message: string): never {
 const STOP = 30;
 
 /** Asks sandbox-init to end its services and itself; where that takes too long the sandbox is killed by {@link clearRuntime}. */
-async function stopSandbox(ref: SandboxRef): Promise<void> {
+async function stopSandbox(ref: SandboxParams): Promise<void> {
   const paths = sandboxPaths(ref.name, ref.home);
   await runsWell(ref.runsc, [`--root=${paths.runsc}`, "kill", ref.name, "TERM"]);
   await waitFor("the sandbox ends", STOP, () => (isAlive(readRecord(paths)) ? undefined : true)).catch(() => undefined);
@@ -264,6 +266,8 @@ async function clearRuntime({ name, home }: SandboxRef): Promise<void> {
 
 /** A process that was killed leaves its cgroup when the last of its threads has ended, which is after it looks gone. */
 async function removeCgroup(group: string): Promise<void> {
+  // gVisor's own cgroups are none of the host's; natively (bench/native) the pods have theirs below.
+  for (const entry of existsSync(group) ? readdirSync(group, { withFileTypes: true }) : []) if (entry.isDirectory()) await removeCgroup(join(group, entry.name));
   await waitFor(`the cgroup ${group} can be removed`, 20, () =>
     rmdir(group).then(
       () => true,
@@ -272,13 +276,18 @@ async function removeCgroup(group: string): Promise<void> {
   );
 }
 
-/** runsc keeps a namespace mounted in its folder, and leaves the mount behind when it is killed. */
-async function unmountBelow(folder: string): Promise<void> {
-  const targets = readFileSync("/proc/self/mounts", "utf8").split("\n").map((line) => line.split(" ")[1] ?? "").filter((target) => target.startsWith(`${folder}/`));
+/** Where something is mounted, in the order of the mounts. */
+export function mountPoints(): string[] {
+  return readFileSync("/proc/self/mounts", "utf8").split("\n").map((line) => line.split(" ")[1] ?? "");
+}
+
+/** Takes off what is mounted on a folder or below it. runsc keeps a namespace mounted in its own, and leaves the mount behind when it is killed. */
+export async function unmountBelow(folder: string): Promise<void> {
+  const targets = mountPoints().filter((target) => target === folder || target.startsWith(`${folder}/`));
   for (const target of targets.reverse()) await run("umount", [target]);
 }
 
-async function removeState({ name, home }: SandboxRef): Promise<void> {
+export async function removeState({ name, home }: SandboxRef): Promise<void> {
   await rm(sandboxPaths(name, home).state, { recursive: true, force: true });
   await rmdir(join(home, "sandboxes")).catch(() => undefined); // other sandboxes are in it
 }

@@ -9,7 +9,7 @@ import { sandboxPaths } from "../../config/paths.ts";
 import { isAlive, readRecord } from "../../steps/record.ts";
 import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder, imageName } from "../../toolchain/artifacts.ts";
-import { changes, cli, kill, kubectl, kubectlProcess, open, ownHome, record, removeHome, shellImage } from "./harness.ts";
+import { changes, cli, inside, kill, kubectl, kubectlProcess, open, ownHome, record, removeHome, shellImage } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-c";
@@ -74,7 +74,7 @@ const answering = async (url: string) => (await inPod("get", url)).split(" ")[0]
 describe("up", () => {
   it("ends when the system's pods and those of the manifests are Ready", async () => {
     const states = await kubectl(name, "get", "pods", "-A", "-o=jsonpath={range .items[*]}{.metadata.namespace} {.status.containerStatuses[*].ready}{\"\\n\"}{end}");
-    expect(states.trim().split("\n").sort()).toEqual(["default true", "default true", "kube-system true"]);
+    expect(states.trim().split("\n").sort()).toEqual(["default true", "default true", "kube-system true", "kube-system true"]);
   });
 });
 
@@ -136,9 +136,33 @@ describe("a Service", () => {
     await kubectl(name, "scale", "deploy/web", "--replicas=2");
   });
 
-  it("is there again when the proxy was killed", async () => {
+  it("is there again when the proxy was killed under load, and no caller hangs", async () => {
+    const { address } = await (await open(name, options)).outputs();
+    let [going, failed, inARow] = [true, 0, 0];
+    const caller = async () => {
+      while (going) {
+        const answered = await fetch(`http://${address!.value}:${nodePort}`, { signal: AbortSignal.timeout(5000) }).then((response) => response.text(), (error: Error) => error);
+        if (answered instanceof Error && answered.name === "TimeoutError") throw answered;
+        [failed, inARow] = answered instanceof Error ? [failed + 1, 0] : [failed, inARow + 1];
+      }
+    };
+    const callers = Promise.all(Array.from({ length: 8 }, caller));
+    await waitFor("calls are answered", 20, () => inARow > 50 || undefined);
     await kill(name, "proxy");
-    await waitFor("the Service answers", 30, async () => (await inPod("get", "http://web").catch(() => undefined)) !== undefined || undefined);
+    await waitFor("calls have failed, and are answered again", 30, () => (failed > 0 && inARow > 200) || undefined);
+    going = false;
+    await callers;
+  });
+
+  it("whose node port somebody else has says so", async () => {
+    const listener = inside(name, "/bin/nc", "-l", "-p", "30099").catch(() => undefined);
+    await waitFor("the port is taken", 20, async () => (await inside(name, "/bin/netstat", "-ltn")).includes(":30099 ") || undefined);
+    await kubectlProcess(name, ["apply", "-f", "-"], { input: JSON.stringify(service("taken", { type: "NodePort", ports: [{ port: 80, targetPort: 8080, nodePort: 30099 }] })) });
+    const told = () => kubectl(name, "get", "events", "--field-selector=involvedObject.name=taken", "-o=jsonpath={.items[*].message}");
+    await waitFor("the Service tells", 20, async () => /:30099.* cannot be listened on: .*address already in use; end the program that has it, or choose another port/.test(await told()) || undefined, told);
+    await kubectl(name, "delete", "service", "taken");
+    await inside(name, "/bin/killall", "nc");
+    await listener;
   });
 });
 
@@ -240,13 +264,25 @@ describe("a claim", () => {
     await waitFor("the claim tells why", 30, async () => (await kubectl(name, "get", "events", "--field-selector=involvedObject.name=shared", "-o=jsonpath={.items[*].message}")).includes("access mode ReadWriteMany: ReadWriteOnce and ReadWriteOncePod are allowed") || undefined);
   });
 
-  it("has its data after the sandbox was killed, and Services and names work", async () => {
+  it("has its data after the sandbox was killed with 30 pods in it, which all come back, and Services and names work", { timeout: 600_000 }, async () => {
+    await kubectl(name, "scale", "deploy/web", "--replicas=30");
+    await kubectlProcess(name, ["rollout", "status", "deploy/web", "--timeout=180s"], { timeout: 200_000 });
+    const containers = async () => new Map((await kubectl(name, "get", "pods", "-l=app=web", "-o=jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].ready}{\"\\n\"}{end}")).split("\n").map((line) => line.split(" ")).map(([pod, id, ready]) => [pod, ready === "true" ? id : undefined]));
+    const before = await containers();
+    expect(before.size).toBe(30);
     process.kill(record(name).pid, "SIGKILL");
     await waitFor("the sandbox is gone", 20, () => !isAlive(record(name)) || undefined);
     await (await open(name, options)).up();
-    await kubectl(name, "wait", "pod", "--all", "-l=app=web", "--for=condition=Ready", "--timeout=120s");
+    // What the API server tells of a pod is from before until the kubelet has looked at it: another container tells that it has.
+    await waitFor(
+      "every pod has a new container, and is Ready",
+      240,
+      async () => [...(await containers())].filter(([pod, id]) => before.has(pod) && id !== undefined && id !== before.get(pod)).length === 30 || undefined,
+      () => kubectl(name, "get", "pods", "-l=app=web"),
+    );
     await waitFor("the data is read", 60, async () => (await kubectl(name, "exec", "reader", "--", "cat", "/data/file").catch(() => "")) === "written" || undefined);
     await waitFor("the Service answers by its name", 60, async () => (await inPod("get", "http://web").catch(() => undefined)) !== undefined || undefined);
+    await kubectl(name, "scale", "deploy/web", "--replicas=2");
   });
 
   it("takes its data along when it is deleted", async () => {

@@ -8,7 +8,7 @@ import { openStack } from "../../automation/workspace.ts";
 import { cacheFolder, homeFolder, sandboxPaths } from "../../config/paths.ts";
 import type { StackConfigInput } from "../../config/schema.ts";
 import { readRecord, type SandboxRecord } from "../../steps/record.ts";
-import { execIn, type SandboxRef } from "../../steps/sandbox.ts";
+import { execIn, type SandboxRef, unmountBelow } from "../../steps/sandbox.ts";
 import { serviceStates } from "../../steps/service.ts";
 import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder, goArch } from "../../toolchain/artifacts.ts";
@@ -26,6 +26,7 @@ export async function ownHome(): Promise<string> {
     const { exitCode, all } = await cli("destroy", name);
     if (exitCode !== 0) throw new Error(`${name}, which an earlier run left, cannot be destroyed\n${all}`);
   }
+  await unmountBelow(home); // of a test with a disk of its own
   removeHome(home);
   mkdirSync(home, { mode: 0o700 });
   return home;

@@ -1,10 +1,12 @@
 /** Images from registries: what is pulled, with which credentials, and what a user is told when it fails. */
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { randomBytes } from "node:crypto";
+import { mkdirSync, readFileSync, statfsSync, writeFileSync } from "node:fs";
 import { createServer, request, type Server } from "node:http";
 import { join } from "node:path";
+import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { defaultSubnet, type StackConfigInput } from "../../config/schema.ts";
-import { linkAddresses } from "../../steps/sandbox.ts";
+import { linkAddresses, unmountBelow } from "../../steps/sandbox.ts";
 import { waitFor } from "../../steps/wait.ts";
 import { goArch } from "../../toolchain/artifacts.ts";
 import { changes, cli, kubectl, kubectlProcess, open, ownHome, removeHome, services, stateFiles } from "./harness.ts";
@@ -15,6 +17,7 @@ const name = "e2e-p";
 const { host } = linkAddresses(defaultSubnet(name));
 const [plain, secure, down] = [`${host}:5000`, `${host}:5001`, `${host}:5002`];
 const folder = join(home, "registry");
+const disk = join(home, "sandboxes");
 const registriesFile = join(folder, "registries.yaml");
 const proxyPort = 5003;
 let proxy: Server;
@@ -27,12 +30,15 @@ function options(password: string, more: Partial<StackConfigInput> = {}): Record
     configs: { [secure]: { auth: { ...account, password }, tls: { ca_file: join(folder, "ca.crt") } } },
   };
   writeFileSync(registriesFile, JSON.stringify(registries), { mode: 0o600 });
-  return { registries: registriesFile, pod: { enabled: false }, addons: { coredns: { enabled: false } }, ...more };
+  return { registries: registriesFile, pod: { enabled: false }, addons: { coredns: { enabled: false }, metricsServer: { enabled: false } }, ...more };
 }
 
 beforeAll(async () => {
   mkdirSync(folder, { recursive: true });
   const tls = await selfSigned(folder, host);
+  // A disk of its own, so that a test can fill it.
+  mkdirSync(disk);
+  await execa("mount", ["-t", "tmpfs", "-o", "size=4G", "gvisor-k3s-e2e", disk]);
   // The host's end of the sandbox's link is where the registries are, and it is there only once the sandbox is.
   const stack = await open(name, options("wrong"));
   await stack.up();
@@ -55,6 +61,7 @@ afterAll(async () => {
   proxy?.close();
   if (process.env.KEEP) return;
   await cli("destroy", name);
+  await unmountBelow(disk);
   removeHome(home);
 });
 
@@ -141,4 +148,17 @@ describe("a proxy", () => {
     await runs("direct", `${plain}/team/direct:1`);
     expect(proxied).toEqual([]);
   });
+});
+
+it("a disk that fills up during a pull is told, and the pull succeeds once there is room", async () => {
+  const resize = (size: string) => execa("mount", ["-o", `remount,size=${size}`, disk]);
+  const { bsize, blocks, bfree } = statfsSync(disk);
+  const data = join(folder, "data");
+  writeFileSync(data, randomBytes(20 * 2 ** 20));
+  await push(folder, plain, "large", "1", [goArch()], [`${data}:/data:0644`]);
+  await resize(String((blocks - bfree) * bsize + 5 * 2 ** 20));
+  await kubectl(name, "run", "large", `--image=${plain}/large:1`, "--restart=Never");
+  await refusal("large", /no space left on device/);
+  await resize("4G");
+  await kubectl(name, "wait", "pod/large", "--for=condition=Ready", "--timeout=55s");
 });

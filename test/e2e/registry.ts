@@ -54,9 +54,9 @@ export async function startRegistry(folder: string, host: string, tls?: { ca: st
 }
 
 /** Makes an image of the test program for one architecture and pushes it; returns its descriptor. */
-async function pushOne(folder: string, host: string, repository: string, architecture: string): Promise<{ mediaType: string; digest: string; size: number; platform: { os: string; architecture: string } }> {
+async function pushOne(folder: string, host: string, repository: string, architecture: string, files: string[]): Promise<{ mediaType: string; digest: string; size: number; platform: { os: string; architecture: string } }> {
   const [tools, archive, layout] = [artifactFolder({ name: "images" }), join(folder, `${architecture}.tar`), join(folder, `layout-${architecture}`)];
-  await execa(join(tools, "mkimage"), ["--platform", `linux/${architecture}`, "--file", `${join(tools, "testpod")}:/testpod:0755`, "--entrypoint", "/testpod", "--name", "example.test/app:1", "-o", archive]);
+  await execa(join(tools, "mkimage"), ["--platform", `linux/${architecture}`, "--file", `${join(tools, "testpod")}:/testpod:0755`, ...files.flatMap((file) => ["--file", file]), "--entrypoint", "/testpod", "--name", "example.test/app:1", "-o", archive]);
   mkdirSync(layout, { recursive: true });
   await execa("tar", ["-xf", archive, "-C", layout]);
   const blob = (digest: string) => readFileSync(join(layout, "blobs", digest.replace(":", "/")));
@@ -74,9 +74,9 @@ async function pushOne(folder: string, host: string, repository: string, archite
 }
 
 /** Pushes an image of the test program as an index of these architectures; returns the index's digest. */
-export async function push(folder: string, host: string, repository: string, tag: string, architectures: string[]): Promise<string> {
+export async function push(folder: string, host: string, repository: string, tag: string, architectures: string[], files: string[] = []): Promise<string> {
   const manifests = [];
-  for (const architecture of architectures) manifests.push(await pushOne(folder, host, repository, architecture));
+  for (const architecture of architectures) manifests.push(await pushOne(folder, host, repository, architecture, files));
   const mediaType = "application/vnd.oci.image.index.v1+json";
   const { headers } = await sent(`http://${host}/v2/${repository}/manifests/${tag}`, "PUT", Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType, manifests })), mediaType);
   return headers.get("docker-content-digest")!;

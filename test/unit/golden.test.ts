@@ -1,5 +1,7 @@
 /** Every file that is rendered, whole. A change of one shows in the review of its golden file; `vitest run --project unit -u` writes them anew. */
+import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { parse } from "yaml";
 import { renderContainerdConfig } from "../../config/containerdToml.ts";
 import { renderConflist } from "../../config/conflist.ts";
 import { renderCoreDns } from "../../config/coredns.ts";
@@ -66,4 +68,12 @@ describe.each(Object.entries(stacks))("the %s stack's", (stack, input) => {
   it.each(Object.keys(files))("%s", async (file) => {
     await expect(files[file]).toMatchFileSnapshot(`golden/${stack}/${file}`);
   });
+});
+
+it("every key of the server's config file is one that k3s knows, by the table in docs/k3s.md", () => {
+  const known = [...readFileSync("docs/k3s.md", "utf8").matchAll(/^\| `([\w-]+)` \| pkg\//gm)].map(([, key]) => key);
+  const args = { labels: { a: "b" }, kubeletArgs: ["a=b"], apiServerArgs: ["a=b"], controllerManagerArgs: ["a=b"], schedulerArgs: ["a=b"] };
+  const config = parseStackConfig({ name: "all", node: args });
+  const rendered = [true, false].flatMap((agent) => Object.keys(parse(renderNodeConfig("all", "10.107.0.2", config.node, agent, ["traefik"]))));
+  expect([...new Set(rendered)].sort()).toEqual(known.sort());
 });

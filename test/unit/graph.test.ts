@@ -257,6 +257,23 @@ describe("an option changes the graph", () => {
     expect(ruled["containerd-apply"]!.inputs.stdin).toMatch(/BinaryName = "\/opt\/gvisor-k3s\/runc-wrapper-[0-9a-f]{12}\/runc-wrapper"/);
   });
 
+  it("k3s is downloaded beside the sandbox, and runs in the embedded server's place with its own addons off", async () => {
+    const k3s = await graph({ distribution: "k3s" });
+    expect(k3s["node-download"]!.inputs.create).toBe("k3s");
+    expect([...awaited(k3s, "node-download")]).toEqual([]);
+    expect(awaited(k3s, "node-server")).toContain("node-download");
+    expect(JSON.parse((k3s["node-server"]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS)).toMatchObject({ distribution: "k3s", server: expect.stringMatching(/^\/opt\/gvisor-k3s\/k3s-v1\.36\.4\+k3s1-\w+\/k3s$/), kubectl: expect.stringMatching(/gvisor-k3s-node$/) });
+    expect(k3s["node-server"]!.inputs.stdin).toContain("disable:\n  - coredns\n  - metrics-server\n  - servicelb\n  - traefik\n");
+    expect(Object.keys(await graph({ distribution: "k3s", k3s: { path: process.execPath } }))).not.toContain("node-download");
+  });
+
+  it("on a machine that is a sandbox itself no step has a runsc, and there is no egress", async () => {
+    const inside = await graph({ target: "inside" });
+    expect(inside["sandbox-process"]!.inputs).toMatchObject({ create: "inside", delete: "inside-remove" });
+    expect(JSON.stringify(inside)).not.toContain("runsc-");
+    expect(Object.keys(plain).filter((name) => !(name in inside)).sort()).toEqual(["egress", "egress-apply", "egress-build"]);
+  });
+
   it("a control plane alone has nothing that runs containers", async () => {
     const alone = await graph({ mode: "control-plane" });
     expect(Object.keys(alone).filter((name) => alone[name]!.type.startsWith("command:")).sort()).toEqual(["node-build", "node-kubeconfig", "node-server", "quirks-ask", "sandbox-build", "sandbox-process"]);

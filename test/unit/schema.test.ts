@@ -32,7 +32,7 @@ it("nothing but a name is needed", () => {
 describe("each bad input has its own message", () => {
   const whole = "a whole number from 1 to 65535 is allowed";
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
-  const options = "allowed here: name, mode, quirks, distribution, sandbox, runtime, containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
+  const options = "allowed here: name, mode, quirks, target, distribution, k3s, sandbox, runtime, containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
   const rules = "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
   const apart = "choose networks that share no address";
 
@@ -42,6 +42,7 @@ describe("each bad input has its own message", () => {
     [{ name: 5 }, "name = 5: a value of type string is allowed"],
     [{ name: "Dev_" }, 'name = "Dev_": up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last'],
     [{ bar: 1 }, `bar: there is no such option; ${options}`],
+    [{ target: "inside", sandbox: { runsc: "/opt/runsc" } }, 'sandbox.runsc = "/opt/runsc": a sandbox is made with it, and none is made with target: inside; leave it out'],
     [{ distribution: "k0s" }, 'distribution = "k0s": allowed: embedded, k3s'],
     [{ sandbox: null }, "sandbox = null: a value of type object is allowed"],
     [{ sandbox: { foo: 1 } }, "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, runsc"],
@@ -95,7 +96,9 @@ describe("each bad input has its own message", () => {
     [{ runtime: { name: "youki" } }, 'runtime.name = "youki": allowed: runc, crun'],
     [{ runtime: { name: "crun", patches: ["a"] } }, 'runtime.patches = ["a"]: only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches'],
     [{ runtime: { path: "/x", patches: ["a"] } }, 'runtime.patches = ["a"]: only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches'],
-    [{ distribution: "k3s" }, 'distribution = "k3s": the official release is not available in this version; use embedded'],
+    [{ k3s: { path: "/opt/k3s" } }, 'k3s.path = "/opt/k3s": it is for distribution: k3s; set that, or leave it out'],
+    [{ distribution: "k3s", k3s: { version: "1.36" } }, 'k3s.version = "1.36": a release\'s tag such as v1.36.4+k3s1 is allowed'],
+    [{ distribution: "k3s", k3s: { mirror: "ftp://mirror.example" } }, 'k3s.mirror = "ftp://mirror.example": an http or https address is allowed'],
     [{ sandbox: { subnet: "10.42.0.0/24" } }, `node.clusterCidr = "10.42.0.0/16": it overlaps sandbox.subnet (10.42.0.0/24); ${apart}`],
     [{ node: { serviceCidr: "10.42.128.0/20" } }, `node.serviceCidr = "10.42.128.0/20": it overlaps node.clusterCidr (10.42.0.0/16); ${apart}`],
     [{ sandbox: { subnet: "10.0.0.0/31" } }, 'sandbox.subnet = "10.0.0.0/31": a prefix from /24 to /30 is allowed'],
@@ -125,11 +128,12 @@ describe("each bad input has its own message", () => {
       `  - bar: there is no such option; ${options}`,
     ]);
     // And so are those that only show when the options are seen together.
-    expect(refusal({ name: "d", distribution: "k3s", sandbox: { subnet: "10.43.0.0/31", memory: "1Mi" } }).problems.map(({ option }) => option)).toEqual([
+    expect(refusal({ name: "d", distribution: "k3s", k3s: { path: "/a", airgap: "/b" }, sandbox: { subnet: "10.43.0.0/31", memory: "1Mi" } }).problems.map(({ option }) => option)).toEqual([
       "node.serviceCidr",
       "sandbox.subnet",
       "sandbox.memory",
-      "distribution",
+      "k3s.airgap",
+      "k3s.path",
     ]);
   });
 });

@@ -1,0 +1,90 @@
+/**
+ * The official release's way: downloaded, started by its own command line, awaited by the API server's word. k3s cannot be had where this was
+ * built, so the release that a server on loopback offers is a script that starts the embedded server, which reads the same config file.
+ */
+import { createHash } from "node:crypto";
+import { createServer, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { existsSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { stringify } from "yaml";
+import { k3sFolder, releaseFiles } from "../../toolchain/k3sRelease.ts";
+import { changes, cli, inside, kubectl, open, ownHome, removeHome } from "./harness.ts";
+
+const home = await ownHome();
+const name = "e2e-r";
+const [older, newer] = ["v1.37.1+k3s900", "v1.37.1+k3s901"];
+const { binary, sums } = releaseFiles();
+/** What k3s writes for its kube-proxy, which the embedded server writes elsewhere; and its version on standard error. */
+const release = (version: string) => `#!/bin/sh
+mkdir -p /var/lib/rancher/k3s/agent
+ln -sf ../server/cred/kube-proxy.kubeconfig /var/lib/rancher/k3s/agent/kubeproxy.kubeconfig
+echo "this is ${version}" >&2
+exec /usr/local/bin/gvisor-k3s-node "$@"
+`;
+const manifest = join(home, "settings.yaml");
+const settings = (...names: string[]) => writeFileSync(manifest, names.map((map) => stringify({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: map, namespace: "default" }, data: { a: "b" } })).join("---\n"));
+let server: Server;
+let options: { distribution: "k3s"; k3s: { version: string; mirror: string }; manifests: string[] };
+
+beforeAll(async () => {
+  for (const version of [older, newer]) rmSync(k3sFolder({ version }), { recursive: true, force: true }); // of an earlier run
+  server = createServer((request, response) => {
+    const [version, file] = request.url!.split("/").slice(-2).map(decodeURIComponent) as [string, string];
+    const content = release(version);
+    if (file === binary) response.end(content);
+    else if (file === sums) response.end(`${createHash("sha256").update(content).digest("hex")}  ${binary}\n`);
+    else response.writeHead(404).end();
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  options = { distribution: "k3s", k3s: { version: older, mirror: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }, manifests: [manifest] };
+});
+
+afterAll(async () => {
+  server.close();
+  if (process.env.KEEP) return;
+  await cli("destroy", name);
+  for (const version of [older, newer]) rmSync(k3sFolder({ version }), { recursive: true, force: true });
+  removeHome(home);
+});
+
+it("is downloaded, and brings a pod to Running with the same containerd, network, proxy and DNS", async () => {
+  settings("one", "two");
+  const { outputs } = await (await open(name, options)).up();
+  expect(outputs.testPod!.value).toMatchObject({ phase: "Running" });
+  expect(existsSync(join(k3sFolder({ version: older }), "k3s"))).toBe(true);
+  expect(await inside(name, "/bin/cat", "/var/log/gvisor-k3s/server.log")).toContain(`this is ${older}`);
+  expect(await kubectl(name, "exec", "testpod", "--", "/testpod", "get", "https://kubernetes.default.svc/version")).toContain("gitVersion");
+  expect((await changes(async (run) => await (await open(name, options)).up(run))).changed).toEqual({});
+});
+
+it("has the kubelet settings that gVisor asks for, over the server's own", async () => {
+  const { kubeletconfig } = JSON.parse(await kubectl(name, "get", "--raw", `/api/v1/nodes/${name}/proxy/configz`));
+  expect(kubeletconfig).toMatchObject({ failCgroupV1: false, cgroupsPerQOS: false, enforceNodeAllocatable: ["none"], evictionHard: { "memory.available": "100Mi" }, cgroupDriver: "cgroupfs" });
+});
+
+it("of another version is one restart of the server, which pods survive", async () => {
+  const uid = () => kubectl(name, "get", "pod", "testpod", "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].restartCount}");
+  const before = await uid();
+  const { changed } = await changes(async (run) => await (await open(name, { ...options, k3s: { ...options.k3s, version: newer } })).up(run));
+  expect({ ...changed, update: changed.update!.sort() }).toEqual({ update: ["network-apply", "node-download", "node-server"] });
+  expect(await inside(name, "/bin/cat", "/var/log/gvisor-k3s/server.log")).toContain(`this is ${newer}`);
+  expect(await uid()).toBe(before);
+});
+
+it("has manifests applied, and what left one is deleted", async () => {
+  settings("two", "three");
+  options = { ...options, k3s: { ...options.k3s, version: newer } };
+  await (await open(name, options)).up();
+  const names = async () => (await kubectl(name, "get", "configmaps", "-o=name")).split("\n").filter((map) => !map.includes("kube-root-ca"));
+  expect(await names()).toEqual(["configmap/three", "configmap/two"]);
+  await (await open(name, { ...options, manifests: [] })).up();
+  expect(await names()).toEqual([]);
+});
+
+it("that is not there fails with the address and what to do, and the cluster goes on", async () => {
+  server.removeAllListeners("request").on("request", (_, response) => response.writeHead(404).end());
+  await expect((await open(name, { ...options, k3s: { ...options.k3s, version: "v1.37.9+k3s1" } })).up()).rejects.toThrow(/v1\.37\.9%2Bk3s1\/sha256sum-\w+\.txt cannot be downloaded .*404.*see https:/s);
+  expect(await kubectl(name, "get", "pod", "testpod", "-o=jsonpath={.status.phase}")).toBe("Running");
+});
