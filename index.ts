@@ -17,25 +17,40 @@ import { RuntimeWrapper } from "./components/runtimeWrapper.ts";
 import { Sandbox } from "./components/sandbox.ts";
 import { ServiceProxy } from "./components/serviceProxy.ts";
 import { TestPod } from "./components/testPod.ts";
+import { externalKubeconfig } from "./config/external.ts";
 import { InputError } from "./config/problems.ts";
+import type { QuirkId } from "./config/quirks.ts";
 import { CRUN, manifestName, needsEgress, parseStackConfig, type StackConfig } from "./config/schema.ts";
 import { readStackConfig } from "./config/stackConfig.ts";
 import { preflight } from "./steps/preflight.ts";
 
 const config = checkedConfig();
 
-// Each part's commands depend on the parts that it is given. The parts themselves do not: their builds would wait for the sandbox.
-const hasEgress = needsEgress(config);
-const sandbox = new Sandbox("sandbox", { ...config, egress: hasEgress });
-const egress = hasEgress ? new Egress("egress", { sandbox, clusterCidr: config.node.clusterCidr }) : undefined;
-const probe = new QuirkProbe("quirks", { sandbox, mode: config.mode, quirks: config.quirks });
-const containerd = config.mode === "node" ? containerRuntime() : undefined;
-const node = new K3sNode("node", { ...config, sandbox, containerd });
-const pod = containerd ? workloads() : undefined;
-if (!containerd) for (const [manifest, content] of manifests()) new Manifest(`manifest-${manifest}`, { sandbox, node, manifest, content, after: [] });
+const cluster = config.mode === "external" ? external() : sandboxed();
+
+/** A cluster that is there already, of which nothing is changed. */
+function external(): Cluster {
+  const kubeconfig = pulumi.secret(externalKubeconfig(config.external));
+  const pod = config.pod.enabled ? new TestPod("testpod", { kubeconfig, pod: config.pod }) : undefined;
+  return { kubeconfig, kubeconfigPath: config.external.kubeconfig!, pod };
+}
+
+/** A cluster of one node in a sandbox. */
+function sandboxed(): Cluster {
+  // Each part's commands depend on the parts that it is given. The parts themselves do not: their builds would wait for the sandbox.
+  const hasEgress = needsEgress(config);
+  const sandbox = new Sandbox("sandbox", { ...config, egress: hasEgress });
+  const egress = hasEgress ? new Egress("egress", { sandbox, clusterCidr: config.node.clusterCidr }) : undefined;
+  const probe = new QuirkProbe("quirks", { sandbox, mode: config.mode, quirks: config.quirks });
+  const containerd = config.mode === "node" ? containerRuntime(sandbox, probe) : undefined;
+  const node = new K3sNode("node", { ...config, sandbox, containerd });
+  const pod = containerd ? workloads(sandbox, egress, node) : undefined;
+  if (!containerd) for (const [manifest, content] of manifests()) new Manifest(`manifest-${manifest}`, { sandbox, node, manifest, content, after: [] });
+  return { address: sandbox.address, quirks: probe.found, kubeconfig: node.kubeconfig, kubeconfigPath: node.kubeconfigPath, pod };
+}
 
 /** What runs containers; a control plane alone has none of it. */
-function containerRuntime(): ContainerdConfig {
+function containerRuntime(sandbox: Sandbox, probe: QuirkProbe): ContainerdConfig {
   const { name, path, patches, rules } = config.runtime;
   const facade = new KernelFacade("facade", { sandbox, probe });
   const binary = name === "crun" ? new Crun("crun", { probe, path: path ?? CRUN }) : new PatchedRunc("runc", { probe, path, patches });
@@ -45,7 +60,7 @@ function containerRuntime(): ContainerdConfig {
 }
 
 /** What pods take, and what runs in pods. */
-function workloads(): TestPod | undefined {
+function workloads(sandbox: Sandbox, egress: Egress | undefined, node: K3sNode): TestPod | undefined {
   const network = new PodNetwork("network", { sandbox, node, network: config.network, clusterCidr: config.node.clusterCidr });
   const images = new Images("images", { sandbox, node, archives: config.images });
   const proxy = new ServiceProxy("proxy", { sandbox, node, link: config.network.bridge });
@@ -75,13 +90,22 @@ function checkedConfig(): StackConfig {
   }
 }
 
-/** The node's address, which the host reaches. */
-export const address = sandbox.address;
+/** What the stack's outputs are made of. */
+interface Cluster {
+  address?: string;
+  quirks?: pulumi.Output<QuirkId[]>;
+  kubeconfig: pulumi.Output<string>;
+  kubeconfigPath: string;
+  pod: TestPod | undefined;
+}
+
+/** The node's address, which the host reaches; an external cluster has none. */
+export const { address } = cluster;
 /** The ids of what the sandbox's gVisor lacks; the option `quirks` takes them. */
-export const quirks = probe.found;
+export const { quirks } = cluster;
 /** The kubeconfig's file. */
-export const kubeconfigPath = node.kubeconfigPath;
+export const { kubeconfigPath } = cluster;
 /** The kubeconfig itself, a secret. */
-export const kubeconfig = node.kubeconfig;
+export const { kubeconfig } = cluster;
 /** The test pod: its name, its phase, and what it printed. */
-export const testPod = pod && { name: pod.podName, phase: pod.phase, logs: pod.logs };
+export const testPod = cluster.pod && { name: cluster.pod.podName, phase: cluster.pod.phase, logs: cluster.pod.logs };

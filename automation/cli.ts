@@ -41,7 +41,7 @@ async function up(): Promise<void> {
   const pod = outputs.testPod?.value as { name: string; phase: string; logs: string } | undefined;
   const kubeconfig = outputs.kubeconfigPath?.value as string;
   console.log(`\nresources   ${changes.join(", ")}\n${stages.table()}`);
-  console.log(`quirks      ${(outputs.quirks!.value as string[]).join(", ") || "none"}`);
+  if (outputs.quirks) console.log(`quirks      ${(outputs.quirks.value as string[]).join(", ") || "none"}`);
   if (pod) console.log(`pod         ${pod.name}\nphase       ${pod.phase}\nlog         ${pod.logs.split("\n")[0]}`);
   console.log(`kubeconfig  ${kubeconfig}\nall         ${elapsed(started)}\n\nnext:\n  export KUBECONFIG=${kubeconfig}\n  kubectl get pods -A\n  make destroy${stackName === "dev" ? "" : ` STACK=${stackName}`}`);
 }

@@ -55,9 +55,15 @@ export const stackSchema = z.strictObject({
     .regex(/^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$/, "up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last")
     .describe("The sandbox's name, one per machine; also the node's name. Default: the stack's name. Changing it replaces the sandbox, and the cluster in it is lost."),
   mode: z
-    .enum(["node", "control-plane"])
+    .enum(["node", "control-plane", "external"])
     .default("node")
-    .describe("`node` runs pods. `control-plane` is the API server, the controllers and the scheduler alone: for Helm, RBAC, CRDs, admission and server-side dry runs; pods stay Pending. Changing it replaces the sandbox, and the cluster in it is lost."),
+    .describe("`node` runs pods. `control-plane` is the API server, the controllers and the scheduler alone: for Helm, RBAC, CRDs, admission and server-side dry runs; pods stay Pending. `external` is a cluster that is there already (see `external`): nothing is installed, and the outputs and the test pod are the same. Changing it replaces the sandbox, and the cluster in it is lost."),
+  external: z
+    .strictObject({
+      kubeconfig: absolutePath.optional().describe("The kubeconfig of a cluster that is there already: k3d's, kind's, a cloud's, another stack's."),
+      context: z.string().min(1, "a context's name is allowed").optional().describe("Which of its contexts is taken. Default: its current one."),
+    })
+    .prefault({}),
   quirks: z
     .union([z.literal("auto"), z.array(z.string())])
     .default("auto")
@@ -274,7 +280,7 @@ export function defaultSubnet(name: string): string {
 
 type Complete = Omit<z.output<typeof stackSchema>, "quirks"> & { quirks: "auto" | QuirkId[]; sandbox: { subnet: string }; node: { clusterDns: string } };
 
-function crossChecks({ target, mode, quirks, sandbox, runtime, node, containerd, distribution, k3s, manifests }: Complete): Problem[] {
+function crossChecks({ target, mode, external, pod, images, quirks, sandbox, runtime, node, containerd, distribution, k3s, manifests }: Complete): Problem[] {
   const problems: Problem[] = quirkProblems(quirks, mode);
   const named = { "sandbox.subnet": sandbox.subnet, "node.clusterCidr": node.clusterCidr, "node.serviceCidr": node.serviceCidr };
   const networks = Object.entries(named).map(([option, text]) => ({ option, ...parseNetwork(text)! }));
@@ -309,6 +315,15 @@ function crossChecks({ target, mode, quirks, sandbox, runtime, node, containerd,
     const addon = Object.entries(addonManifests).find(([, manifest]) => manifest === name)?.[0];
     const twin = addon !== undefined ? `addons.${addon}` : manifests.slice(0, i).find((other) => manifestName(other) === name);
     if (twin !== undefined) problems.push({ option: "manifests", value: path, message: `its name, ${name}, is that of ${twin} too; rename the file` });
+  }
+  if (mode === "external") {
+    if (external.kubeconfig === undefined) problems.push({ option: "external.kubeconfig", value: undefined, message: "mode: external needs the kubeconfig of the cluster" });
+    if (pod.enabled && pod.image === undefined) problems.push({ option: "pod.image", value: undefined, message: "with mode: external an image is needed that the cluster has or can pull; or set pod.enabled to false" });
+    for (const [option, value] of Object.entries({ manifests, images })) {
+      if (value.length > 0) problems.push({ option, value, message: "nothing is installed with mode: external; leave it out" });
+    }
+  } else if (external.kubeconfig !== undefined) {
+    problems.push({ option: "external.kubeconfig", value: external.kubeconfig, message: "it is for mode: external; set that, or leave it out" });
   }
   const sources = (["mirror", "airgap", "path"] as const).filter((source) => k3s[source] !== undefined);
   for (const source of sources) {

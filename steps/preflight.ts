@@ -4,6 +4,7 @@ import { arch, networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { list } from "tar";
 import { parseAllDocuments } from "yaml";
+import { kubeconfigProblems } from "../config/external.ts";
 import { overlap, parseNetwork } from "../config/network.ts";
 import { sandboxPaths } from "../config/paths.ts";
 import { type Problem, refuse } from "../config/problems.ts";
@@ -20,6 +21,10 @@ import { readRecord } from "./record.ts";
  * @throws InputError that lists every problem at once
  */
 export function preflight(config: StackConfig): void {
+  if (config.mode === "external") {
+    refuse(kubeconfigProblems(config.external));
+    return;
+  }
   const problems: Problem[] = [];
   if (process.getuid?.() !== 0) problems.push({ option: "user", value: process.getuid?.(), message: "root is needed to make network namespaces and sandboxes; run it with sudo" });
   const known = knownPatches("runc");

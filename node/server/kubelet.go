@@ -33,6 +33,9 @@ func (c *components) kubelet(ctx context.Context) error {
 		"kubeconfig":        c.pki.kubeconfig("kubelet"),
 		"hostname-override": c.config.NodeName,
 		"node-ip":           c.config.NodeIP,
+		// Without a main config file the kubelet begins with the defaults of its flags, and a zero is left out of a drop-in: it would answer
+		// anybody on 10255.
+		"read-only-port": "0",
 	}
 	if len(c.config.NodeLabels) > 0 {
 		flags["node-labels"] = strings.Join(c.config.NodeLabels, ",")

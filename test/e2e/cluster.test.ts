@@ -155,13 +155,14 @@ describe("a Service", () => {
   });
 
   it("whose node port somebody else has says so", async () => {
-    const listener = inside(name, "/bin/nc", "-l", "-p", "30099").catch(() => undefined);
+    const { address } = await (await open(name, options)).outputs();
+    const listener = inside(name, "/bin/httpd", "-f", "-p", `${address!.value}:30099`).catch(() => undefined);
     await waitFor("the port is taken", 20, async () => (await inside(name, "/bin/netstat", "-ltn")).includes(":30099 ") || undefined);
     await kubectlProcess(name, ["apply", "-f", "-"], { input: JSON.stringify(service("taken", { type: "NodePort", ports: [{ port: 80, targetPort: 8080, nodePort: 30099 }] })) });
     const told = () => kubectl(name, "get", "events", "--field-selector=involvedObject.name=taken", "-o=jsonpath={.items[*].message}");
-    await waitFor("the Service tells", 20, async () => /:30099.* cannot be listened on: .*address already in use; end the program that has it, or choose another port/.test(await told()) || undefined, told);
+    await waitFor("the Service tells", 20, async () => /:30099.*cannot be listened on: .*address already in use; end the program that has it, or choose another port/.test(await told()) || undefined, told);
     await kubectl(name, "delete", "service", "taken");
-    await inside(name, "/bin/killall", "nc");
+    await inside(name, "/bin/killall", "httpd");
     await listener;
   });
 });
@@ -265,8 +266,9 @@ describe("a claim", () => {
   });
 
   it("has its data after the sandbox was killed with 30 pods in it, which all come back, and Services and names work", { timeout: 600_000 }, async () => {
-    await kubectl(name, "scale", "deploy/web", "--replicas=30");
-    await kubectlProcess(name, ["rollout", "status", "deploy/web", "--timeout=180s"], { timeout: 200_000 });
+    // The server applies manifests anew when it starts, so the number has to be the manifest's.
+    writeManifest(deployment(30), ...everything.slice(1));
+    await (await open(name, options)).up();
     const containers = async () => new Map((await kubectl(name, "get", "pods", "-l=app=web", "-o=jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].ready}{\"\\n\"}{end}")).split("\n").map((line) => line.split(" ")).map(([pod, id, ready]) => [pod, ready === "true" ? id : undefined]));
     const before = await containers();
     expect(before.size).toBe(30);
@@ -282,7 +284,8 @@ describe("a claim", () => {
     );
     await waitFor("the data is read", 60, async () => (await kubectl(name, "exec", "reader", "--", "cat", "/data/file").catch(() => "")) === "written" || undefined);
     await waitFor("the Service answers by its name", 60, async () => (await inPod("get", "http://web").catch(() => undefined)) !== undefined || undefined);
-    await kubectl(name, "scale", "deploy/web", "--replicas=2");
+    writeManifest(...everything);
+    await (await open(name, options)).up();
   });
 
   it("takes its data along when it is deleted", async () => {

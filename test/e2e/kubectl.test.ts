@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { sandboxPaths } from "../../config/paths.ts";
 import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder } from "../../toolchain/artifacts.ts";
-import { cli, kubectl, kubectlProcess, open, ownHome, removeHome, shellImage } from "./harness.ts";
+import { changes, cli, kubectl, kubectlProcess, open, ownHome, removeHome, shellImage } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-k";
@@ -102,6 +102,21 @@ describe("workloads", () => {
     await kubectl(name, "wait", "job/tock", "--for=condition=Complete", "--timeout=60s");
     expect(await kubectl(name, "logs", "job/tock", "-c", "main")).toBe("prepared\ndone");
   });
+});
+
+it("another stack has this cluster as an external one: the same outputs and test pod, and nothing is installed or taken away", async () => {
+  const [other, before] = ["e2e-x", await kubectl(name, "get", "all", "--namespace=kube-system", "-o=name")];
+  const external = { mode: "external" as const, external: { kubeconfig: sandboxPaths(name).kubeconfig }, pod: { image, args: ["/bin/sleep", "infinity"] } };
+  const { outputs } = await (await open(other, external)).up();
+  expect(outputs.testPod!.value).toMatchObject({ name: "testpod", phase: "Running" });
+  expect(outputs.kubeconfigPath!.value).toBe(sandboxPaths(name).kubeconfig);
+  expect(outputs.kubeconfig!.secret).toBe(true);
+  expect((await changes(async (run) => await (await open(other, external)).up(run))).changed).toEqual({});
+  await expect(async () => await (await open(other, { ...external, external: { ...external.external, context: "elsewhere" } })).up()).rejects.toThrow(/external\.context = "elsewhere": there is no such context in the kubeconfig; there are: e2e-k/);
+  const { exitCode, all } = await cli("destroy", other);
+  expect(exitCode, all).toBe(0);
+  await expect(kubectl(name, "get", "pod", "testpod")).rejects.toThrow(/not found/);
+  expect(await kubectl(name, "get", "all", "--namespace=kube-system", "-o=name")).toBe(before);
 });
 
 describe("kubectl top", () => {

@@ -32,7 +32,7 @@ it("nothing but a name is needed", () => {
 describe("each bad input has its own message", () => {
   const whole = "a whole number from 1 to 65535 is allowed";
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
-  const options = "allowed here: name, mode, quirks, target, distribution, k3s, sandbox, runtime, containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
+  const options = "allowed here: name, mode, external, quirks, target, distribution, k3s, sandbox, runtime, containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
   const rules = "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
   const apart = "choose networks that share no address";
 
@@ -43,6 +43,10 @@ describe("each bad input has its own message", () => {
     [{ name: "Dev_" }, 'name = "Dev_": up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last'],
     [{ bar: 1 }, `bar: there is no such option; ${options}`],
     [{ target: "inside", sandbox: { runsc: "/opt/runsc" } }, 'sandbox.runsc = "/opt/runsc": a sandbox is made with it, and none is made with target: inside; leave it out'],
+    [{ mode: "external", pod: { enabled: false } }, "external.kubeconfig: mode: external needs the kubeconfig of the cluster"],
+    [{ mode: "external", external: { kubeconfig: "/k" } }, "pod.image: with mode: external an image is needed that the cluster has or can pull; or set pod.enabled to false"],
+    [{ mode: "external", external: { kubeconfig: "/k" }, pod: { enabled: false }, images: ["/a.tar"] }, 'images = ["/a.tar"]: nothing is installed with mode: external; leave it out'],
+    [{ external: { kubeconfig: "/k" } }, 'external.kubeconfig = "/k": it is for mode: external; set that, or leave it out'],
     [{ distribution: "k0s" }, 'distribution = "k0s": allowed: embedded, k3s'],
     [{ sandbox: null }, "sandbox = null: a value of type object is allowed"],
     [{ sandbox: { foo: 1 } }, "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, runsc"],
@@ -88,7 +92,7 @@ describe("each bad input has its own message", () => {
     [{ pod: { namespace: "-x" } }, 'pod.namespace = "-x": up to 63 lower-case letters, digits and dashes are allowed, no dash at either end'],
     [{ pod: { image: "nginx" } }, 'pod.image = "nginx": a full image name with registry and tag or digest is allowed, such as registry.example/team/app:1.2'],
     // against each other
-    [{ mode: "external" }, 'mode = "external": allowed: node, control-plane'],
+    [{ mode: "agent" }, 'mode = "agent": allowed: node, control-plane, external'],
     [{ quirks: "rshared" }, 'quirks = "rshared": auto, or a list of quirk ids, is allowed'],
     [{ quirks: ["setns"] }, `quirks = "setns": there is no such quirk; auto is allowed, or a list of ${probedQuirks.join(", ")}`],
     [{ quirks: ["machine-id"] }, `quirks = "machine-id": there is no such quirk; auto is allowed, or a list of ${probedQuirks.join(", ")}`],

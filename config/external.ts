@@ -1,0 +1,44 @@
+import { readFileSync } from "node:fs";
+import { dirname, resolve } from "node:path";
+import { parseDocument } from "yaml";
+import type { Problem } from "./problems.ts";
+import type { StackConfig } from "./schema.ts";
+
+/** Fields of a kubeconfig that are paths, which it may give from its own folder. */
+const FILES = [
+  ["clusters", "cluster", "certificate-authority"],
+  ["users", "user", "client-certificate"],
+  ["users", "user", "client-key"],
+  ["users", "user", "tokenFile"],
+] as const;
+
+/** A cluster's kubeconfig with the context that is asked for as its current one, and with whole paths: it is used from elsewhere. */
+export function externalKubeconfig({ kubeconfig: file, context }: StackConfig["external"]): string {
+  const document = parseDocument(readFileSync(file!, "utf8"));
+  if (context !== undefined) document.set("current-context", context);
+  for (const [list, inner, field] of FILES) {
+    const entries = (document.toJS() as Record<string, unknown[]>)[list] ?? [];
+    for (const index of entries.keys()) {
+      const path = document.getIn([list, index, inner, field]);
+      if (typeof path === "string") document.setIn([list, index, inner, field], resolve(dirname(file!), path));
+    }
+  }
+  return document.toString();
+}
+
+/** What is wrong with a kubeconfig, as far as the file tells. */
+export function kubeconfigProblems({ kubeconfig: file, context }: StackConfig["external"]): Problem[] {
+  const problem = (message: string): Problem[] => [{ option: "external.kubeconfig", value: file, message }];
+  let config: { contexts?: { name: string }[]; "current-context"?: string } | null;
+  try {
+    config = parseDocument(readFileSync(file!, "utf8"), { prettyErrors: false }).toJS() as typeof config;
+  } catch (error) {
+    return problem((error as NodeJS.ErrnoException).code === "ENOENT" ? "there is no such file" : `it cannot be read (${(error as Error).message})`);
+  }
+  const contexts = (typeof config === "object" ? (config?.contexts ?? []) : []).map(({ name }) => name);
+  if (contexts.length === 0) return problem("it is no kubeconfig, or has no context in it");
+  const wanted = context ?? config?.["current-context"];
+  if (wanted !== undefined && contexts.includes(wanted)) return [];
+  const option = context === undefined ? { option: "external.kubeconfig", value: file } : { option: "external.context", value: context };
+  return [{ ...option, message: `${context === undefined ? "it has no current context; set external.context" : "there is no such context in the kubeconfig"}; there are: ${contexts.join(", ")}` }];
+}
