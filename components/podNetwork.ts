@@ -1,6 +1,7 @@
 import * as pulumi from "@pulumi/pulumi";
 import { renderConflist } from "../config/conflist.ts";
 import type { StackConfig } from "../config/schema.ts";
+import { repairsOf } from "../steps/files.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import type { Sandbox } from "./sandbox.ts";
 import { step } from "./step.ts";
@@ -19,7 +20,7 @@ export class PodNetwork extends pulumi.ComponentResource {
     const { sandbox, node } = args;
     step(
       `${name}-apply`,
-      { step: "network", params: { ...sandbox.ref, ...node.program }, content: renderConflist(args.network, args.clusterCidr, sandbox.address), incarnation: sandbox.incarnation },
+      { step: "network", params: { ...sandbox.ref, ...node.program }, content: renderConflist(args.network, args.clusterCidr, sandbox.address), incarnation: sandbox.incarnation, repairs: repairsOf(sandbox.ref, "network") },
       sandbox.inside(this, node),
     );
     this.registerOutputs();

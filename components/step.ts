@@ -13,6 +13,8 @@ export interface StepArgs<S extends StepName> {
   undo?: StepName;
   /** Which start of the sandbox this is done for; another one has it done again. */
   incarnation?: number;
+  /** How often the files that it writes were found edited; see `repairsOf`. */
+  repairs?: number;
   /** The output is a secret and shown nowhere. */
   secretOutput?: boolean;
   /** Inputs whose change replaces what the step has made; leave it out wherever an update in place does. */
@@ -33,6 +35,7 @@ export function step<S extends StepName>(name: string, args: StepArgs<S>, option
       environment: {
         STEP_PARAMS: pulumi.jsonStringify(args.params),
         ...(args.incarnation === undefined ? {} : { SANDBOX_INCARNATION: String(args.incarnation) }),
+        ...(args.repairs ? { STEP_REPAIRS: String(args.repairs) } : {}),
       },
       ...(args.content === undefined ? {} : { stdin: args.content }),
       ...(args.secretOutput ? { logging: "none" as const } : {}),

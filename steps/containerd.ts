@@ -1,8 +1,9 @@
-import { mkdir, writeFile } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { dirname } from "node:path";
 import { SANDBOX_PATH } from "../config/ociSpec.ts";
 import { hostPath, inSandbox } from "../config/paths.ts";
 import { pathInSandbox } from "../toolchain/artifacts.ts";
+import { repairsNow, writeOwnFiles } from "./files.ts";
 import { worked } from "./run.ts";
 import { execIn, type SandboxRef } from "./sandbox.ts";
 import { ensureService, serviceAnswers } from "./service.ts";
@@ -26,15 +27,16 @@ export const ctr = () => pathInSandbox({ name: "containerd" }, "ctr");
  * @throws Error with the end of containerd's log if it does not answer or its CRI plugin did not load
  */
 export async function ensureContainerd(params: ContainerdParams, config: string): Promise<void> {
-  const [file, secrets, registries, cniConfig] = [inSandbox.containerdConfig, inSandbox.containerdCredentials, inSandbox.registries, inSandbox.cniConfig].map((path) => hostPath(params, path)) as [string, string, string, string];
-  for (const folder of [dirname(file), dirname(secrets), registries, cniConfig]) await mkdir(folder, { recursive: true, mode: 0o755 });
-  await writeFile(file, config);
+  for (const folder of [inSandbox.registries, inSandbox.cniConfig]) await mkdir(hostPath(params, folder), { recursive: true, mode: 0o755 });
   const credentials = params.credentials ?? "version = 3\n";
-  await writeFile(secrets, credentials, { mode: 0o600 });
+  await writeOwnFiles(params, "containerd", [
+    { path: inSandbox.containerdConfig, content: config, mode: 0o644 },
+    { path: inSandbox.containerdCredentials, content: credentials, mode: 0o600 },
+  ]);
   const command = [params.containerd, "--config", inSandbox.containerdConfig];
   // First on PATH, so that a shim of another version is never taken.
   const path = `PATH=${[dirname(params.shim), SANDBOX_PATH].join(":")}`;
-  const state = await ensureService(params, { name: "containerd", command, env: [path, ...params.env], config: config + credentials, stopSeconds: 10 });
+  const state = await ensureService(params, { name: "containerd", command, env: [path, ...params.env], config: `${config}${credentials}${repairsNow()}`, stopSeconds: 10 });
   const plugins = await serviceAnswers(params, "containerd", 60, () =>
     // ctr waits by itself for a socket that is about to appear.
     worked(execIn(params, [ctr(), "--connect-timeout=2s", "plugins", "list"], { timeout: 20_000 })),

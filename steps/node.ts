@@ -1,13 +1,13 @@
-import { mkdir, readFile, writeFile } from "node:fs/promises";
-import { dirname } from "node:path";
+import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { conflistPath } from "../config/conflist.ts";
 import { renderKubeletConfig } from "../config/nodeYaml.ts";
 import { hostPath, inSandbox } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { pathOnHost } from "../toolchain/artifacts.ts";
+import { repairsNow, writeOwnFiles } from "./files.ts";
 import { CommandError, lastLines, run, worked } from "./run.ts";
-import { execIn, initIn, type SandboxRef } from "./sandbox.ts";
+import { execIn, type SandboxRef } from "./sandbox.ts";
 import { ensureService, type ServiceState, serviceAnswers } from "./service.ts";
 
 export interface ServerParams extends SandboxRef {
@@ -27,17 +27,11 @@ const PATIENCE = 180;
  * service account is there. The node becomes Ready when it has a network; see {@link ensureNetwork}.
  */
 export async function ensureServer(params: ServerParams, config: string): Promise<void> {
-  const file = hostPath(params, inSandbox.nodeConfig);
-  await mkdir(dirname(file), { recursive: true, mode: 0o755 });
-  await writeFile(file, config, { mode: 0o600 });
   const command = (verb: string) => [params.server, verb, "--config", inSandbox.nodeConfig];
   const official = params.distribution === "k3s";
-  if (official) {
-    const settings = hostPath(params, `${inSandbox.nodeData}/agent/etc/kubelet.conf.d/10-gvisor-k3s.conf`);
-    await mkdir(dirname(settings), { recursive: true, mode: 0o700 });
-    await writeFile(settings, renderKubeletConfig(), { mode: 0o600 });
-  }
-  const state = await ensureService(params, { name: "server", command: command("server"), ...(official ? {} : { check: command("check") }), config, stopSeconds: 15 });
+  const kubelet = { path: `${inSandbox.nodeData}/agent/etc/kubelet.conf.d/10-gvisor-k3s.conf`, content: renderKubeletConfig(), mode: 0o600 };
+  await writeOwnFiles(params, "server", [{ path: inSandbox.nodeConfig, content: config, mode: 0o600 }, ...(official ? [kubelet] : [])]);
+  const state = await ensureService(params, { name: "server", command: command("server"), ...(official ? {} : { check: command("check") }), config: `${config}${repairsNow()}`, stopSeconds: 15 });
   await reached(params, "defaultServiceAccount", state);
 }
 
@@ -48,7 +42,7 @@ export async function printKubeconfig(params: SandboxRef): Promise<string> {
 
 /** Writes the CNI conflist (standard input) from within the sandbox, where containerd watches for it, and waits until the node is Ready. */
 export async function ensureNetwork(params: ServerParams, conflist: string): Promise<void> {
-  await initIn(params, ["write", conflistPath, "644"], { input: conflist });
+  await writeOwnFiles(params, "network", [{ path: conflistPath, content: conflist, mode: 0o644, watched: true }]);
   await reached(params, "nodeReady");
 }
 
