@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aa
 
 GO_MODULES := node/init node/egress node/wrapper node/images node/cni toolchain/plugins
 
-.PHONY: help bootstrap build up preview destroy doctor bench growth conformance check unit go-test e2e runtimes docs test
+.PHONY: help bootstrap build up preview destroy status doctor bench growth conformance check unit go-test e2e runtimes docs test
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -24,6 +24,9 @@ preview: build ## show what `make up` would change
 
 destroy: bootstrap ## remove the sandbox, the node, and everything of them
 	@node automation/cli.ts destroy $(STACK)
+
+status: bootstrap ## tell how the sandbox and the node are, and what was edited by hand
+	@node automation/cli.ts status $(STACK)
 
 doctor: bootstrap ## tell what a sandbox can do, before anything is installed in it
 	@node automation/cli.ts doctor $(STACK)

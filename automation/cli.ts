@@ -1,151 +1,263 @@
+#!/usr/bin/env node
 /**
- * `node automation/cli.ts up|preview|destroy|doctor [STACK] [--json]`: runs Pulumi on a stack, `dev` by default, and tells how far it is; `doctor`
- * tells what its sandbox can do. `import STACK ARCHIVE…` brings images into a stack's node that runs. Exit codes: 0 done, and for `doctor` that pods can run; 1 an error; 2 a wrong command line; 3 (`doctor`)
- * that only a control plane can run.
+ * The command `gvisor-k3s`, which `make` calls too. Exit codes: 0 done; 1 an error; 2 a wrong command line; 3 not as it could be: `doctor` found
+ * that only a control plane can run, `status` that something is wrong. `kubectl` and `exec` end as what they run.
  */
 import "./compileCache.ts";
-import { existsSync } from "node:fs";
-import { rm, rmdir } from "node:fs/promises";
-import { join, resolve } from "node:path";
-import { parseArgs } from "node:util";
-import { CommandError, type EngineEvent } from "@pulumi/pulumi/automation/index.js";
-import { homeFolder, sandboxPaths } from "../config/paths.ts";
-import { InputError, refuse } from "../config/problems.ts";
-import { importImages } from "../steps/images.ts";
-import { archiveProblem } from "../steps/preflight.ts";
-import { removeDeadTrials } from "../steps/probe.ts";
-import { isAlive, readRecord } from "../steps/record.ts";
-import { artifactFolder, fileDigest } from "../toolchain/artifacts.ts";
-import { asTable, doctor as examine } from "./doctor.ts";
-import { checkStackConfig, openStack } from "./workspace.ts";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import tab from "@bomb.sh/tab/commander";
+import { Argument, Command, CommanderError, Option } from "commander";
+import { execa } from "execa";
+import { InputError } from "../config/problems.ts";
+import { Progress, seconds } from "./progress.ts";
 
-const commands = { up, preview, destroy, doctor, import: importArchives };
+/** Modules that not every command needs are loaded by those that do: Pulumi's alone are most of a start. */
+const load = {
+  cluster: () => import("./cluster.ts"),
+  workspace: () => import("./workspace.ts"),
+  status: () => import("./status.ts"),
+  changes: () => import("./changes.ts"),
+  kubeconfig: () => import("./kubeconfig.ts"),
+};
 
-const { positionals, values } = parseArgs({ allowPositionals: true, strict: false, options: { json: { type: "boolean", default: false } } });
-const [verb = "", stackName = "dev", ...archives] = positionals;
-const started = Date.now();
-const say = (line: string) => console.log(`[${elapsed(started)}] ${line}`);
+const { version, description } = JSON.parse(readFileSync(join(import.meta.dirname, "../package.json"), "utf8")) as { version: string; description: string };
+
+interface Flags {
+  json?: boolean;
+  dryRun?: boolean;
+}
+
+let progress: Progress;
+/** Standard output is for a program's eyes with --json; progress then goes beside it. */
+const begin = ({ json }: Flags = {}) => {
+  progress = new Progress(json ? process.stderr : process.stdout);
+  return progress;
+};
+const print = (value: unknown): void => {
+  process.stdout.write(typeof value === "string" ? value : `${JSON.stringify(value, null, 2)}\n`);
+};
 
 // A terminal sends an interrupt to Pulumi as well, which ends its steps, notes what is done and releases its lock: that is waited for.
-process.on("SIGINT", () => say("interrupted; what runs is ended first"));
+process.on("SIGINT", () => progress?.say("interrupted; what runs is ended first"));
 const termination = new AbortController();
 process.on("SIGTERM", () => termination.abort());
 const { signal } = termination;
 
-async function up(): Promise<void> {
-  checkStackConfig(stackName);
-  const stack = await openStack(stackName, say);
-  const stages = new Stages();
-  const { outputs, summary } = await stack.up({ signal, onEvent: (event) => stages.see(event), color: "never", onError: (text) => process.stderr.write(text) });
-  const changes = Object.entries(summary.resourceChanges ?? {}).map(([kind, count]) => `${count} ${kind}`);
-  const pod = outputs.testPod?.value as { name: string; phase: string; logs: string } | undefined;
-  const kubeconfig = outputs.kubeconfigPath?.value as string;
-  console.log(`\nresources   ${changes.join(", ")}\n${stages.table()}`);
-  if (outputs.quirks) console.log(`quirks      ${(outputs.quirks.value as string[]).join(", ") || "none"}`);
-  if (pod) console.log(`pod         ${pod.name}\nphase       ${pod.phase}\nlog         ${pod.logs.split("\n")[0]}`);
-  console.log(`kubeconfig  ${kubeconfig}\nall         ${elapsed(started)}\n\nnext:\n  export KUBECONFIG=${kubeconfig}\n  kubectl get pods -A\n  make destroy${stackName === "dev" ? "" : ` STACK=${stackName}`}`);
+const program = new Command("gvisor-k3s").description(description).version(version).exitOverride().enablePositionalOptions();
+const name = () => new Argument("[name]", "the cluster; its options are read from Pulumi.NAME.yaml").default("dev");
+const json = () => new Option("--json", "print JSON");
+const cluster = () => new Option("-c, --cluster <name>", "the cluster").default("dev");
+
+program
+  .command("up")
+  .description("create the cluster, or change it to what its options say; ends when a pod runs in it")
+  .addArgument(name())
+  .addOption(json())
+  .option("--dry-run", "as preview")
+  .action(async (name: string, flags: Flags) => {
+    if (flags.dryRun) return await preview(name, flags);
+    begin(flags);
+    const made = await (await load.cluster()).up(name, { progress, signal });
+    progress.end();
+    if (flags.json) return print(made);
+    const { kubeconfigPath, testPod: pod, quirks, resources, stages } = made;
+    const rows = [["resources", Object.entries(resources).map(([kind, count]) => `${count} ${kind}`).join(", ")], ...Object.entries(stages).map(([stage, took]) => ["stage", `${stage.padEnd(22)} ${seconds(took)}`])];
+    if (quirks) rows.push(["quirks", quirks.join(", ") || "none"]);
+    if (pod) rows.push(["pod", pod.name], ["phase", pod.phase], ["log", pod.logs.split("\n")[0]!]);
+    rows.push(["kubeconfig", kubeconfigPath], ["all", progress.elapsed()]);
+    print(`\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${value}`).join("\n")}\n\nnext:\n  export KUBECONFIG=${kubeconfigPath}\n  kubectl get pods -A\n  make destroy${name === "dev" ? "" : ` STACK=${name}`}\n`);
+  });
+
+program.command("preview").description("show what `up` would change: each file of the runtime as a diff, and what is restarted").addArgument(name()).addOption(json()).action(preview);
+
+async function preview(name: string, flags: Flags): Promise<void> {
+  begin(flags);
+  const changes = await (await load.cluster()).preview(name, { progress, signal });
+  progress.end();
+  if (flags.json) return print(changes);
+  const text = (await load.changes()).asText(changes, process.stdout.isTTY);
+  print(changes.length === 0 ? "nothing changes\n" : `${text}\n${changes.length} ${changes.length === 1 ? "change" : "changes"}\n`);
 }
 
-async function preview(): Promise<void> {
-  checkStackConfig(stackName);
-  const stack = await openStack(stackName, say);
-  await stack.preview({ signal, diff: true, color: process.stdout.isTTY ? "always" : "never", onOutput: (text) => process.stdout.write(text), onError: (text) => process.stderr.write(text) });
+program
+  .command("destroy")
+  .description("remove the cluster and everything of it")
+  .addArgument(name())
+  .addOption(json())
+  .action(async (name: string, flags: Flags) => {
+    begin(flags);
+    await (await load.cluster()).destroy(name, { progress, signal });
+    progress.say(`${name} is gone`);
+    if (flags.json) print({ name, destroyed: true });
+  });
+
+program
+  .command("status")
+  .description("tell how a cluster is: what runs, what does not, and which files were edited by hand")
+  .addArgument(name())
+  .addOption(json())
+  .action(async (name: string, flags: Flags) => {
+    const { status, asText } = await load.status();
+    const found = await status(await configOf(name), (line) => console.error(line));
+    print(flags.json ? found : asText(found));
+    if (found.problems.length > 0) process.exitCode = 3;
+  });
+
+program
+  .command("list")
+  .description("list this machine's clusters")
+  .addOption(json())
+  .action(async (flags: Flags) => {
+    const clusters = (await load.cluster()).list();
+    if (flags.json) return print(clusters);
+    print(clusters.length === 0 ? "there is no cluster; `gvisor-k3s up` makes one\n" : clusters.map(({ name, state, kubeconfigPath }) => `${name.padEnd(12)} ${state.padEnd(8)} ${kubeconfigPath}\n`).join(""));
+  });
+
+program
+  .command("doctor")
+  .description("tell what a sandbox can do, before anything is installed in it")
+  .addArgument(name())
+  .addOption(json())
+  .action(async (name: string, flags: Flags) => {
+    begin(flags);
+    const { doctor, asTable } = await import("./doctor.ts");
+    const report = await doctor((await load.workspace()).checkStackConfig(name), (line) => progress.say(line));
+    progress.end();
+    print(flags.json ? report : asTable(report));
+    process.exitCode = report.blockers.length === 0 ? 0 : 3;
+  });
+
+const kubeconfig = program.command("kubeconfig").description("print a cluster's kubeconfig, or keep it in your own");
+kubeconfig
+  .command("print", { isDefault: true })
+  .description("print it (the default)")
+  .addArgument(name())
+  .action(async (name: string) => print(readFileSync((await load.cluster()).kubeconfigThere(await configOf(name)), "utf8")));
+kubeconfig
+  .command("merge")
+  .description("put it into your kubeconfig (the first file of KUBECONFIG, or ~/.kube/config) as the context gvisor-k3s-NAME, and switch to that")
+  .addArgument(name())
+  .option("--no-switch", "leave the current context as it is")
+  .option("--dry-run", "print what the file would be")
+  .action(async (name: string, { switch: choose, dryRun }: { switch: boolean } & Flags) => {
+    const { entryName, merged, userKubeconfig, write } = await load.kubeconfig();
+    const own = readFileSync((await load.cluster()).kubeconfigThere(await configOf(name)), "utf8");
+    const file = userKubeconfig();
+    const text = merged(textOf(file), own, name, choose);
+    if (dryRun) return print(text);
+    write(file, text);
+    print(`${entryName(name)} is in ${file}${choose ? ", and the current context" : ""}; \`gvisor-k3s kubeconfig undo\` takes that back\n`);
+  });
+kubeconfig
+  .command("switch")
+  .description("make a merged cluster the current context of your kubeconfig")
+  .addArgument(name())
+  .action(async (name: string) => {
+    const { chosen, entryName, userKubeconfig, write } = await load.kubeconfig();
+    const file = userKubeconfig();
+    const text = chosen(textOf(file), name);
+    if (text === undefined) throw new Error(`${file} has no context ${entryName(name)}; run \`gvisor-k3s kubeconfig merge ${name}\` first`);
+    write(file, text);
+    print(`${entryName(name)} is the current context of ${file}\n`);
+  });
+kubeconfig
+  .command("undo")
+  .description("take the last merge or switch back")
+  .action(async () => print(`${(await load.kubeconfig()).undo()} is as it was\n`));
+
+program
+  .command("kubectl")
+  .description("run kubectl, of the node's own version, on a cluster")
+  .usage("[-c NAME] ARGUMENT…")
+  .addOption(cluster())
+  .argument("[arguments...]")
+  .passThroughOptions()
+  .allowUnknownOption()
+  .helpOption(false)
+  .action(async (args: string[], { cluster: name }: { cluster: string }) => {
+    const [file, ...first] = await (await load.cluster()).kubectl(await configOf(name), (line) => console.error(line));
+    await become(file, [...first, ...args]);
+  });
+
+program
+  .command("exec")
+  .description("run a program in a cluster's sandbox, beside the node")
+  .usage("[-c NAME] PROGRAM ARGUMENT…")
+  .addOption(cluster())
+  .argument("<program...>")
+  .passThroughOptions()
+  .action(async (args: string[], { cluster: name }: { cluster: string }) => {
+    const { needRunning, refOf } = await load.cluster();
+    const { commandIn } = await import("../steps/sandbox.ts");
+    const config = await configOf(name);
+    needRunning(config);
+    const [file, ...rest] = commandIn(refOf(config), args);
+    await become(file!, rest);
+  });
+
+program
+  .command("images")
+  .description("bring images into a node that runs")
+  .command("import")
+  .description("import archives: OCI layouts or docker save's, as they are or compressed by gzip or zstd")
+  .addOption(cluster())
+  .argument("<archives...>")
+  .action(async (archives: string[], { cluster: name }: { cluster: string }) => {
+    begin();
+    await (await load.cluster()).importArchives(await configOf(name), archives, progress);
+  });
+
+program
+  .command("logs")
+  .description("collect what a bug report needs in one archive: status, options, rendered files, logs, events; secrets are removed")
+  .addArgument(name())
+  .option("-o, --output <file>", "the archive", "gvisor-k3s-NAME.tar.gz")
+  .addOption(json())
+  .action(async (name: string, { output, ...flags }: { output: string } & Flags) => {
+    const archive = output.replace("NAME", name);
+    const files = await (await import("./bundle.ts")).writeBundle(await configOf(name), archive, (line) => console.error(line));
+    print(flags.json ? { archive, files } : `${archive}: ${files.length} files, without secrets as far as these are known; look at them before you send them\n`);
+  });
+
+const completion = tab(program, { completionCommandName: "completion" });
+for (const [command, { arguments: args, options }] of completion.commands) {
+  const complete = async (add: (value: string, text: string) => void) => (await load.cluster()).list().forEach(({ name, state }) => add(name, state));
+  const [positional, option] = [args.get("name"), options.get("cluster")];
+  if (positional) positional.handler = complete;
+  if (option && command !== "") option.handler = complete;
 }
 
-async function destroy(): Promise<void> {
-  const stack = await openStack(stackName, say);
-  const stages = new Stages();
-  await removeDeadTrials(homeFolder());
-  await stack.destroy({ signal, onEvent: (event) => stages.see(event), color: "never", onError: (text) => process.stderr.write(text) });
-  await stack.workspace.removeStack(stackName);
-  const home = homeFolder();
-  await rm(join(home, "project", `Pulumi.${stackName}.yaml`), { force: true });
-  // The last stack takes its surroundings along.
-  if (!existsSync(join(home, "sandboxes")) && (await stack.workspace.listStacks()).length === 0) {
-    for (const entry of ["project", "pulumi", "passphrase"]) await rm(join(home, entry), { recursive: true, force: true });
-    await rmdir(home).catch(() => undefined); // something of the user's is in it
+/** The options of a cluster, checked but for what stands in the way of making it. */
+async function configOf(name: string) {
+  return (await load.workspace()).readConfig(name);
+}
+
+function textOf(file: string): string {
+  try {
+    return readFileSync(file, "utf8");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return "";
+    throw error;
   }
-  say(`${stackName} is gone`);
 }
 
-async function doctor(): Promise<void> {
-  const report = await examine(checkStackConfig(stackName), values.json ? (line) => console.error(line) : say);
-  process.stdout.write(values.json ? `${JSON.stringify(report, null, 2)}\n` : asTable(report));
-  process.exitCode = report.blockers.length === 0 ? 0 : 3;
+/** Runs a program on this terminal, and ends as it does. */
+async function become(file: string, args: string[]): Promise<void> {
+  const { exitCode } = await execa(file, args, { stdio: "inherit", reject: false });
+  process.exitCode = exitCode ?? 1;
 }
 
-async function importArchives(): Promise<void> {
-  const { name, sandbox } = checkStackConfig(stackName);
-  const paths = sandboxPaths(name);
-  const files = archives.map((path) => resolve(path));
-  refuse(files.flatMap(archiveProblem));
-  if (!isAlive(readRecord(paths))) throw new Error(`${name} does not run; run \`make up STACK=${stackName}\` first`);
-  const ref = { name, home: homeFolder(), runsc: sandbox.runsc ?? `${artifactFolder({ name: "runsc" })}/runsc` };
-  for (const path of files) {
-    await importImages({ ...ref, archives: [{ path, sha256: fileDigest(path) }] });
-    say(`${path} is imported`);
+await program.parseAsync().catch((error: unknown) => {
+  if (error instanceof CommanderError) {
+    process.exitCode = error.exitCode === 0 ? 0 : 2;
+    return;
   }
-}
-
-/** Tells what the engine does to the stack's resources, and keeps how long each took. */
-class Stages {
-  readonly #begun = new Map<string, number>();
-  readonly #took = new Map<string, number>();
-  /** What a resource waits for, as its provider tells it. */
-  readonly #status = new Map<string, string>();
-
-  constructor() {
-    setInterval(() => {
-      for (const [name, begun] of this.#begun) if (!this.#took.has(name)) say([`… ${name} (${elapsed(begun)})`, this.#status.get(name)].filter(Boolean).join(" "));
-    }, 10_000).unref();
-  }
-
-  see(event: EngineEvent): void {
-    const metadata = (event.resourcePreEvent ?? event.resOutputsEvent)?.metadata;
-    const diagnostic = event.diagnosticEvent;
-    if (diagnostic?.severity === "error") console.error(diagnostic.message.trimEnd());
-    if (diagnostic?.ephemeral) this.#status.set(nameOf(diagnostic.urn), diagnostic.message.trim().split("\n").at(-1)!);
-    if (!metadata || metadata.op === "same" || !isWork(metadata.type)) return;
-    const name = nameOf(metadata.urn);
-    if (event.resourcePreEvent) {
-      this.#begun.set(name, Date.now());
-      return;
-    }
-    const begun = this.#begun.get(name) ?? Date.now();
-    this.#took.set(name, Date.now() - begun);
-    say(`${metadata.op} ${name} (${elapsed(begun)})`);
-  }
-
-  table(): string {
-    return [...this.#took].map(([name, took]) => `stage       ${name.padEnd(22)} ${seconds(took)}`).join("\n");
-  }
-}
-
-function nameOf(urn = ""): string {
-  return urn.split("::").at(-1)!;
-}
-
-/** Components and the stack itself only group what is done. */
-function isWork(type: string): boolean {
-  return !type.startsWith("gvisor-k3s:") && !type.startsWith("pulumi:");
-}
-
-function elapsed(since: number): string {
-  return seconds(Date.now() - since);
-}
-
-function seconds(milliseconds: number): string {
-  return `${(milliseconds / 1000).toFixed(1)} s`;
-}
-
-const unknown = Object.keys(values).filter((option) => option !== "json" || verb !== "doctor").filter((option) => values[option]);
-if (!Object.hasOwn(commands, verb) || (verb === "import") !== archives.length > 0 || unknown.length > 0) {
-  console.error("usage: cli.ts up|preview|destroy|doctor [STACK], and for doctor [--json]\n       cli.ts import STACK ARCHIVE…");
-  process.exit(2);
-}
-await commands[verb as keyof typeof commands]().catch((error: unknown) => {
+  progress?.end();
+  const verb = program.args[0] ?? "";
   // Pulumi has printed its diagnostics; its own error only repeats them.
-  if (error instanceof CommandError) console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
-  else console.error(error instanceof InputError || (error instanceof Error && ["doctor", "import"].includes(verb)) ? error.message : error);
+  const isPulumis = error instanceof Error && error.constructor.name.endsWith("CommandError") && ["up", "destroy", "preview"].includes(verb);
+  if (isPulumis) console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
+  else console.error(error instanceof InputError || (error instanceof Error && !["up", "destroy", "preview"].includes(verb)) ? error.message : error);
   process.exitCode = 1;
 });

@@ -23,7 +23,7 @@ const root = join(import.meta.dirname, "..");
 /**
  * Opens a stack, making it if it is new. Its state and its passphrase lie in the home folder unless Pulumi's own variables
  * (PULUMI_BACKEND_URL, PULUMI_CONFIG_PASSPHRASE or PULUMI_CONFIG_PASSPHRASE_FILE) name others.
- * @param name the stack's name; options are read from `Pulumi.NAME.yaml` beside the program
+ * @param name the stack's name; options are read from `Pulumi.NAME.yaml` in the current folder, or beside the program
  * @param say takes a line per thing that is built first
  */
 export async function openStack(name: string, say: (line: string) => void): Promise<Stack> {
@@ -62,10 +62,23 @@ function isPulumi(pid: number): boolean {
  * @throws InputError that lists every problem at once
  */
 export function checkStackConfig(name: string): StackConfig {
-  const { config = {} } = readYaml(join(root, `Pulumi.${name}.yaml`)) as { config?: Record<string, unknown> };
-  const checked = parseStackConfig(readStackConfig(config, projectName(), name));
+  const checked = readConfig(name);
   preflight(checked);
   return checked;
+}
+
+/**
+ * The options of a stack.
+ * @throws InputError that lists everything that is wrong with them by themselves
+ */
+export function readConfig(name: string): StackConfig {
+  const { config = {} } = readYaml(settingsFile(name)) as { config?: Record<string, unknown> };
+  return parseStackConfig(readStackConfig(config, projectName(), name));
+}
+
+/** A stack's options: in the folder that the command runs in, or beside the program. */
+function settingsFile(name: string): string {
+  return [process.cwd(), root].map((folder) => join(folder, `Pulumi.${name}.yaml`)).find((file) => existsSync(file)) ?? join(root, `Pulumi.${name}.yaml`);
 }
 
 function projectName(): string {
@@ -83,7 +96,7 @@ function projectFolder(home: string, stack: string): string {
   const settings = `Pulumi.${stack}.yaml`;
   const { encryptionsalt } = readYaml(join(folder, settings));
   writeFileSync(join(folder, "Pulumi.yaml"), stringify({ ...readYaml(join(root, "Pulumi.yaml")), main: root }));
-  writeFileSync(join(folder, settings), stringify({ ...readYaml(join(root, settings)), ...(encryptionsalt ? { encryptionsalt } : {}) }), { mode: 0o600 });
+  writeFileSync(join(folder, settings), stringify({ ...readYaml(settingsFile(stack)), ...(encryptionsalt ? { encryptionsalt } : {}) }), { mode: 0o600 });
   return folder;
 }
 

@@ -40,8 +40,13 @@ const NEEDED_MIB = 512;
 
 /** Runs a program in the sandbox. */
 export function execIn(ref: SandboxRef, args: readonly string[], options: RunOptions = {}): Promise<{ stdout: string; stderr: string }> {
-  const [program, ...rest] = ref.runsc === undefined ? args : [ref.runsc, `--root=${sandboxPaths(ref.name, ref.home).runsc}`, "exec", ref.name, ...args];
+  const [program, ...rest] = commandIn(ref, args);
   return run(program!, rest, options);
+}
+
+/** The command line on the host that runs a program in the sandbox. */
+export function commandIn({ name, home, runsc }: SandboxRef, args: readonly string[]): readonly string[] {
+  return runsc === undefined ? args : [runsc, `--root=${sandboxPaths(name, home).runsc}`, "exec", name, ...args];
 }
 
 /** Runs sandbox-init as the tool that it is beside process 1. */

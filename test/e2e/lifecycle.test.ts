@@ -154,10 +154,10 @@ describe("an archive of the user's", () => {
     const image = "example.test/by-command:1";
     const [tools, archive] = [artifactFolder({ name: "images" }), join(home, "by-command.tar")];
     await execa(join(tools, "mkimage"), ["--platform", `linux/${goArch()}`, "--file", `${join(tools, "testpod")}:/testpod:0755`, "--entrypoint", "/testpod", "--name", image, "-o", archive]);
-    const refused = await cli("import", first, archive, "/nowhere.tar");
+    const refused = await cli("images", "import", "-c", first, archive, "/nowhere.tar");
     expect(refused.exitCode).toBe(1);
     expect(refused.all).toContain('images = "/nowhere.tar": there is no such file');
-    const { exitCode, all } = await cli("import", first, archive);
+    const { exitCode, all } = await cli("images", "import", "-c", first, archive);
     expect(exitCode, all).toBe(0);
     rmSync(archive);
     await startPod("by-command", image);

@@ -1,0 +1,114 @@
+/**
+ * One archive with what a bug report needs, and no secret in it.
+ * @module
+ */
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdir, writeFile } from "node:fs/promises";
+import { arch, cpus, release, tmpdir, totalmem } from "node:os";
+import { basename, dirname, join, relative } from "node:path";
+import { create } from "tar";
+import { parse, stringify } from "yaml";
+import { conflistPath } from "../config/conflist.ts";
+import { homeFolder, hostPath, inSandbox, sandboxPaths } from "../config/paths.ts";
+import type { StackConfig } from "../config/schema.ts";
+import { worked, run } from "../steps/run.ts";
+import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
+import { status } from "./status.ts";
+
+/** The end of a log that is taken, in bytes. */
+const TAIL = 2 * 2 ** 20;
+
+const REMOVED = "<removed>";
+
+/** What is a secret by its form: private keys, tokens, passwords in addresses and in fields. */
+const forms: [RegExp, string][] = [
+  [/-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----/g, REMOVED],
+  [/\beyJ[\w-]+\.[\w-]+\.[\w-]+/g, REMOVED],
+  [/\bK10[0-9a-f]{64}::[^\s"']+/g, REMOVED],
+  [/(\w+:\/\/)[^\s/:@"']+:[^\s/@"']+@/g, `$1${REMOVED}@`],
+  [/("?(?:password|passwd|token|secret|client-key-data|auth|authorization|identitytoken)"?\s*[:=]\s*)("[^"\n]*"|'[^'\n]*'|(?:bearer|basic) [^\s,]+|[^\s,{}[\]]+)/gi, `$1${REMOVED}`],
+];
+
+/**
+ * A text without secrets.
+ * @param known secrets that are known by themselves; short ones are left, because they would be found in every word
+ */
+export function redacted(text: string, known: readonly string[]): string {
+  let clean = text;
+  for (const secret of known.filter(({ length }) => length >= 6)) clean = clean.replaceAll(secret, REMOVED);
+  for (const [form, replacement] of forms) clean = clean.replace(form, replacement);
+  return clean;
+}
+
+/** Every secret that this machine knows of a cluster. */
+function secretsOf(config: StackConfig): string[] {
+  const secrets: string[] = Object.values(config.registries.configs).flatMap(({ auth }) => [auth?.password, auth?.auth, auth?.identity_token].filter((value) => value !== undefined));
+  for (const proxy of [config.proxy.http, config.proxy.https]) {
+    const password = proxy && URL.canParse(proxy) ? new URL(proxy).password : "";
+    if (password !== "") secrets.push(password, decodeURIComponent(password));
+  }
+  const passphrase = join(homeFolder(), "passphrase");
+  if (existsSync(passphrase)) secrets.push(readFileSync(passphrase, "utf8").trim());
+  const kubeconfig = kubeconfigOf(config);
+  if (existsSync(kubeconfig)) {
+    for (const { user } of (parse(readFileSync(kubeconfig, "utf8")) as { users?: { user?: Record<string, unknown> }[] }).users ?? []) {
+      for (const field of ["client-key-data", "token", "password"]) if (typeof user?.[field] === "string") secrets.push(user[field]);
+    }
+  }
+  return secrets;
+}
+
+/**
+ * Writes the archive: what runs, the options, the rendered files, the ends of the logs, and what the API server tells of nodes, pods and events.
+ * No pod's own log and no Secret is in it.
+ * @returns what is in it
+ */
+export async function writeBundle(config: StackConfig, archive: string, say: (line: string) => void): Promise<string[]> {
+  const secrets = secretsOf(config);
+  const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-logs-"));
+  const top = basename(archive).replace(/\.(tar\.gz|tgz)$/, "");
+  const files: string[] = [];
+  const put = async (file: string, text: string) => {
+    await mkdir(join(folder, top, dirname(file)), { recursive: true });
+    await writeFile(join(folder, top, file), redacted(text, secrets));
+    files.push(file);
+  };
+  try {
+    await put("status.json", JSON.stringify(await status(config, say), null, 2));
+    await put("machine.json", JSON.stringify({ kernel: release(), arch: arch(), cpus: cpus().length, memory: totalmem(), node: process.version, os: tail("/etc/os-release") }, null, 2));
+    await put("options.yaml", stringify(config));
+    if (config.mode !== "external") {
+      const ref = refOf(config);
+      for (const path of [inSandbox.containerdConfig, inSandbox.nodeConfig, conflistPath]) {
+        const file = hostPath(ref, path);
+        if (existsSync(file)) await put(`files${path}`, readFileSync(file, "utf8"));
+      }
+      for (const folder of new Set([sandboxPaths(config.name).logs, dirname(hostPath(ref, `${inSandbox.logs}/x`))])) {
+        for (const file of filesBelow(folder)) await put(join("logs", relative(folder, file)), tail(file));
+      }
+    }
+    if (existsSync(kubeconfigOf(config))) {
+      const [program, ...args] = await kubectl(config, say);
+      const questions = { "nodes.txt": ["describe", "nodes"], "pods.txt": ["get", "pods", "-A", "-o", "wide"], "pods-described.txt": ["describe", "pods", "-A"], "events.txt": ["get", "events", "-A", "--sort-by=.lastTimestamp"], "services.txt": ["get", "services,endpointslices", "-A", "-o", "wide"] };
+      for (const [file, question] of Object.entries(questions)) {
+        const answer = await worked(run(program, [...args, "--request-timeout=10s", ...question]));
+        await put(join("kubernetes", file), answer ?? "the API server did not answer\n");
+      }
+    }
+    writeFileSync(archive, "", { mode: 0o600 });
+    await create({ gzip: true, file: archive, cwd: folder, portable: true }, [top]);
+    return files;
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+function tail(file: string): string {
+  const text = readFileSync(file);
+  return text.subarray(Math.max(0, text.length - TAIL)).toString("utf8");
+}
+
+function filesBelow(folder: string): string[] {
+  if (!existsSync(folder)) return [];
+  return readdirSync(folder, { recursive: true, encoding: "utf8" }).map((file) => join(folder, file)).filter((file) => statSync(file, { throwIfNoEntry: false })?.isFile());
+}

@@ -1,0 +1,165 @@
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import fc from "fast-check";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { parse } from "yaml";
+import { redacted } from "../../automation/bundle.ts";
+import { asText, changeOf } from "../../automation/changes.ts";
+import { chosen, forget, merged, undo, userKubeconfig, without, write } from "../../automation/kubeconfig.ts";
+
+const own = (key: string) => `apiVersion: v1
+kind: Config
+clusters: [{ name: default, cluster: { server: "https://10.0.0.2:6443", certificate-authority-data: Y2E= } }]
+users: [{ name: default, user: { client-key-data: ${key} } }]
+contexts: [{ name: default, context: { cluster: default, user: default } }]
+current-context: default
+`;
+
+const theirs = `# mine
+apiVersion: v1
+kind: Config
+clusters:
+  - name: work # do not touch
+    cluster: { server: "https://work.example" }
+users: []
+contexts:
+  - name: work
+    context: { cluster: work, user: me }
+current-context: work
+`;
+
+describe("the user's kubeconfig", () => {
+  it("gets a cluster's entries under names of its own, and keeps all else", () => {
+    const text = merged(theirs, own("a2V5"), "dev", true);
+    expect(text).toContain("# mine");
+    expect(text).toContain("# do not touch");
+    const { clusters, users, contexts, ...rest } = parse(text);
+    expect(clusters.map(({ name }: { name: string }) => name)).toEqual(["work", "gvisor-k3s-dev"]);
+    expect(users).toEqual([{ name: "gvisor-k3s-dev", user: { "client-key-data": "a2V5" } }]);
+    expect(contexts[1]).toEqual({ name: "gvisor-k3s-dev", context: { cluster: "gvisor-k3s-dev", user: "gvisor-k3s-dev" } });
+    expect(rest["current-context"]).toBe("gvisor-k3s-dev");
+  });
+
+  it("has them once, however often they are merged, and is the same as before without them", () => {
+    const [once, twice] = [merged(theirs, own("b2xk"), "dev", false), merged(merged(theirs, own("b2xk"), "dev", false), own("bmV3"), "dev", false)];
+    expect(twice).toBe(once.replace("b2xk", "bmV3"));
+    expect(parse(without(twice, "dev")!)).toEqual(parse(theirs));
+    expect(without(theirs, "dev")).toBe(theirs);
+  });
+
+  it("is made where there is none, and is nothing without its only cluster", () => {
+    const text = merged("", own("a2V5"), "dev", true);
+    expect(parse(text)).toMatchObject({ apiVersion: "v1", kind: "Config", "current-context": "gvisor-k3s-dev" });
+    expect(without(text, "dev")).toBeUndefined();
+  });
+
+  it("is switched to what is in it only", () => {
+    expect(parse(chosen(merged(theirs, own("a2V5"), "dev", false), "dev")!)["current-context"]).toBe("gvisor-k3s-dev");
+    expect(chosen(theirs, "dev")).toBeUndefined();
+  });
+
+  it("that is no YAML is refused", () => {
+    expect(() => merged("a: [", own("a2V5"), "dev", true)).toThrow(/^the kubeconfig is no YAML .*; nothing was changed$/s);
+  });
+
+  it("is the first file of KUBECONFIG", () => {
+    expect(userKubeconfig({ KUBECONFIG: "/a:/b" })).toBe("/a");
+    expect(userKubeconfig({})).toMatch(/\/\.kube\/config$/);
+  });
+});
+
+describe("a change of the user's kubeconfig", () => {
+  let folder: string;
+  let file: string;
+
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-kubeconfig-"));
+    file = join(folder, "kube/config");
+    vi.stubEnv("GVISOR_K3S_HOME", join(folder, "home"));
+    vi.stubEnv("KUBECONFIG", file);
+  });
+
+  afterEach(() => {
+    vi.unstubAllEnvs();
+    rmSync(folder, { recursive: true });
+  });
+
+  it("is its owner's only, and can be taken back, once", () => {
+    write(file, theirs);
+    write(file, merged(theirs, own("a2V5"), "dev", true));
+    expect(statSync(file).mode & 0o777).toBe(0o600);
+    expect(undo()).toBe(file);
+    expect(readFileSync(file, "utf8")).toBe(theirs);
+    expect(() => undo()).toThrow("there is no change of a kubeconfig to take back");
+  });
+
+  it("is not taken back over a change of somebody else's", () => {
+    write(file, theirs);
+    writeFileSync(file, `${theirs}# later\n`);
+    expect(() => undo()).toThrow(/was changed since by something else; nothing was changed/);
+    expect(readFileSync(file, "utf8")).toContain("# later");
+  });
+
+  it("ends with its cluster", () => {
+    write(file, merged(theirs, own("a2V5"), "dev", true));
+    forget("dev");
+    expect(readFileSync(file, "utf8")).not.toContain("gvisor-k3s");
+    expect(readFileSync(file, "utf8")).toContain("# do not touch");
+  });
+});
+
+describe("a text for a bug report", () => {
+  it("has no known secret in it, wherever it stands", () => {
+    const secret = fc.string({ minLength: 6, maxLength: 40 }).filter((text) => !"<removed>".includes(text.trim()) && !text.includes("<") && text.trim() !== "");
+    fc.assert(fc.property(fc.string(), secret, fc.string(), (before, hidden, after) => !redacted(`${before}${hidden}${after}`, [hidden]).includes(hidden)));
+  });
+
+  it.each([
+    ["-----BEGIN EC PRIVATE KEY-----\nMHcCAQ\n-----END EC PRIVATE KEY-----", "MHcCAQ"],
+    ["Authorization: Bearer eyJhbGciOi.eyJpc3MiOi.c2ln", "eyJ"],
+    ['{"password":"hunter2 and more","user":"me"}', "hunter2"],
+    ["password = 'hunter2'", "hunter2"],
+    ["pull from https://me:hunter2@registry.example/v2", "hunter2"],
+    ["client-key-data: TUhjQ0FRRUU=", "TUhj"],
+    [`server token K10${"a1".repeat(32)}::server:hunter2`, "hunter2"],
+  ])("has no secret of a known form: %s", (text, secret) => {
+    expect(redacted(text, [])).not.toContain(secret);
+  });
+
+  it("keeps what is none", () => {
+    const text = "I1124 pods/default/testpod: Running on 10.42.0.5, https://10.0.0.2:6443/healthz?x=1";
+    expect(redacted(text, ["short"])).toBe(text);
+  });
+});
+
+describe("a preview", () => {
+  const event = (op: string, before: object | undefined, after: object | undefined, type = "command:local:Command") =>
+    ({ sequence: 1, timestamp: 1, resourcePreEvent: { metadata: { op, urn: "urn:pulumi:dev::gvisor-k3s::x::containerd-apply", type, provider: "", old: before && { inputs: before }, new: after && { inputs: after } } } }) as unknown as Parameters<typeof changeOf>[0];
+  const inputs = (stdin: string, params: object = {}) => ({ create: "containerd", stdin, environment: { STEP_PARAMS: JSON.stringify(params) } });
+
+  it("shows a file's change as a unified diff, and what is restarted", () => {
+    const change = changeOf(event("update", inputs('root = "/a"\nsnapshotter = "overlayfs"\n'), inputs('root = "/a"\nsnapshotter = "native"\n')))!;
+    expect(asText([change], false).split("\n")).toEqual([
+      "~ update containerd-apply: restarts containerd; running pods live on",
+      "    --- a/etc/containerd/config.toml",
+      "    +++ b/etc/containerd/config.toml",
+      "    @@ -1,2 +1,2 @@",
+      '     root = "/a"',
+      '    -snapshotter = "overlayfs"',
+      '    +snapshotter = "native"',
+    ]);
+    expect(asText([change], true)).toContain('\u001b[32m+snapshotter = "native"\u001b[39m');
+  });
+
+  it("shows a changed parameter as a line of its own", () => {
+    const change = changeOf(event("update", inputs("", { name: "a", port: 1 }), inputs("", { name: "a", port: 2 })))!;
+    expect(change.diffs.join("")).toContain("-  port: 1\n+  port: 2\n");
+  });
+
+  it("says what is lost where something is made anew, and nothing of what stays or only groups", () => {
+    expect(asText([changeOf(event("replace", inputs(""), inputs("")))!], false)).toBe("± replace containerd-apply: made anew: what is in it is lost");
+    expect(changeOf(event("same", inputs(""), inputs("")))).toBeUndefined();
+    expect(changeOf(event("create", undefined, {}, "gvisor-k3s:index:Images"))).toBeUndefined();
+  });
+});
