@@ -1,0 +1,158 @@
+/** The command, as its user types it, on one cluster: each test goes on where the one before it stopped. */
+import { appendFileSync, existsSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { execa } from "execa";
+import { list } from "tar";
+import { afterAll, expect, it } from "vitest";
+import { parse } from "yaml";
+import { sandboxPaths } from "../../config/paths.ts";
+import { isAlive } from "../../steps/record.ts";
+import { waitFor } from "../../steps/wait.ts";
+import { cli, kubectl, ownHome, record, removeHome, root, services } from "./harness.ts";
+
+const home = await ownHome();
+const name = "e2e-cli";
+const options = join(root, `Pulumi.${name}.yaml`);
+const userKubeconfig = join(home, "kube/config");
+process.env.KUBECONFIG = userKubeconfig;
+const password = "hunter2-in-a-mirror";
+const paths = sandboxPaths(name);
+
+writeFileSync(options, JSON.stringify({ config: { "gvisor-k3s:addons": { coredns: { enabled: false }, metricsServer: { enabled: false } }, "gvisor-k3s:registries": { configs: { "registry.example": { auth: { username: "me", password } } } } } }));
+
+afterAll(async () => {
+  if (process.env.KEEP) return;
+  await cli("destroy", name);
+  rmSync(options, { force: true });
+  removeHome(home);
+});
+
+/** What the command printed, which must have ended well. */
+async function printed(...args: string[]): Promise<string> {
+  const { exitCode, stdout, all } = await cli(...args);
+  expect(exitCode, all).toBe(0);
+  return String(stdout);
+}
+
+const json = async (...args: string[]) => JSON.parse(await printed(...args, "--json"));
+
+it("tells of a cluster that is not there how to make it", async () => {
+  const { exitCode, stdout } = await cli("status", name);
+  expect(exitCode).toBe(3);
+  expect(stdout).toContain(`\`gvisor-k3s up ${name}\` makes it`);
+  const refused = await cli("kubeconfig", name);
+  expect(refused.exitCode).toBe(1);
+  expect(refused.all).toBe(`${name} has no kubeconfig yet; run \`gvisor-k3s up ${name}\` first`);
+});
+
+it("up tells a program what it made, and no secret", async () => {
+  const { exitCode, stdout, stderr } = await cli("up", name, "--json");
+  expect(exitCode, String(stderr)).toBe(0);
+  const made = JSON.parse(String(stdout));
+  expect(made).toMatchObject({ name, kubeconfigPath: paths.kubeconfig, quirks: expect.arrayContaining(["no-netfilter"]), testPod: { phase: "Running" } });
+  expect(Object.keys(made.stages)).toContain("node-server");
+  expect(stdout).not.toContain("client-key-data");
+  expect(stderr).toMatch(/^\[\d+\.\d s\] create node-server/m);
+});
+
+it("status and list tell that it is well", async () => {
+  expect(await json("status", name)).toMatchObject({ state: "running", problems: [], drift: [], node: { ready: true }, services: { server: { restarts: 0 }, containerd: { restarts: 0 }, proxy: { restarts: 0 } } });
+  expect(await printed("status", name)).toMatch(/^limits +of a pod: accounted, not enforced .*\n(.*\n)*all is well$/m);
+  expect(await json("list")).toEqual([{ name, state: "running", kubeconfigPath: paths.kubeconfig }]);
+});
+
+it("kubectl and exec are what they run, exit codes included", async () => {
+  expect(await printed("kubectl", "-c", name, "get", "nodes", "-o", "name")).toBe(`node/${name}`);
+  expect((await cli("kubectl", "-c", name, "get", "pod", "nothing")).exitCode).toBe(1);
+  expect(await printed("exec", "-c", name, "/bin/uname", "-r")).toContain("gvisor");
+  expect((await cli("exec", "-c", name, "/bin/sh", "-c", "exit 7")).exitCode).toBe(7);
+});
+
+it("kubeconfig is printed, merged, chosen and taken back", async () => {
+  const theirs = "apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts:\n  - name: work\n    context: { cluster: work, user: me }\ncurrent-context: work\n";
+  expect(await printed("kubeconfig", name)).toBe(readFileSync(paths.kubeconfig, "utf8").trimEnd());
+  expect(await printed("kubeconfig", "merge", name, "--dry-run")).toContain(`current-context: gvisor-k3s-${name}`);
+  expect(existsSync(userKubeconfig)).toBe(false);
+  await execa("mkdir", [join(home, "kube")]);
+  writeFileSync(userKubeconfig, theirs);
+  await printed("kubeconfig", "merge", name, "--no-switch");
+  expect(parse(readFileSync(userKubeconfig, "utf8"))["current-context"]).toBe("work");
+  expect(statSync(userKubeconfig).mode & 0o777).toBe(0o600);
+  await printed("kubeconfig", "switch", name);
+  const own = await execa(process.execPath, [join(root, "automation/cli.ts"), "kubectl", "-c", name, `--kubeconfig=${userKubeconfig}`, `--context=gvisor-k3s-${name}`, "get", "--raw=/readyz"]);
+  expect(own.stdout).toBe("ok");
+  await printed("kubeconfig", "undo");
+  expect(parse(readFileSync(userKubeconfig, "utf8"))["current-context"]).toBe("work");
+});
+
+it("what was edited by hand is told, previewed as a diff, and written again by up", async () => {
+  const config = join(paths.etc, "containerd/config.toml");
+  const written = readFileSync(config, "utf8");
+  appendFileSync(config, "# by hand\n");
+  rmSync(join(paths.etc, "cni/net.d/10-gvisor-k3s.conflist"));
+  const { exitCode, stdout } = await cli("status", name);
+  expect(exitCode).toBe(3);
+  expect(stdout).toContain(`! ${config} was edited by hand`);
+  expect(stdout).toContain("10-gvisor-k3s.conflist was removed by hand");
+  const preview = await printed("preview", name);
+  expect(preview).toContain("~ update containerd-apply: restarts containerd; running pods live on");
+  expect(preview).toContain("~ update network-apply");
+  expect(preview).not.toContain(password);
+  const before = (await services(name)).containerd!.pid;
+  const { resources } = await json("up", name);
+  expect(resources.update).toBe(2);
+  expect(readFileSync(config, "utf8")).toBe(written);
+  expect((await services(name)).containerd!.pid).not.toBe(before); // it may have read what was edited
+  expect((await json("status", name)).problems).toEqual([]);
+  expect(await printed("preview", name)).toContain("nothing changes");
+});
+
+it("preview shows the lines of a file that an option changes", async () => {
+  const before = readFileSync(options, "utf8");
+  writeFileSync(options, JSON.stringify({ config: { ...JSON.parse(before).config, "gvisor-k3s:containerd": { snapshotter: "native" } } }));
+  const preview = await printed("preview", name);
+  expect(preview).toMatch(/--- a\/etc\/containerd\/config\.toml\n +\+\+\+ b\/etc\/containerd\/config\.toml\n(.*\n)*? +-.*"overlayfs"\n +\+.*"native"/);
+  const [change] = JSON.parse(await printed("preview", name, "--json"));
+  expect(change).toMatchObject({ resource: "containerd-apply", operation: "update" });
+  writeFileSync(options, before);
+});
+
+it("logs has what a bug report needs, and no secret", async () => {
+  const archive = join(home, "report.tar.gz");
+  const { files } = await json("logs", name, "--output", archive);
+  expect(files).toEqual(expect.arrayContaining(["status.json", "options.yaml", "files/etc/containerd/config.toml", "logs/server.log", "logs/containerd.log", "kubernetes/events.txt"]));
+  expect(statSync(archive).mode & 0o777).toBe(0o600);
+  let text = "";
+  await list({ file: archive, onReadEntry: (entry) => entry.on("data", (data: Buffer) => (text += data.toString("utf8"))) });
+  expect(text).toContain(`Name:               ${name}`); // describe nodes
+  expect(text).not.toContain(password);
+  expect(text).not.toContain(parse(readFileSync(paths.kubeconfig, "utf8")).users[0].user["client-key-data"]);
+  expect(text).not.toContain("PRIVATE KEY");
+  expect(text).not.toContain(readFileSync(join(home, "passphrase"), "utf8").trim());
+  rmSync(archive);
+});
+
+it("a sandbox that is gone is told", async () => {
+  process.kill(record(name).pid, "SIGKILL");
+  await waitFor("the sandbox is gone", 20, () => !isAlive(record(name)) || undefined);
+  const { exitCode, stdout } = await cli("status", name, "--json");
+  expect(exitCode).toBe(3);
+  expect(JSON.parse(String(stdout))).toMatchObject({ state: "stopped", problems: ["the sandbox's process is gone"] });
+  expect(await json("list")).toMatchObject([{ name, state: "stopped" }]);
+  expect((await cli("exec", "-c", name, "/bin/true")).all).toBe(`${name} does not run; run \`gvisor-k3s up ${name}\` first`);
+  await printed("up", name);
+  expect(await kubectl(name, "get", "--raw=/readyz")).toBe("ok");
+});
+
+it("destroy takes its entries out of the user's kubeconfig", async () => {
+  await printed("kubeconfig", "merge", name);
+  await printed("destroy", name);
+  expect(readFileSync(userKubeconfig, "utf8")).not.toContain("gvisor-k3s");
+  expect(readFileSync(userKubeconfig, "utf8")).toContain("work");
+  expect(await printed("list")).toContain("there is no cluster");
+});
+
+it("completes clusters, and refuses what is none of its words", async () => {
+  expect(await printed("complete", "--", "stat")).toContain("status");
+  for (const args of [["nothing"], ["up", "--nothing"], ["up", "a", "b"], ["images", "import"], ["kubeconfig", "undo", "x"]]) expect((await cli(...args)).exitCode, args.join(" ")).toBe(2);
+});
