@@ -10,7 +10,7 @@ import { type Drift, driftOf } from "../steps/files.ts";
 import { isAlive, readRecord } from "../steps/record.ts";
 import { run } from "../steps/run.ts";
 import { type ServiceState, serviceStates } from "../steps/service.ts";
-import { moduleVersion } from "../toolchain/artifacts.ts";
+import { configuredVersion } from "../steps/upgrade.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
 
 /** What `status` prints with `--json`. */
@@ -115,8 +115,8 @@ function nodeState(config: StackConfig, found: Status, nodes: readonly Kubernete
   const version = node.status.nodeInfo.kubeletVersion;
   found.node = { name: node.metadata.name, ready: ready?.status === "True", version };
   if (!found.node.ready) found.problems.push(`the node is not Ready: ${ready?.message ?? "no condition"}`);
-  const wanted = config.distribution === "embedded" ? `v${moduleVersion("node/server", "k8s.io/kubernetes")}` : config.k3s.path ? version : config.k3s.version;
-  if (version !== wanted) found.problems.push(`the node runs ${version}, and ${wanted} is configured`);
+  const wanted = configuredVersion(config);
+  if (wanted !== undefined && version !== wanted) found.problems.push(`the node runs ${version}, and ${wanted} is configured`);
 }
 
 /** What a pod waits for; undefined if it is ready, or done. */

@@ -4,6 +4,7 @@ import { renderNodeConfig } from "../config/nodeYaml.ts";
 import { hostPath, inSandbox } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { repairsOf } from "../steps/files.ts";
+import { configuredVersion } from "../steps/upgrade.ts";
 import type { ServerParams } from "../steps/node.ts";
 import { pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
 import { k3sFolder } from "../toolchain/k3sRelease.ts";
@@ -51,7 +52,7 @@ export class K3sNode extends pulumi.ComponentResource {
     const disable = [...(distribution === "k3s" ? K3S_ADDONS : []), ...(addons.localStorage.enabled ? [] : ["local-storage"])];
     const server = step(
       `${name}-server`,
-      { step: "server", params: { ...sandbox.ref, ...this.program }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, this.runsPods, disable), incarnation: sandbox.incarnation, repairs: repairsOf(sandbox.ref, "server") },
+      { step: "server", params: { ...sandbox.ref, ...this.program, version: configuredVersion(args) }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, this.runsPods, disable), incarnation: sandbox.incarnation, repairs: repairsOf(sandbox.ref, "server") },
       sandbox.inside(this, containerd ?? sandbox, ...builds),
     );
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made through it.

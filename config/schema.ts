@@ -75,14 +75,14 @@ export const stackSchema = z.strictObject({
   distribution: z
     .enum(["embedded", "k3s"])
     .default("embedded")
-    .describe("The server: `embedded` is built from the Kubernetes modules; `k3s` is the official release (see `k3s`), with the same containerd, network, proxy and config file. Changing it on a cluster that exists is refused by the server: the two keep their state differently."),
+    .describe("The server: `embedded` is built from the Kubernetes modules; `k3s` is the official release (see `k3s`), with the same containerd, network, proxy and config file. Changing it on a cluster that exists is refused: the two keep their state differently."),
   k3s: z
     .strictObject({
       version: z
         .string()
         .regex(/^v1\.\d+\.\d+(-rc\d+)?\+k3s\d+$/, "a release's tag such as v1.36.4+k3s1 is allowed")
         .default("v1.36.4+k3s1")
-        .describe("The release of k3s, by its tag. It is downloaded once and verified with the release's own SHA-256. Changing it restarts the node's server; pods live on."),
+        .describe("The release of k3s, by its tag. It is downloaded once and verified with the release's own SHA-256. Changing it restarts the node's server; pods live on. A downgrade, or more than one minor version at a time, is refused; a release that does not become ready makes way for the one of before, with its data. A downgrade, or more than one minor version at a time, is refused; a release that does not become ready makes way for the one of before, with its data."),
       mirror: z
         .url({ protocol: /^https?$/, error: "an http or https address is allowed" })
         .optional()

@@ -1,5 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
+import { isDeepStrictEqual } from "node:util";
 import { conflistPath } from "../config/conflist.ts";
 import { renderKubeletConfig } from "../config/nodeYaml.ts";
 import { hostPath, inSandbox } from "../config/paths.ts";
@@ -9,6 +10,7 @@ import { repairsNow, writeOwnFiles } from "./files.ts";
 import { CommandError, lastLines, run, worked } from "./run.ts";
 import { execIn, type SandboxRef } from "./sandbox.ts";
 import { ensureService, type ServiceState, serviceAnswers } from "./service.ts";
+import { keepData, lastReady, noteReady, type ReadyServer, restoreData } from "./upgrade.ts";
 
 export interface ServerParams extends SandboxRef {
   /** The server binary by its path in the sandbox. */
@@ -17,6 +19,8 @@ export interface ServerParams extends SandboxRef {
   kubectl: string;
   /** See the option `distribution`. */
   distribution: StackConfig["distribution"];
+  /** The version of Kubernetes, where it is known. */
+  version?: string;
 }
 
 /** Seconds for the API server or the node to become ready; on two slow cores it takes about ten. */
@@ -25,8 +29,29 @@ const PATIENCE = 180;
 /**
  * Writes the server's config (standard input), has the server run with it and waits until the API is ready: /readyz, and the default
  * service account is there. The node becomes Ready when it has a network; see {@link ensureNetwork}.
+ * @throws Error with the end of the server's log if it does not become ready. If another one was ready before, that one runs again then, with its
+ * configuration, and, if it was of another version, with the data as they were
  */
 export async function ensureServer(params: ServerParams, config: string): Promise<void> {
+  const { version, distribution, server } = params;
+  const [last, next]: [ReadyServer | undefined, ReadyServer] = [lastReady(params), { ...(version === undefined ? {} : { version }), distribution, server, config }];
+  const upgrades = last !== undefined && last.server !== server;
+  if (upgrades) await keepData(params);
+  try {
+    await startServer(params, config);
+  } catch (error) {
+    if (last === undefined || isDeepStrictEqual(last, next)) throw error;
+    if (upgrades) await restoreData(params);
+    const again = await startServer({ ...params, server: last.server }, last.config).then(
+      () => `the server of before${last.version === undefined ? "" : `, ${last.version},`} runs again, as it was`,
+      (reason: Error) => `the server of before does not start either: ${reason.message}`,
+    );
+    throw new Error(`${(error as Error).message}\n${again}`, { cause: error });
+  }
+  await noteReady(params, next);
+}
+
+async function startServer(params: ServerParams, config: string): Promise<void> {
   const command = (verb: string) => [params.server, verb, "--config", inSandbox.nodeConfig];
   const official = params.distribution === "k3s";
   const kubelet = { path: `${inSandbox.nodeData}/agent/etc/kubelet.conf.d/10-gvisor-k3s.conf`, content: renderKubeletConfig(), mode: 0o600 };

@@ -6,7 +6,7 @@ import { list } from "tar";
 import { parseAllDocuments } from "yaml";
 import { kubeconfigProblems } from "../config/external.ts";
 import { overlap, parseNetwork } from "../config/network.ts";
-import { sandboxPaths } from "../config/paths.ts";
+import { homeFolder, sandboxPaths } from "../config/paths.ts";
 import { type Problem, refuse } from "../config/problems.ts";
 import { tlsFiles } from "../config/registries.ts";
 import { CRUN, needsEgress, type StackConfig } from "../config/schema.ts";
@@ -15,6 +15,7 @@ import { k3sFolder, releaseFiles } from "../toolchain/k3sRelease.ts";
 import { readElf } from "../toolchain/elf.ts";
 import { ownFolders } from "./inside.ts";
 import { readRecord } from "./record.ts";
+import { lastReady, versionProblems } from "./upgrade.ts";
 
 /**
  * Checks what only this machine can tell, before anything is made.
@@ -39,7 +40,7 @@ export function preflight(config: StackConfig): void {
     problems.push({ option: "runtime.name", value: runtime, message: `there is no ${CRUN}; install it (Debian: apt-get install crun), or give the path of another one with runtime.path` });
     delete inTheSandbox["runtime.path"];
   }
-  problems.push(...k3sProblems(config));
+  problems.push(...k3sProblems(config), ...versionProblems(lastReady({ name: config.name, home: homeFolder() }), config));
   problems.push(...missing({ "k3s.path": config.k3s.path, "sandbox.runsc": config.sandbox.runsc, ...inTheSandbox }));
   for (const [option, program] of Object.entries(inTheSandbox)) if (program && isExecutable(program)) problems.push(...elfProblems(option, program, runtime === "crun" && option === "runtime.path"));
   const { runsc } = config.sandbox;

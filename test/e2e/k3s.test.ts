@@ -14,10 +14,11 @@ import { changes, cli, inside, kubectl, open, ownHome, removeHome } from "./harn
 
 const home = await ownHome();
 const name = "e2e-r";
-const [older, newer] = ["v1.37.1+k3s900", "v1.37.1+k3s901"];
+const [older, newer, broken] = ["v1.37.1+k3s900", "v1.37.1+k3s901", "v1.38.0+k3s900"];
 const { binary, sums } = releaseFiles();
 /** What k3s writes for its kube-proxy, which the embedded server writes elsewhere; and its version on standard error. */
 const release = (version: string) => `#!/bin/sh
+${version === broken ? "rm -f /var/lib/rancher/k3s/server/db/*; echo I cannot read this >&2; exit 1" : ""}
 mkdir -p /var/lib/rancher/k3s/agent
 ln -sf ../server/cred/kube-proxy.kubeconfig /var/lib/rancher/k3s/agent/kubeproxy.kubeconfig
 echo "this is ${version}" >&2
@@ -29,7 +30,7 @@ let server: Server;
 let options: { distribution: "k3s"; k3s: { version: string; mirror: string }; manifests: string[] };
 
 beforeAll(async () => {
-  for (const version of [older, newer]) rmSync(k3sFolder({ version }), { recursive: true, force: true }); // of an earlier run
+  for (const version of [older, newer, broken]) rmSync(k3sFolder({ version }), { recursive: true, force: true }); // of an earlier run
   server = createServer((request, response) => {
     const [version, file] = request.url!.split("/").slice(-2).map(decodeURIComponent) as [string, string];
     const content = release(version);
@@ -45,7 +46,7 @@ afterAll(async () => {
   server.close();
   if (process.env.KEEP) return;
   await cli("destroy", name);
-  for (const version of [older, newer]) rmSync(k3sFolder({ version }), { recursive: true, force: true });
+  for (const version of [older, newer, broken]) rmSync(k3sFolder({ version }), { recursive: true, force: true });
   removeHome(home);
 });
 
@@ -71,6 +72,21 @@ it("of another version is one restart of the server, which pods survive", async 
   expect({ ...changed, update: changed.update!.sort() }).toEqual({ update: ["network-apply", "node-download", "node-server"] });
   expect(await inside(name, "/bin/cat", "/var/log/gvisor-k3s/server.log")).toContain(`this is ${newer}`);
   expect(await uid()).toBe(before);
+});
+
+it("that does not start makes way for the one of before, with the cluster's data; a downgrade is refused", async () => {
+  const pod = () => kubectl(name, "get", "pod", "testpod", "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].restartCount}");
+  const before = await pod();
+  await kubectl(name, "create", "configmap", "kept", "--from-literal=a=b");
+  const up = async (version: string) => await changes(async (run) => await (await open(name, { ...options, k3s: { ...options.k3s, version } })).up(run));
+  await expect(up(broken)).rejects.toThrow(/server keeps ending.*I cannot read this.*the server of before, v1\.37\.1\+k3s901, runs again, as it was/s);
+  expect(await kubectl(name, "get", "configmap", "kept", "-o=jsonpath={.data.a}")).toBe("b");
+  expect(await pod()).toBe(before);
+  expect(await inside(name, "/bin/ls", "/var/lib/rancher/k3s/server")).not.toContain("before-upgrade");
+  await expect(up(older)).rejects.toThrow('k3s.version = "v1.37.1+k3s900": the cluster runs v1.37.1+k3s901, and a downgrade is not possible');
+  await expect(up("v1.39.0+k3s1")).rejects.toThrow("goes up by one minor version at a time; take a v1.38 first");
+  expect((await up(newer)).changed).toEqual({ update: ["node-download"] });
+  await kubectl(name, "delete", "configmap", "kept");
 });
 
 it("has manifests applied, and what left one is deleted", async () => {
