@@ -10,6 +10,7 @@ import tab from "@bomb.sh/tab/commander";
 import { Argument, Command, CommanderError, Option } from "commander";
 import { execa } from "execa";
 import { InputError } from "../config/problems.ts";
+import { list } from "./list.ts";
 import { Progress, seconds } from "./progress.ts";
 
 /** Modules that not every command needs are loaded by those that do: Pulumi's alone are most of a start. */
@@ -81,6 +82,20 @@ async function preview(name: string, flags: Flags): Promise<void> {
 }
 
 program
+  .command("upgrade")
+  .description("take a cluster to the versions that this gvisor-k3s brings; pods and data live on, and what fails goes back")
+  .addArgument(name())
+  .option("--to <version>", "another release of k3s, with distribution: k3s; kept in Pulumi.NAME.yaml unless it fails")
+  .addOption(json())
+  .action(async (name: string, { to, ...flags }: { to?: string } & Flags) => {
+    begin(flags);
+    const done = await (await load.cluster()).upgrade(name, to, { progress, signal });
+    progress.end();
+    const { from = "unknown", to: now = "unknown" } = done;
+    print(flags.json ? done : from === now ? `${name} runs ${now} already; all else is as configured\n` : `${name} runs ${now}; it ran ${from}\n`);
+  });
+
+program
   .command("destroy")
   .description("remove the cluster and everything of it")
   .addArgument(name())
@@ -108,8 +123,8 @@ program
   .command("list")
   .description("list this machine's clusters")
   .addOption(json())
-  .action(async (flags: Flags) => {
-    const clusters = (await load.cluster()).list();
+  .action((flags: Flags) => {
+    const clusters = list();
     if (flags.json) return print(clusters);
     print(clusters.length === 0 ? "there is no cluster; `gvisor-k3s up` makes one\n" : clusters.map(({ name, state, kubeconfigPath }) => `${name.padEnd(12)} ${state.padEnd(8)} ${kubeconfigPath}\n`).join(""));
   });
@@ -222,7 +237,9 @@ program
 
 const completion = tab(program, { completionCommandName: "completion" });
 for (const [command, { arguments: args, options }] of completion.commands) {
-  const complete = async (add: (value: string, text: string) => void) => (await load.cluster()).list().forEach(({ name, state }) => add(name, state));
+  const complete = (add: (value: string, text: string) => void) => {
+    for (const { name, state } of list()) add(name, state);
+  };
   const [positional, option] = [args.get("name"), options.get("cluster")];
   if (positional) positional.handler = complete;
   if (option && command !== "") option.handler = complete;
@@ -248,6 +265,9 @@ async function become(file: string, args: string[]): Promise<void> {
   process.exitCode = exitCode ?? 1;
 }
 
+/** What runs Pulumi, whose errors are told as they come. */
+const PULUMI_VERBS = ["up", "upgrade", "preview", "destroy"];
+
 await program.parseAsync().catch((error: unknown) => {
   if (error instanceof CommanderError) {
     process.exitCode = error.exitCode === 0 ? 0 : 2;
@@ -256,8 +276,8 @@ await program.parseAsync().catch((error: unknown) => {
   progress?.end();
   const verb = program.args[0] ?? "";
   // Pulumi has printed its diagnostics; its own error only repeats them.
-  const isPulumis = error instanceof Error && error.constructor.name.endsWith("CommandError") && ["up", "destroy", "preview"].includes(verb);
+  const isPulumis = error instanceof Error && error.constructor.name.endsWith("CommandError") && PULUMI_VERBS.includes(verb);
   if (isPulumis) console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
-  else console.error(error instanceof InputError || (error instanceof Error && !["up", "destroy", "preview"].includes(verb)) ? error.message : error);
+  else console.error(error instanceof InputError || (error instanceof Error && !PULUMI_VERBS.includes(verb)) ? error.message : error);
   process.exitCode = 1;
 });

@@ -2,7 +2,7 @@
  * What the commands do, as functions for programs: each takes the stack's name, and tells how far it is by a {@link Progress}.
  * @module
  */
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { rm, rmdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import type { EngineEvent } from "@pulumi/pulumi/automation/index.js";
@@ -15,11 +15,12 @@ import { archiveProblem } from "../steps/preflight.ts";
 import { removeDeadTrials } from "../steps/probe.ts";
 import { isAlive, readRecord } from "../steps/record.ts";
 import type { SandboxRef } from "../steps/sandbox.ts";
+import { lastReady } from "../steps/upgrade.ts";
 import { artifactFolder, build, fileDigest } from "../toolchain/artifacts.ts";
 import { type Change, changeOf } from "./changes.ts";
 import { forget } from "./kubeconfig.ts";
 import type { Progress } from "./progress.ts";
-import { checkStackConfig, openStack } from "./workspace.ts";
+import { checkStackConfig, openStack, setRelease } from "./workspace.ts";
 
 /** What `up` tells; the kubeconfig itself is a secret, and no part of it. */
 export interface Cluster {
@@ -53,6 +54,31 @@ export async function up(name: string, { progress, signal }: Options): Promise<C
   return { name, ...values, resources: summary.resourceChanges ?? {}, stages: progress.stages } as Cluster;
 }
 
+/** What an upgrade did; none of the versions is known of a k3s of the user's own. */
+export interface Upgrade extends Cluster {
+  from?: string;
+  to?: string;
+}
+
+/**
+ * Takes a cluster to the versions that this gvisor-k3s brings, or to another release of k3s. Pods and data live on; what fails goes back.
+ * @param to a release of k3s, which is kept in the cluster's options unless the upgrade fails
+ * @throws InputError that gives the reason if it would be a downgrade, or too far at once; else as `up`
+ */
+export async function upgrade(name: string, to: string | undefined, options: Options): Promise<Upgrade> {
+  const last = lastReady({ name, home: homeFolder() });
+  if (last === undefined) refuse([{ option: "name", value: name, message: `it was never ready; run \`gvisor-k3s up ${name}\` first` }]);
+  if (to !== undefined && last!.distribution !== "k3s") refuse([{ option: "--to", value: to, message: `it is for distribution: k3s; ${name} runs the server of this gvisor-k3s, and a newer one comes with a newer gvisor-k3s` }]);
+  const putBack = to === undefined ? undefined : setRelease(name, to);
+  try {
+    const cluster = await up(name, options);
+    return { from: last!.version, to: lastReady({ name, home: homeFolder() })?.version, ...cluster };
+  } catch (error) {
+    putBack?.();
+    throw error;
+  }
+}
+
 /**
  * What {@link up} would change.
  * @throws as `up`
@@ -84,23 +110,6 @@ export async function destroy(name: string, { progress, signal }: Options): Prom
     for (const entry of ["project", "pulumi", "passphrase", "kubeconfig-undo.json"]) await rm(join(home, entry), { recursive: true, force: true });
     await rmdir(home).catch(() => undefined); // something of the user's is in it
   }
-}
-
-/** One of this home's clusters. */
-export interface Listed {
-  name: string;
-  state: "running" | "stopped";
-  kubeconfigPath: string;
-}
-
-/** The clusters of this home, by what is on this machine; one whose `up` failed before anything was made is none. */
-export function list(): Listed[] {
-  const folder = join(homeFolder(), "sandboxes");
-  return (existsSync(folder) ? readdirSync(folder) : []).sort().map((name) => {
-    const paths = sandboxPaths(name);
-    const inside = existsSync(inSandbox.kubeconfig) && !existsSync(paths.kubeconfig);
-    return { name, state: isAlive(readRecord(paths)) ? "running" : "stopped", kubeconfigPath: inside ? inSandbox.kubeconfig : paths.kubeconfig };
-  });
 }
 
 /** What finds the sandbox of a cluster. */

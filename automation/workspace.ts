@@ -8,7 +8,7 @@ import { hostname } from "node:os";
 import { dirname, join } from "node:path";
 import { LocalWorkspace, PulumiCommand, Stack } from "@pulumi/pulumi/automation/index.js";
 import { gte } from "semver";
-import { parse, stringify } from "yaml";
+import { parse, parseDocument, stringify } from "yaml";
 import { cacheFolder, homeFolder } from "../config/paths.ts";
 import { parseStackConfig, type StackConfig } from "../config/schema.ts";
 import { readStackConfig } from "../config/stackConfig.ts";
@@ -74,6 +74,22 @@ export function checkStackConfig(name: string): StackConfig {
 export function readConfig(name: string): StackConfig {
   const { config = {} } = readYaml(settingsFile(name)) as { config?: Record<string, unknown> };
   return parseStackConfig(readStackConfig(config, projectName(), name));
+}
+
+/**
+ * Sets the release of k3s in a stack's options, whatever else is in their file.
+ * @returns what puts the file back as it was
+ */
+export function setRelease(name: string, version: string): () => void {
+  const file = settingsFile(name);
+  const before = readFileSync(file, "utf8");
+  const document = parseDocument(before);
+  const path = ["config", `${projectName()}:k3s`];
+  const given = document.getIn(path);
+  if (typeof given === "string") document.setIn(path, document.createNode(JSON.parse(given))); // as `pulumi config set` writes it
+  document.setIn([...path, "version"], version);
+  writeFileSync(file, document.toString({ lineWidth: 0 }));
+  return () => writeFileSync(file, before);
 }
 
 /** A stack's options: in the folder that the command runs in, or beside the program. */

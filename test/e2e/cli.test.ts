@@ -117,6 +117,13 @@ it("preview shows the lines of a file that an option changes", async () => {
   writeFileSync(options, before);
 });
 
+it("upgrade tells what runs, and what it cannot do", async () => {
+  expect(await printed("upgrade", name)).toMatch(new RegExp(`^${name} runs v1\\.\\d+\\.\\d+ already`, "m"));
+  const { exitCode, all } = await cli("upgrade", name, "--to", "v1.36.4+k3s1");
+  expect(exitCode).toBe(1);
+  expect(all).toContain('--to = "v1.36.4+k3s1": it is for distribution: k3s');
+});
+
 it("logs has what a bug report needs, and no secret", async () => {
   const archive = join(home, "report.tar.gz");
   const { files } = await json("logs", name, "--output", archive);

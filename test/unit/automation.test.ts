@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { parse } from "yaml";
 import { redacted } from "../../automation/bundle.ts";
 import { asText, changeOf } from "../../automation/changes.ts";
+import { readConfig, setRelease } from "../../automation/workspace.ts";
 import { chosen, forget, merged, undo, userKubeconfig, without, write } from "../../automation/kubeconfig.ts";
 
 const own = (key: string) => `apiVersion: v1
@@ -106,6 +107,25 @@ describe("a change of the user's kubeconfig", () => {
     forget("dev");
     expect(readFileSync(file, "utf8")).not.toContain("gvisor-k3s");
     expect(readFileSync(file, "utf8")).toContain("# do not touch");
+  });
+});
+
+describe("a release of k3s", () => {
+  it("is set in the options' file, comments kept, and taken back", () => {
+    const before = process.cwd();
+    const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-options-"));
+    const file = join(folder, "Pulumi.dev.yaml");
+    process.chdir(folder);
+    for (const given of ["{ version: v1.36.4+k3s1, mirror: http://m }", `'{"version":"v1.36.4+k3s1","mirror":"http://m"}'`]) {
+      writeFileSync(file, `# mine\nconfig:\n  gvisor-k3s:distribution: k3s\n  gvisor-k3s:k3s: ${given}\n`);
+      const putBack = setRelease("dev", "v1.37.0+k3s1");
+      expect(readFileSync(file, "utf8")).toContain("# mine");
+      expect(readConfig("dev").k3s).toEqual({ version: "v1.37.0+k3s1", mirror: "http://m" });
+      putBack();
+      expect(readFileSync(file, "utf8")).toContain(given);
+    }
+    process.chdir(before);
+    rmSync(folder, { recursive: true });
   });
 });
 
