@@ -4,8 +4,9 @@
  */
 import { randomBytes } from "node:crypto";
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { hostname } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, extname, join } from "node:path";
 import { LocalWorkspace, PulumiCommand, Stack } from "@pulumi/pulumi/automation/index.js";
 import { gte } from "semver";
 import { parse, parseDocument, stringify } from "yaml";
@@ -111,7 +112,7 @@ function projectFolder(home: string, stack: string): string {
   mkdirSync(folder, { recursive: true, mode: 0o700 });
   const settings = `Pulumi.${stack}.yaml`;
   const { encryptionsalt } = readYaml(join(folder, settings));
-  writeFileSync(join(folder, "Pulumi.yaml"), stringify({ ...readYaml(join(root, "Pulumi.yaml")), main: root }));
+  writeFileSync(join(folder, "Pulumi.yaml"), stringify({ ...readYaml(join(root, "Pulumi.yaml")), main: join(root, `index${extname(import.meta.filename)}`) }));
   writeFileSync(join(folder, settings), stringify({ ...readYaml(settingsFile(stack)), ...(encryptionsalt ? { encryptionsalt } : {}) }), { mode: 0o600 });
   return folder;
 }
@@ -142,7 +143,7 @@ async function pulumiCommand(say: (line: string) => void): Promise<{ command: Pu
     copyFileSync(join(cli, "pulumi"), program);
     copyFileSync(join(plugins, "pulumi-language-nodejs"), join(folder, "bin/pulumi-language-nodejs"));
     for (const name of ["command", "kubernetes"]) {
-      const { version } = JSON.parse(readFileSync(join(root, "node_modules/@pulumi", name, "package.json"), "utf8")) as { version: string };
+      const { version } = JSON.parse(readFileSync(createRequire(import.meta.url).resolve(`@pulumi/${name}/package.json`), "utf8")) as { version: string };
       await run(program, ["plugin", "install", "resource", name, version, "--reinstall", "--file", join(plugins, `pulumi-resource-${name}`)], { env: { ...env, PULUMI_SKIP_UPDATE_CHECK: "true" } });
     }
     writeFileSync(ready, "");

@@ -1,4 +1,4 @@
-import { relative } from "node:path";
+import { extname, relative } from "node:path";
 import { local } from "@pulumi/command";
 import * as pulumi from "@pulumi/pulumi";
 import type { StepName, StepParams } from "../steps/main.ts";
@@ -21,8 +21,8 @@ export interface StepArgs<S extends StepName> {
   replaceOn?: pulumi.Input<string>[];
 }
 
-// A path from where Pulumi runs, so that a checkout that was moved shows no difference.
-const program = relative(process.cwd(), `${import.meta.dirname}/../steps/main.ts`);
+// A path from where Pulumi runs, so that a checkout that was moved shows no difference. The npm package has it compiled.
+const program = relative(process.cwd(), `${import.meta.dirname}/../steps/main${extname(import.meta.filename)}`);
 
 /** A command that runs a step: to create, and again in place whenever an input changes. No shell is involved. */
 export function step<S extends StepName>(name: string, args: StepArgs<S>, options: pulumi.CustomResourceOptions): local.Command {

@@ -1,0 +1,34 @@
+/**
+ * The library: the components for a Pulumi program of your own, the options with their checks, and what the command does as functions.
+ *
+ * A component's steps depend on the components that it is given, so the order of their making is that of their arguments.
+ * @module
+ */
+export { ClusterDns, type ClusterDnsArgs } from "./components/clusterDns.ts";
+export { ContainerdConfig, type ContainerdConfigArgs } from "./components/containerdConfig.ts";
+export { Crun, type CrunArgs } from "./components/crun.ts";
+export { Egress, type EgressArgs } from "./components/egress.ts";
+export { Images, type ImagesArgs } from "./components/images.ts";
+export { K3sNode, type K3sNodeArgs } from "./components/k3sNode.ts";
+export { KernelFacade } from "./components/kernelFacade.ts";
+export { Manifest, type ManifestArgs } from "./components/manifest.ts";
+export { MetricsServer } from "./components/metricsServer.ts";
+export { PatchedRunc, type PatchedRuncArgs } from "./components/patchedRunc.ts";
+export { PodNetwork, type PodNetworkArgs } from "./components/podNetwork.ts";
+export { QuirkProbe, type QuirkProbeArgs } from "./components/quirkProbe.ts";
+export { RuntimeWrapper, type RuntimeWrapperArgs } from "./components/runtimeWrapper.ts";
+export { Sandbox, type SandboxArgs } from "./components/sandbox.ts";
+export { ServiceProxy } from "./components/serviceProxy.ts";
+export { TestPod, type TestPodArgs } from "./components/testPod.ts";
+export { externalKubeconfig } from "./config/external.ts";
+export { InputError, type Problem } from "./config/problems.ts";
+export { parseStackConfig, type StackConfig, type StackConfigInput } from "./config/schema.ts";
+export { preflight } from "./steps/preflight.ts";
+
+export type { Change } from "./automation/changes.ts";
+export { type Cluster, destroy, importArchives, kubectl, preview, up, type Upgrade, upgrade } from "./automation/cluster.ts";
+export { doctor, type Report } from "./automation/doctor.ts";
+export { type Listed, list } from "./automation/list.ts";
+export { Progress } from "./automation/progress.ts";
+export { type Status, status } from "./automation/status.ts";
+export { readConfig } from "./automation/workspace.ts";
