@@ -57,10 +57,10 @@ go-test: build
 	export GOFLAGS=-trimpath CGO_ENABLED=0; for module in $(GO_MODULES); do test $$module; done; \
 	export GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1; test node/server
 
-# Beside what a sandbox takes, the tests have other gVisors, an image registry, and Debian's crun.
+# Beside what a sandbox takes, the tests have other gVisors, an image registry, Helm, and Debian's crun.
 e2e: build
 	@sh toolchain/bootstrap.sh crun
-	@node toolchain/build.ts runsc-2025-02 registry
+	@node toolchain/build.ts runsc-2025-02 registry helm
 	@echo "== end-to-end tests"
 	@node_modules/.bin/vitest run --project e2e
 

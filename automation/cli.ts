@@ -67,7 +67,7 @@ program
     if (quirks) rows.push(["quirks", quirks.join(", ") || "none"]);
     if (pod) rows.push(["pod", pod.name], ["phase", pod.phase], ["log", pod.logs.split("\n")[0]!]);
     rows.push(["kubeconfig", kubeconfigPath], ["all", progress.elapsed()]);
-    print(`\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${value}`).join("\n")}\n\nnext:\n  export KUBECONFIG=${kubeconfigPath}\n  kubectl get pods -A\n  make destroy${name === "dev" ? "" : ` STACK=${name}`}\n`);
+    print(`\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${value}`).join("\n")}\n\nnext:\n  export KUBECONFIG=${kubeconfigPath}\n  kubectl get pods -A\n  ${process.env.MAKELEVEL ? `make destroy${name === "dev" ? "" : ` STACK=${name}`}` : `gvisor-k3s destroy ${name}`}\n`);
   });
 
 program.command("preview").description("show what `up` would change: each file of the runtime as a diff, and what is restarted").addArgument(name()).addOption(json()).action(preview);

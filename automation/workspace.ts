@@ -125,7 +125,7 @@ function passphraseFile(home: string): string {
 }
 
 /** The user's own Pulumi, with its language host, where it is new enough; else the one that is built here, with the project's own small plugins. */
-async function pulumiCommand(say: (line: string) => void): Promise<{ command: PulumiCommand; env: Record<string, string> }> {
+export async function pulumiCommand(say: (line: string) => void): Promise<{ command: PulumiCommand; env: Record<string, string> }> {
   const pinned = moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3");
   const [pulumi, host] = await Promise.all(["pulumi", "pulumi-language-nodejs"].map((program) => runsWell("which", [program])));
   const version = pulumi && host && (await runsWell("pulumi", ["version"], { env: { PULUMI_SKIP_UPDATE_CHECK: "true" } }))?.trim().replace(/^v/, "");

@@ -67,6 +67,7 @@ const builds = {
   ],
   pulumi: [{ module: "toolchain/pulumi", packages: ["github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"], get variables() { return { "github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3") }; } }],
   registry: [{ module: "toolchain/registry", packages: ["github.com/distribution/distribution/v3/cmd/registry"] }],
+  helm: [{ module: "toolchain/helm", packages: ["helm.sh/helm/v3/cmd/helm"] }],
   // With the server's settings, as above.
   conformance: [
     { module: "toolchain/conformance", packages: ["k8s.io/kubernetes/test/e2e"], test: true, output: "e2e.test", cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } },
@@ -81,7 +82,7 @@ export type ArtifactName = keyof typeof builds;
 export const artifactNames = Object.keys(builds) as ArtifactName[];
 
 /** What a user's sandbox takes; the rest is for tests. */
-export const usualArtifacts = artifactNames.filter((name) => !["runsc-2025-02", "registry", "conformance"].includes(name));
+export const usualArtifacts = artifactNames.filter((name) => !["runsc-2025-02", "registry", "helm", "conformance"].includes(name));
 
 /** An artifact with the choices that its build takes. */
 export interface Artifact {

@@ -10,7 +10,7 @@ const root = join(import.meta.dirname, "..");
 const dist = join(root, "dist");
 
 /** For tests and checkouts only. */
-const left = new Set(["node_modules", "conformance", "registry", "runsc-2025-02", "testdata"]);
+const left = new Set(["node_modules", "conformance", "registry", "helm", "runsc-2025-02", "testdata"]);
 
 rmSync(dist, { recursive: true, force: true });
 await run(process.execPath, [join(root, "node_modules/typescript/bin/tsc"), "--project", join(root, "tsconfig.package.json")]);

@@ -139,7 +139,7 @@ function commandLine(pid: string): string {
   }
 }
 
-function entriesOf(path: string): string[] {
+export function entriesOf(path: string): string[] {
   try {
     return readdirSync(path);
   } catch {
