@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aa
 
 GO_MODULES := node/init node/egress node/wrapper node/images node/cni toolchain/plugins
 
-.PHONY: help bootstrap build up preview destroy status doctor bench growth conformance check unit go-test e2e runtimes docs test
+.PHONY: audit help bootstrap build up preview destroy status doctor bench growth conformance check unit go-test e2e runtimes docs test
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -70,5 +70,10 @@ runtimes: build ## run every OCI runtime on every generation of gVisor (docs/run
 
 docs: bootstrap ## write the tables of the docs that follow from the code anew
 	@node docs/tables.ts
+
+# Both ask a database of known flaws, so an offline machine cannot; CI of this project runs on one.
+audit: bootstrap ## look for known flaws in what this depends on (npm's and Go's databases are asked)
+	npm audit --audit-level=high
+	@set -e; for module in $(GO_MODULES) node/server; do echo "== govulncheck $$module"; (cd $$module && go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...); done
 
 test: check unit go-test e2e ## type check, lint, unit tests, Go tests, end-to-end tests in real sandboxes

@@ -109,9 +109,10 @@ it("what was edited by hand is told, previewed as a diff, and written again by u
 
 it("preview shows the lines of a file that an option changes", async () => {
   const before = readFileSync(options, "utf8");
-  writeFileSync(options, JSON.stringify({ config: { ...JSON.parse(before).config, "gvisor-k3s:containerd": { snapshotter: "native" } } }));
+  writeFileSync(options, JSON.stringify({ config: { ...JSON.parse(before).config, "gvisor-k3s:containerd": { snapshotter: "native" }, "gvisor-k3s:registries": { configs: { "registry.example": { auth: { username: "me", password: "another-secret" } } } } } }));
   const preview = await printed("preview", name);
   expect(preview).toMatch(/--- a\/etc\/containerd\/config\.toml\n +\+\+\+ b\/etc\/containerd\/config\.toml\n(.*\n)*? +-.*"overlayfs"\n +\+.*"native"/);
+  expect(preview).not.toMatch(new RegExp(`${password}|another-secret`));
   const [change] = JSON.parse(await printed("preview", name, "--json"));
   expect(change).toMatchObject({ resource: "containerd-apply", operation: "update" });
   writeFileSync(options, before);

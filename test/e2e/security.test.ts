@@ -1,12 +1,14 @@
 /** Who is let in, and what nobody may see. */
-import { X509Certificate } from "node:crypto";
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { createHash, X509Certificate } from "node:crypto";
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { request } from "node:https";
 import { connect } from "node:net";
 import { join } from "node:path";
+import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
 import { sandboxPaths } from "../../config/paths.ts";
+import { goArch } from "../../toolchain/artifacts.ts";
 import { changes, cli, inside, kubectl, open, ownHome, removeHome, stateFiles } from "./harness.ts";
 
 const home = await ownHome();
@@ -101,4 +103,42 @@ it("the admin's key is in no state file, no log, no preview, and no process's ar
     }
   });
   expect(processes.filter((pid) => said(pid).some(shows))).toEqual([]);
+});
+
+/** An OCI layout whose layer, and which itself, has entries with paths that lead out of it. */
+async function hostileArchive(archive: string): Promise<void> {
+  const [files, layout] = [join(home, "hostile"), join(home, "hostile-layout")];
+  mkdirSync(files);
+  mkdirSync(join(layout, "blobs/sha256"), { recursive: true });
+  for (const file of ["escaped-layer", "escaped-link", "escaped-outer"]) writeFileSync(join(files, file), "escaped");
+  symlinkSync("/", join(files, "link"));
+  const layer = join(home, "hostile-layer.tar");
+  const up = "../".repeat(12);
+  const add = (archive: string, ...args: string[]) => execa("tar", ["--append", `--file=${archive}`, "--absolute-names", `--directory=${files}`, ...args]);
+  await add(layer, `--transform=s,^,${up},`, "escaped-layer");
+  await add(layer, "link");
+  await add(layer, "--transform=s,^,link/,", "escaped-link");
+  const blob = (content: string | Buffer, mediaType: string) => {
+    const digest = createHash("sha256").update(content).digest("hex");
+    writeFileSync(join(layout, "blobs/sha256", digest), content);
+    return { mediaType, digest: `sha256:${digest}`, size: Buffer.byteLength(content) };
+  };
+  const layerBlob = blob(readFileSync(layer), "application/vnd.oci.image.layer.v1.tar");
+  const config = blob(JSON.stringify({ architecture: goArch(), os: "linux", config: {}, rootfs: { type: "layers", diff_ids: [layerBlob.digest] } }), "application/vnd.oci.image.config.v1+json");
+  const manifest = blob(JSON.stringify({ schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json", config, layers: [layerBlob] }), "application/vnd.oci.image.manifest.v1+json");
+  writeFileSync(join(layout, "oci-layout"), JSON.stringify({ imageLayoutVersion: "1.0.0" }));
+  writeFileSync(join(layout, "index.json"), JSON.stringify({ schemaVersion: 2, manifests: [{ ...manifest, annotations: { "io.containerd.image.name": "example.test/hostile:1" }, platform: { architecture: goArch(), os: "linux" } }] }));
+  await execa("tar", ["--create", `--file=${archive}`, `--directory=${layout}`, "oci-layout", "index.json", "blobs"]);
+  await add(archive, `--transform=s,^,${up},`, "escaped-outer");
+}
+
+it("an archive of images with paths that lead out of it writes nothing outside of its own layer", async () => {
+  const archive = join(home, "hostile.tar");
+  await hostileArchive(archive);
+  const { exitCode, all } = await cli("images", "import", "-c", name, archive);
+  const escaped = (await inside(name, "/bin/find", "/", "-xdev", "-name", "escaped-*")).split("\n").filter((path) => path !== "");
+  expect(escaped.filter((path) => !/^\/var\/lib\/containerd\/.*\/snapshots\/\d+\/fs\//.test(path))).toEqual([]);
+  // It was unpacked as what it can be, or refused: not ignored.
+  expect(exitCode !== 0 || escaped.length > 0, all).toBe(true);
+  for (const file of ["escaped-layer", "escaped-link", "escaped-outer"]) expect(existsSync(`/${file}`), file).toBe(false);
 });
