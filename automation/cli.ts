@@ -268,7 +268,7 @@ async function become(file: string, args: string[]): Promise<void> {
 /** What runs Pulumi, whose errors are told as they come. */
 const PULUMI_VERBS = ["up", "upgrade", "preview", "destroy"];
 
-await program.parseAsync().catch((error: unknown) => {
+await program.parseAsync().catch(async (error: unknown) => {
   if (error instanceof CommanderError) {
     process.exitCode = error.exitCode === 0 ? 0 : 2;
     return;
@@ -276,7 +276,7 @@ await program.parseAsync().catch((error: unknown) => {
   progress?.end();
   const verb = program.args[0] ?? "";
   // Pulumi has printed its diagnostics; its own error only repeats them.
-  const isPulumis = error instanceof Error && error.constructor.name.endsWith("CommandError") && PULUMI_VERBS.includes(verb);
+  const isPulumis = PULUMI_VERBS.includes(verb) && error instanceof (await import("@pulumi/pulumi/automation/index.js")).CommandError;
   if (isPulumis) console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
   else console.error(error instanceof InputError || (error instanceof Error && !PULUMI_VERBS.includes(verb)) ? error.message : error);
   process.exitCode = 1;

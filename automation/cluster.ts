@@ -49,7 +49,7 @@ interface Options {
 export async function up(name: string, { progress, signal }: Options): Promise<Cluster> {
   checkStackConfig(name);
   const stack = await openStack(name, (line) => progress.say(line));
-  const { outputs, summary } = await stack.up({ signal, onEvent: (event) => progress.see(event), color: "never", onError: (text) => progress.error(text) });
+  const { outputs, summary } = await stack.up({ signal, onEvent: (event) => progress.see(event), color: "never", onError: (text) => progress.error(text.trimEnd()) });
   const values = Object.fromEntries(Object.entries(outputs).filter(([, { secret }]) => !secret).map(([output, { value }]) => [output, value]));
   return { name, ...values, resources: summary.resourceChanges ?? {}, stages: progress.stages } as Cluster;
 }
@@ -92,7 +92,7 @@ export async function preview(name: string, { progress, signal }: Options): Prom
     const change = changeOf(event);
     if (change) changes.push(change);
   };
-  await stack.preview({ signal, diff: true, onEvent: see, color: "never" });
+  await stack.preview({ signal, diff: true, onEvent: see, color: "never", onError: (text) => progress.error(text.trimEnd()) });
   return changes;
 }
 
@@ -100,7 +100,7 @@ export async function preview(name: string, { progress, signal }: Options): Prom
 export async function destroy(name: string, { progress, signal }: Options): Promise<void> {
   const stack = await openStack(name, (line) => progress.say(line));
   await removeDeadTrials(homeFolder());
-  await stack.destroy({ signal, onEvent: (event) => progress.see(event), color: "never", onError: (text) => progress.error(text) });
+  await stack.destroy({ signal, onEvent: (event) => progress.see(event), color: "never", onError: (text) => progress.error(text.trimEnd()) });
   await stack.workspace.removeStack(name);
   await forget(name);
   const home = homeFolder();
