@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aa
 
 GO_MODULES := node/init node/egress node/wrapper node/images node/cni toolchain/plugins
 
-.PHONY: audit help bootstrap build up preview destroy status doctor bench growth conformance check unit go-test e2e runtimes docs test
+.PHONY: api audit help bootstrap build up preview destroy status doctor bench growth conformance check unit go-test e2e runtimes docs test
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,9 +41,10 @@ conformance: build ## run Kubernetes' own conformance tests on a node (conforman
 	@node conformance/run.ts $(if $(GROUPS),--groups '$(GROUPS)')
 
 check: bootstrap
-	@echo "== types and lint"
+	@echo "== types, lint, and the documentation of the library"
 	@node_modules/.bin/tsc -p .
 	@node_modules/.bin/biome lint --error-on-warnings .
+	@node_modules/.bin/typedoc --emit none --logLevel Warn
 
 unit: bootstrap
 	@sh toolchain/bootstrap.sh curl
@@ -67,6 +68,9 @@ e2e: build
 runtimes: build ## run every OCI runtime on every generation of gVisor (docs/runtimes.md)
 	@sh toolchain/bootstrap.sh crun
 	@node docs/runtimes.ts
+
+api: bootstrap ## write the documentation of the library into dist/api, as HTML
+	@node_modules/.bin/typedoc
 
 docs: bootstrap ## write the tables of the docs that follow from the code anew
 	@node docs/tables.ts
