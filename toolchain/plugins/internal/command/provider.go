@@ -1,5 +1,6 @@
-// Package command is the local half of Pulumi's command provider: the resource command:local:Command and the
-// function command:local:run, with the inputs, outputs and diffs of the pulumi-command release named by [Version].
+// Package command is Pulumi's command provider without copying files: the resources command:local:Command and
+// command:remote:Command and the function command:local:run, with the inputs, outputs and diffs of the pulumi-command
+// release named by [Version].
 package command
 
 import (
@@ -22,7 +23,8 @@ import (
 const Version = "1.2.1"
 
 const (
-	commandType = "command:local:Command"
+	localType   = "command:local:Command"
+	remoteType  = "command:remote:Command"
 	runFunction = "command:local:run"
 )
 
@@ -78,7 +80,11 @@ func (p *Provider) Check(_ context.Context, req *pulumirpc.CheckRequest) (*pulum
 	if err != nil {
 		return nil, err
 	}
-	return &pulumirpc.CheckResponse{Inputs: checked, Failures: checkFailures[Inputs](req.GetNews())}, nil
+	failures := checkFailures[Inputs]
+	if isRemote(req.GetUrn()) {
+		failures = checkFailures[RemoteInputs]
+	}
+	return &pulumirpc.CheckResponse{Inputs: checked, Failures: failures(req.GetNews())}, nil
 }
 
 // Diff compares the old and new inputs. Adding or removing triggers replaces the resource here; a changed element is
@@ -103,15 +109,15 @@ func (p *Provider) Create(ctx context.Context, req *pulumirpc.CreateRequest) (*p
 	if err := served(req.GetUrn()); err != nil {
 		return nil, err
 	}
-	var in Inputs
-	if err := decode(req.GetProperties(), &in); err != nil {
+	commands, process, err := decodeResource(req.GetUrn(), req.GetProperties())
+	if err != nil {
 		return nil, err
 	}
 	id, err := resource.NewUniqueHex(resource.URN(req.GetUrn()).Name(), 8, 0)
 	if err != nil {
 		return nil, err
 	}
-	state, err := p.apply(ctx, req.GetUrn(), in.Create, in.ProcessInputs, ProcessOutputs{},
+	state, err := p.apply(ctx, req.GetUrn(), commands.Create, process, ProcessOutputs{},
 		req.GetProperties(), req.GetTimeout(), req.GetPreview())
 	if err != nil {
 		return nil, err
@@ -124,19 +130,19 @@ func (p *Provider) Update(ctx context.Context, req *pulumirpc.UpdateRequest) (*p
 	if err := served(req.GetUrn()); err != nil {
 		return nil, err
 	}
-	var in Inputs
-	if err := decode(req.GetNews(), &in); err != nil {
+	commands, process, err := decodeResource(req.GetUrn(), req.GetNews())
+	if err != nil {
 		return nil, err
 	}
 	last, err := lastOutputs(req.GetOlds())
 	if err != nil {
 		return nil, err
 	}
-	command := in.Update
+	command := commands.Update
 	if command == nil {
-		command = in.Create
+		command = commands.Create
 	}
-	state, err := p.apply(ctx, req.GetUrn(), command, in.ProcessInputs, last,
+	state, err := p.apply(ctx, req.GetUrn(), command, process, last,
 		req.GetNews(), req.GetTimeout(), req.GetPreview())
 	if err != nil {
 		return nil, err
@@ -149,15 +155,15 @@ func (p *Provider) Delete(ctx context.Context, req *pulumirpc.DeleteRequest) (*e
 	if err := served(req.GetUrn()); err != nil {
 		return nil, err
 	}
-	var in Inputs // the state has the last inputs, too
-	if err := decode(req.GetProperties(), &in); err != nil {
+	commands, process, err := decodeResource(req.GetUrn(), req.GetProperties())
+	if err != nil {
 		return nil, err
 	}
 	last, err := lastOutputs(req.GetProperties())
 	if err != nil {
 		return nil, err
 	}
-	_, err = p.apply(ctx, req.GetUrn(), in.Delete, in.ProcessInputs, last, nil, req.GetTimeout(), false)
+	_, err = p.apply(ctx, req.GetUrn(), commands.Delete, process, last, nil, req.GetTimeout(), false)
 	return &emptypb.Empty{}, err
 }
 
@@ -197,7 +203,7 @@ func (p *Provider) Cancel(context.Context, *emptypb.Empty) (*emptypb.Empty, erro
 // apply runs command, unless it is nil or this is a preview, and returns the state: the inputs as they came, secrets
 // included, and the outputs. timeout is in seconds; 0 is none.
 func (p *Provider) apply(
-	ctx context.Context, urn string, command *string, in ProcessInputs, last ProcessOutputs,
+	ctx context.Context, urn string, command *string, process process, last ProcessOutputs,
 	inputs *structpb.Struct, timeout float64, preview bool,
 ) (*structpb.Struct, error) {
 	state, err := unmarshal(inputs)
@@ -208,7 +214,7 @@ func (p *Provider) apply(
 	if command != nil && !preview {
 		ctx, done := p.operations.start(ctx, timeout)
 		defer done()
-		if err := run(ctx, *command, in, &out, p.logger(ctx, urn)); err != nil {
+		if err := process.run(ctx, *command, &out, p.logger(ctx, urn)); err != nil {
 			return nil, err
 		}
 	}
@@ -230,12 +236,16 @@ func (p *Provider) logger(ctx context.Context, urn string) func(line string) {
 	}
 }
 
-// served is nil for the one resource type of this provider.
+// served is nil for the resource types of this provider.
 func served(urn string) error {
-	if typ := string(resource.URN(urn).Type()); typ != commandType {
+	if typ := string(resource.URN(urn).Type()); typ != localType && typ != remoteType {
 		return notHere(typ)
 	}
 	return nil
+}
+
+func isRemote(urn string) bool {
+	return string(resource.URN(urn).Type()) == remoteType
 }
 
 // notHere names what was asked for and the way to get it.
@@ -244,8 +254,8 @@ func notHere(token string) error {
 		return status.Errorf(codes.NotFound, "%q is not of the package command", token)
 	}
 	return status.Errorf(codes.Unimplemented, "%s is not done by gvisor-k3s's stand-in for pulumi-command %s, which "+
-		"runs commands on this machine only (%s, %s). Take it off PATH and install the real one where it can be "+
-		"downloaded: pulumi plugin install resource command %s", token, Version, commandType, runFunction, Version)
+		"runs commands and copies no files (%s, %s, %s). Take it off PATH and install the real one where it can be "+
+		"downloaded: pulumi plugin install resource command %s", token, Version, localType, remoteType, runFunction, Version)
 }
 
 // unmarshal keeps everything that the engine may send: secrets, unknowns, resources, outputs.

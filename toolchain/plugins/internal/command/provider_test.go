@@ -417,9 +417,9 @@ func TestRunFunction(t *testing.T) {
 	}
 }
 
-func TestRemoteIsRefusedByName(t *testing.T) {
+func TestCopyingIsRefusedByName(t *testing.T) {
 	client, _ := start(t)
-	remote := "urn:pulumi:stack::project::command:remote:Command::name"
+	remote := "urn:pulumi:stack::project::command:remote:CopyToRemote::name"
 	_, checkErr := client.Check(t.Context(), &pulumirpc.CheckRequest{Urn: remote})
 	_, deleteErr := client.Delete(t.Context(), &pulumirpc.DeleteRequest{Urn: remote})
 	_, invokeErr := client.Invoke(t.Context(), &pulumirpc.InvokeRequest{Tok: "command:remote:run"})

@@ -34,9 +34,20 @@ type ProcessInputs struct {
 	AddPreviousOutputInEnv *bool `pulumi:"addPreviousOutputInEnv,optional"`
 }
 
-// Inputs are what a program gives the resource. Each is part of its diff.
+// Inputs are what a program gives the resource command:local:Command. Each is part of its diff.
 type Inputs struct {
 	ProcessInputs
+	Commands
+}
+
+// RemoteInputs are the same of the resource command:remote:Command.
+type RemoteInputs struct {
+	RemoteProcess
+	Commands
+}
+
+// Commands are what a resource runs, and when.
+type Commands struct {
 	// Triggers are values of any type whose change replaces the resource.
 	Triggers *[]any `pulumi:"triggers,optional"`
 	// Create is run on creation, and on an update when there is no Update. Default: nothing is run.
@@ -86,6 +97,18 @@ func decode(s *structpb.Struct, target any) error {
 		return err
 	}
 	return nil
+}
+
+// decodeResource reads the inputs of either resource type, or a state, which has the last inputs, too.
+func decodeResource(urn string, s *structpb.Struct) (Commands, process, error) {
+	if isRemote(urn) {
+		var in RemoteInputs
+		err := decode(s, &in)
+		return in.Commands, in.RemoteProcess, err
+	}
+	var in Inputs
+	err := decode(s, &in)
+	return in.Commands, in.ProcessInputs, err
 }
 
 // checkFailures lists everything wrong with the properties of one of the input structs. A property that is not

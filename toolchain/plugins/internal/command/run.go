@@ -27,10 +27,15 @@ const (
 // is not gone five seconds after it was told to stop, and a provider that is killed first can no longer clean up.
 const stopGrace = 3 * time.Second
 
-// run runs one command to its end and, when it succeeds, fills out. out also holds what the last command wrote, for
-// in.AddPreviousOutputInEnv. A command that fails leaves out as it was; its error carries the command's output. log
-// is called with each line as it is written.
-func run(ctx context.Context, command string, in ProcessInputs, out *ProcessOutputs, log func(line string)) error {
+// A process is where and how a command runs.
+type process interface {
+	// run runs one command to its end and, when it succeeds, fills out. out also holds what the last command wrote, for
+	// addPreviousOutputInEnv. A command that fails leaves out as it was; its error carries the command's output. log is
+	// called with each line as it is written.
+	run(ctx context.Context, command string, out *ProcessOutputs, log func(line string)) error
+}
+
+func (in ProcessInputs) run(ctx context.Context, command string, out *ProcessOutputs, log func(line string)) error {
 	argv := []string{"/bin/sh", "-c"}
 	if in.Interpreter != nil && len(*in.Interpreter) > 0 {
 		argv = slices.Clone(*in.Interpreter)
@@ -52,21 +57,17 @@ func run(ctx context.Context, command string, in ProcessInputs, out *ProcessOutp
 		cmd.Stdin = strings.NewReader(*in.Stdin)
 	}
 
-	var stdout, stderr bytes.Buffer
-	both := &syncBuffer{} // in the order of arrival, for the error
-	outLog, errLog := &lineLogger{log: log}, &lineLogger{log: log}
-	cmd.Stdout = tee(in.Logging.shows(LogStdout), outLog, &stdout, both)
-	cmd.Stderr = tee(in.Logging.shows(LogStderr), errLog, &stderr, both)
+	streams := newStreams(in.Logging, log)
+	cmd.Stdout, cmd.Stderr = streams.stdout, streams.stderr
 
 	if _, err = os.Stat(dir); err != nil {
 		err = fmt.Errorf("dir: %w", err) // exec would blame the interpreter for a missing directory
 	} else {
 		err = runGroup(ctx, cmd)
 	}
-	outLog.flush()
-	errLog.flush()
+	streams.flush()
 	if err != nil {
-		return fmt.Errorf("%w: running %q:\n%s", err, command, both.String())
+		return fmt.Errorf("%w: running %q:\n%s", err, command, streams.both.String())
 	}
 
 	if in.AssetPaths != nil {
@@ -87,8 +88,7 @@ func run(ctx context.Context, command string, in ProcessInputs, out *ProcessOutp
 			return fmt.Errorf("archivePaths: %w", err)
 		}
 	}
-	out.Stdout = strings.TrimSuffix(stdout.String(), "\n")
-	out.Stderr = strings.TrimSuffix(stderr.String(), "\n")
+	streams.keep(out)
 	return nil
 }
 
@@ -133,10 +133,42 @@ func runGroup(ctx context.Context, cmd *exec.Cmd) error {
 	if cmd.Process != nil {
 		_ = signalGroup(syscall.SIGKILL) // gone already is the usual case
 	}
+	return stopped(ctx)
+}
+
+// stopped tells why a command was not left to its end.
+func stopped(ctx context.Context) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return errors.New("stopped: the resource's timeout (customTimeouts) was reached")
 	}
 	return errors.New("stopped: the operation was cancelled")
+}
+
+// streams take what a command writes: to keep it, and to show it while the command runs.
+type streams struct {
+	stdout, stderr   io.Writer
+	both             *syncBuffer // in the order of arrival, for the error
+	keptOut, keptErr bytes.Buffer
+	outLog, errLog   *lineLogger
+}
+
+func newStreams(logging *Logging, log func(line string)) *streams {
+	s := &streams{both: &syncBuffer{}, outLog: &lineLogger{log: log}, errLog: &lineLogger{log: log}}
+	s.stdout = tee(logging.shows(LogStdout), s.outLog, &s.keptOut, s.both)
+	s.stderr = tee(logging.shows(LogStderr), s.errLog, &s.keptErr, s.both)
+	return s
+}
+
+// flush shows a last line that had no end.
+func (s *streams) flush() {
+	s.outLog.flush()
+	s.errLog.flush()
+}
+
+// keep puts what was written into the outputs.
+func (s *streams) keep(out *ProcessOutputs) {
+	out.Stdout = strings.TrimSuffix(s.keptOut.String(), "\n")
+	out.Stderr = strings.TrimSuffix(s.keptErr.String(), "\n")
 }
 
 func tee(show bool, log io.Writer, others ...io.Writer) io.Writer {
