@@ -10,13 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
+
+	"gvisor-k3s/node/egress/netns"
 )
 
 const (
@@ -57,34 +58,10 @@ func namespaces(t *testing.T) {
 	ip(t, "-n", outside, "link", "set", "eth0", "up")
 }
 
-// in runs a function on a thread in a network namespace; sockets stay in the namespace that they are made in.
-func in[T any](t *testing.T, namespace string, do func() (T, error)) (T, error) {
-	t.Helper()
-	type result struct {
-		value T
-		err   error
-	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread()
-		file, err := os.Open("/run/netns/" + namespace)
-		if err == nil {
-			err = unix.Setns(int(file.Fd()), unix.CLONE_NEWNET)
-		}
-		var value T
-		if err == nil {
-			value, err = do()
-		}
-		done <- result{value, err}
-	}()
-	r := <-done
-	return r.value, r.err
-}
-
 // dial connects from within the sandbox; Go would look for addresses on other threads, so both are given as numbers.
 func dial(t *testing.T, from, to string) (net.Conn, error) {
 	t.Helper()
-	return in(t, inside, func() (net.Conn, error) {
+	return netns.In("/run/netns/"+inside, func() (net.Conn, error) {
 		return (&net.Dialer{Timeout: 10 * time.Second, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0))}).Dial("tcp4", to)
 	})
 }
@@ -118,7 +95,7 @@ func start(t *testing.T, resolvConf string) context.CancelFunc {
 // echo answers each connection with all that it said, once that is all; and each datagram with itself.
 func echo(t *testing.T) {
 	t.Helper()
-	listener, err := in(t, outside, func() (net.Listener, error) { return net.Listen("tcp4", remote+":8080") })
+	listener, err := netns.In("/run/netns/"+outside, func() (net.Listener, error) { return net.Listen("tcp4", remote+":8080") })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +113,7 @@ func echo(t *testing.T) {
 			}()
 		}
 	}()
-	packets, err := in(t, outside, func() (net.PacketConn, error) { return net.ListenPacket("udp4", remote+":8080") })
+	packets, err := netns.In("/run/netns/"+outside, func() (net.PacketConn, error) { return net.ListenPacket("udp4", remote+":8080") })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +153,7 @@ func TestEgress(t *testing.T) {
 		if got, err := say(conn, much); err != nil || !bytes.Equal(got, much) {
 			t.Errorf("from %s: %d bytes came back of %d, %v", from, len(got), len(much), err)
 		}
-		packets, err := in(t, inside, func() (net.Conn, error) {
+		packets, err := netns.In("/run/netns/"+inside, func() (net.Conn, error) {
 			return net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0)), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(remote+":8080")))
 		})
 		if err != nil {
@@ -243,7 +220,7 @@ func TestNames(t *testing.T) {
 	}
 	defer start(t, resolvConf)()
 	ask := func() (*dns.Msg, error) {
-		return in(t, inside, func() (*dns.Msg, error) {
+		return netns.In("/run/netns/"+inside, func() (*dns.Msg, error) {
 			question := new(dns.Msg)
 			question.SetQuestion("name.example.", dns.TypeTXT)
 			answer, _, err := (&dns.Client{Timeout: 10 * time.Second}).Exchange(question, "169.254.77.1:53")

@@ -1,0 +1,136 @@
+// Command linkfilter keeps a sandbox from the host's services: on the link between the two it lets the host in, and out only the answers.
+// Without it, whatever of the host's listens on every address (0.0.0.0) answers the sandbox at the host's end of the link.
+//
+// It sets rules of nftables, of the family netdev, at the egress of the sandbox's end of the link. There, in a network namespace that is the
+// sandbox's own, they change nothing of the host's network and vanish with the namespace. Egress is past the network stack, so that it sees
+// also what is sent by packet sockets, as runsc does, even if they bypass the queues (__dev_queue_xmit, nf_hook_direct_egress). It would not
+// see AF_XDP, which runsc uses only if asked. The rules keep no state, so they can be replaced under connections, and no table can be filled.
+//
+// Sources: nft(8), of the family netdev and its egress hook; functions that comments here name are the Linux kernel's.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"gvisor-k3s/node/egress/netns"
+)
+
+const procPortRange = "/proc/sys/net/ipv4/ip_local_port_range"
+
+type options struct {
+	namespace string
+	link      string
+	ports     []uint16
+	// all is every port: there are no rules then.
+	all bool
+}
+
+func main() {
+	o, err := parse(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err == nil {
+		err = run(o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "linkfilter:", err)
+		os.Exit(1)
+	}
+}
+
+func parse(args []string) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("linkfilter", flag.ContinueOnError)
+	flags.StringVar(&o.namespace, "netns", "", "the sandbox's network namespace, by its file")
+	flags.StringVar(&o.link, "link", "", "the sandbox's end of its link to the host")
+	flags.Func("ports", "the host's `ports` that the sandbox is given, of TCP and of UDP: 5000,6000, or all", func(list string) error {
+		o.ports = nil
+		if o.all = list == "all"; o.all {
+			return nil
+		}
+		for _, text := range strings.FieldsFunc(list, func(r rune) bool { return r == ',' }) {
+			port, err := strconv.ParseUint(text, 10, 16)
+			if err != nil || port == 0 {
+				return fmt.Errorf("%q is no port", text)
+			}
+			o.ports = append(o.ports, uint16(port))
+		}
+		return nil
+	})
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	var problems []error
+	if o.namespace == "" {
+		problems = append(problems, errors.New("-netns is missing"))
+	}
+	if o.link == "" {
+		problems = append(problems, errors.New("-link is missing"))
+	}
+	if flags.NArg() > 0 {
+		problems = append(problems, fmt.Errorf("what is %q?", flags.Arg(0)))
+	}
+	return o, errors.Join(problems...)
+}
+
+// run replaces the rules by those for the options, all at once.
+func run(o options) error {
+	ephemeral, err := ephemeralPorts()
+	if err != nil {
+		return err
+	}
+	_, err = netns.In(o.namespace, func() (any, error) { return nil, runHere(o, ephemeral) })
+	return explain(err)
+}
+
+func runHere(o options, ephemeral portRange) error {
+	// Since Linux 6.16 a chain may be for a link that does not exist yet: a wrong name would be no error, and no filter.
+	if _, err := net.InterfaceByName(o.link); err != nil {
+		return fmt.Errorf("%s in %s: %w", o.link, o.namespace, err)
+	}
+	if o.all {
+		return removeRules()
+	}
+	return replaceRules(o.link, o.ports, ephemeral)
+}
+
+// ephemeralPorts are those that the host's own sockets get, to which answers go. It is the namespace of the caller that is asked.
+func ephemeralPorts() (portRange, error) {
+	text, err := os.ReadFile(procPortRange)
+	if err != nil {
+		return portRange{}, err
+	}
+	var ports portRange
+	if _, err := fmt.Sscan(string(text), &ports.first, &ports.last); err != nil {
+		return portRange{}, fmt.Errorf("%s has %q: %w", procPortRange, text, err)
+	}
+	return ports, nil
+}
+
+// explain makes one line of what the kernel says, which refuses each rule that follows from the first refusal.
+func explain(err error) error {
+	var refusal unix.Errno
+	if !errors.As(err, &refusal) {
+		return err
+	}
+	if lacksHook(refusal) {
+		return fmt.Errorf("the kernel has no nftables netdev egress hook (Linux 5.16 or newer with CONFIG_NETFILTER_EGRESS): %w", refusal)
+	}
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return errors.New(line)
+}
+
+// lacksHook tells what a kernel without the hook says. The first is nft_chain_parse_hook's, of an older kernel, and __nf_register_net_hook's; the
+// others are those of one without nftables, or gVisor's.
+func lacksHook(refusal unix.Errno) bool {
+	return refusal == unix.EOPNOTSUPP || refusal == unix.EAFNOSUPPORT || refusal == unix.EPROTONOSUPPORT
+}
