@@ -4,6 +4,7 @@
  * A component's steps depend on the components that it is given, so the order of their making is that of their arguments.
  * @module
  */
+export { Cluster, type ClusterArgs, type TestPodState } from "./components/cluster.ts";
 export { ClusterDns, type ClusterDnsArgs } from "./components/clusterDns.ts";
 export { ContainerdConfig, type ContainerdConfigArgs } from "./components/containerdConfig.ts";
 export { Crun, type CrunArgs } from "./components/crun.ts";
@@ -26,7 +27,7 @@ export { parseStackConfig, type StackConfig, type StackConfigInput } from "./con
 export { preflight } from "./steps/preflight.ts";
 
 export type { Change } from "./automation/changes.ts";
-export { type Cluster, destroy, importArchives, kubectl, preview, up, type Upgrade, upgrade } from "./automation/cluster.ts";
+export { type Cluster as ClusterReport, destroy, importArchives, kubectl, preview, previewDestroy, refresh, up, type Upgrade, upgrade } from "./automation/cluster.ts";
 export { doctor, type Report } from "./automation/doctor.ts";
 export { type Listed, list } from "./automation/list.ts";
 export { Progress } from "./automation/progress.ts";

@@ -4,12 +4,16 @@ import { parse } from "yaml";
 /**
  * Takes the project's options out of Pulumi's configuration. A program gets all values of it as texts, in which lists and objects are
  * JSON; a stack's settings file may hold them either way.
- * `registries` may be the path of a file with its content. What is no option is left for the schema to refuse by name.
+ * What is no option is left for the schema to refuse by name.
  * @param name the default for the option `name`
  */
 export function readStackConfig(all: Record<string, unknown>, project: string, name: string): Record<string, unknown> {
   const own = Object.entries(all).filter(([key]) => key.startsWith(`${project}:`));
-  const options: Record<string, unknown> = { name, ...Object.fromEntries(own.map(([key, value]) => [key.slice(project.length + 1), parsed(value)])) };
+  return withFiles({ name, ...Object.fromEntries(own.map(([key, value]) => [key.slice(project.length + 1), parsed(value)])) });
+}
+
+/** Options with what they give as a file's path in its place. */
+export function withFiles(options: Record<string, unknown>): Record<string, unknown> {
   const { registries } = options;
   return typeof registries === "string" && existsSync(registries) ? { ...options, registries: fileContent(registries) } : options;
 }

@@ -1,14 +1,19 @@
 /** The npm package, as one who has nothing else takes it: installed into an empty folder, and used from there. */
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { LocalWorkspace, Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
+import { parse } from "yaml";
+import { pulumiCommand } from "../../automation/workspace.ts";
 import { sandboxPaths } from "../../config/paths.ts";
-import { ownHome, removeHome, root } from "./harness.ts";
+import { artifactFolder } from "../../toolchain/artifacts.ts";
+import { entriesOf, ownHome, removeHome, root } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-npm";
 const folder = join(home, "user");
+const bin = join(home, "bin");
 const inFolder = (program: string, ...args: string[]) => execa(program, args, { cwd: folder, all: true, reject: false, stdin: "ignore" });
 const gvisorK3s = (...args: string[]) => inFolder(join(folder, "node_modules/.bin/gvisor-k3s"), ...args);
 
@@ -23,7 +28,7 @@ beforeAll(async () => {
 
 afterAll(async () => {
   if (process.env.KEEP) return;
-  await gvisorK3s("destroy", name);
+  for (const cluster of [name, "ci"]) await gvisorK3s("destroy", cluster);
   rmSync(join(root, "dist"), { recursive: true, force: true });
   removeHome(home);
 });
@@ -46,6 +51,58 @@ it("brings a cluster up by its command, with the options of the folder that it r
   const { stdout } = await gvisorK3s("status", name, "--json");
   expect(JSON.parse(stdout)).toMatchObject({ mode: "control-plane", problems: [], sandbox: { memoryLimit: 2 ** 30 } });
   expect((await gvisorK3s("preview", name)).all).toContain("nothing changes");
+});
+
+it("is a component of a program in YAML", async () => {
+  cpSync(join(root, "examples/yaml/Pulumi.yaml"), join(folder, "Pulumi.yaml"));
+  const { command, env } = await pulumiCommand(() => {});
+  const state = join(home, "state");
+  mkdirSync(state);
+  const PATH = `${artifactFolder({ name: "pulumi-yaml" })}:${process.env.PATH}`;
+  const stackOf = async () => await Stack.createOrSelect("test", await LocalWorkspace.create({ workDir: folder, pulumiCommand: command, envVars: { ...env, PATH, PULUMI_BACKEND_URL: `file://${state}`, PULUMI_CONFIG_PASSPHRASE: "of a test" } }));
+  const stack = await stackOf();
+  try {
+    const { outputs } = await stack.up();
+    expect(outputs.kubeconfig).toMatchObject({ secret: true, value: expect.stringContaining("current-context") });
+    expect(await inFolder(join(artifactFolder({ name: "server" }), "gvisor-k3s-node"), "kubectl", `--kubeconfig=${outputs.kubeconfigPath!.value}`, "get", "--raw=/readyz")).toMatchObject({ stdout: "ok" });
+    expect((await stack.preview()).changeSummary).toEqual({ same: expect.any(Number) });
+    writeFileSync(join(folder, "Pulumi.yaml"), readFileSync(join(folder, "Pulumi.yaml"), "utf8").replace("memory: 1Gi", "memori: 1Gi").replace("mode: control-plane", "mode: control-plain"));
+    const refused = await (await stackOf()).preview().catch((error: Error) => error.message);
+    expect(refused).toContain("2 problems with the configuration; nothing was changed:");
+    expect(refused).toContain('mode = "control-plain": allowed: node, control-plane, external');
+    expect(refused).toContain("sandbox.memori: there is no such option; allowed here: subnet, memory, cpus");
+  } finally {
+    await stack.destroy();
+  }
+  expect(entriesOf(join(home, "sandboxes"))).toEqual([name]);
+});
+
+/** Runs the steps of a job as GitHub's runner does: each in a shell that ends at the first error, and after a failure only what says so. */
+async function runJob(file: string): Promise<{ failed: string[]; printed: string }> {
+  const { jobs } = parse(readFileSync(file, "utf8")) as { jobs: Record<string, { steps: { run?: string; name?: string; if?: string }[] }> };
+  let failed: string[] = [];
+  let printed = "";
+  for (const { run, if: condition = "success()" } of Object.values(jobs).flatMap(({ steps }) => steps)) {
+    const due = { "success()": failed.length === 0, "failure()": failed.length > 0, "always()": true }[condition];
+    if (due === undefined) throw new Error(`${file}: a condition that this does not know: ${condition}`);
+    if (run === undefined || !due) continue; // an action sets the machine up, which is done here
+    const { exitCode, all } = await execa("bash", ["-e", "-o", "pipefail", "-c", run], { cwd: folder, all: true, reject: false, stdin: "ignore", env: { PATH: `${bin}:${process.env.PATH}` } });
+    if (exitCode !== 0) failed = [...failed, run];
+    printed += `${all}\n`;
+  }
+  return { failed, printed };
+}
+
+it("is what a job for GitHub calls, step by step", async () => {
+  mkdirSync(bin);
+  writeFileSync(join(bin, "sudo"), '#!/bin/sh\nexec "$@"\n', { mode: 0o755 }); // the tests are root already
+  mkdirSync(join(folder, "deploy"));
+  writeFileSync(join(folder, "deploy/app.yaml"), "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\n");
+  const { failed, printed } = await runJob(join(root, "examples/github-actions.yaml"));
+  expect(failed, printed).toEqual([]);
+  expect(printed).toMatch(/phase {7}Running/);
+  expect(printed).toContain("configmap/app created (server dry run)");
+  expect(printed).toContain("ci is gone");
 });
 
 it("leaves nothing", async () => {

@@ -1,0 +1,43 @@
+/** The component provider: a cluster as a component for programs in Pulumi's other languages, YAML among them. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import * as pulumi from "@pulumi/pulumi";
+import { main } from "@pulumi/pulumi/provider/index.js";
+import { Cluster } from "../components/cluster.ts";
+import { InputError } from "../config/problems.ts";
+import { packageSchema } from "./schema.ts";
+
+const { version } = JSON.parse(readFileSync(join(import.meta.dirname, "../package.json"), "utf8")) as { version: string };
+
+// Not awaited: it ends with the engine.
+void main(
+  {
+    version,
+    getSchema: async () => JSON.stringify(packageSchema(version)),
+    async construct(name, _type, inputs, options) {
+      const cluster = new Cluster(name, await known(inputs), options);
+      const { urn, kubeconfig, kubeconfigPath, address, quirks, testPod } = cluster;
+      return { urn, state: { kubeconfig, kubeconfigPath, address, quirks, testPod } };
+    },
+  },
+  process.argv.slice(2),
+);
+
+/** Whether a value is known, and the value; neither is part of the SDK's types, and without them a preview would wait for the unknown for ever. */
+type Inner = pulumi.Output<unknown> & { isKnown: Promise<boolean>; promise(withUnknowns: boolean): Promise<unknown> };
+
+/**
+ * Inputs as plain values.
+ * @throws InputError that names every option that is not known in a preview
+ */
+async function known(inputs: pulumi.Inputs): Promise<Record<string, unknown>> {
+  const given = await Promise.all(
+    Object.entries(inputs).map(async ([option, value]) => {
+      const output = pulumi.output(value) as Inner;
+      return { option, known: await output.isKnown, value: await output.promise(true) };
+    }),
+  );
+  const unknown = given.filter(({ known }) => !known);
+  if (unknown.length > 0) throw new InputError(unknown.map(({ option }) => ({ option, message: "it must be known before anything is made; give a value, or one of the program's configuration" })));
+  return Object.fromEntries(given.map(({ option, value }) => [option, value]));
+}
