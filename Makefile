@@ -58,10 +58,10 @@ go-test: build
 	export GOFLAGS=-trimpath CGO_ENABLED=0; for module in $(GO_MODULES); do test $$module; done; \
 	export GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1; test node/server
 
-# Beside what a sandbox takes, the tests have other gVisors, an image registry, Helm, and Debian's crun.
+# Beside what a sandbox takes, the tests have other gVisors, an image registry, Helm, Pulumi's YAML, Debian's crun, and an SSH client.
 e2e: build
-	@sh toolchain/bootstrap.sh crun
-	@node toolchain/build.ts runsc-2025-02 registry helm
+	@sh toolchain/bootstrap.sh crun ssh=openssh-client
+	@node toolchain/build.ts runsc-2025-02 registry helm pulumi-yaml
 	@echo "== end-to-end tests"
 	@node_modules/.bin/vitest run --project e2e
 
@@ -75,9 +75,7 @@ api: bootstrap ## write the documentation of the library into dist/api, as HTML
 docs: bootstrap ## write the tables of the docs that follow from the code anew
 	@node docs/tables.ts
 
-# Both ask a database of known flaws, so an offline machine cannot; CI of this project runs on one.
 audit: bootstrap ## look for known flaws in what this depends on (npm's and Go's databases are asked)
-	npm audit --audit-level=high
-	@set -e; for module in $(GO_MODULES) node/server; do echo "== govulncheck $$module"; (cd $$module && go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...); done
+	@sh toolchain/audit.sh $(GO_MODULES) node/server
 
 test: check unit go-test e2e ## type check, lint, unit tests, Go tests, end-to-end tests in real sandboxes

@@ -12,6 +12,7 @@ import { conflistPath } from "../config/conflist.ts";
 import { homeFolder, hostPath, inSandbox, sandboxPaths } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { worked, run } from "../steps/run.ts";
+import { execIn } from "../steps/sandbox.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
 import { status } from "./status.ts";
 
@@ -80,12 +81,14 @@ export async function writeBundle(config: StackConfig, archive: string, say: (li
     if (config.mode !== "external") {
       const ref = refOf(config);
       for (const path of [inSandbox.containerdConfig, inSandbox.nodeConfig, conflistPath]) {
-        const file = hostPath(ref, path);
-        if (existsSync(file)) await put(`files${path}`, readFileSync(file, "utf8"));
+        const text = ref.ssh ? await worked(execIn(ref, ["cat", path])) : textOf(hostPath(ref, path));
+        if (text !== undefined) await put(`files${path}`, text);
       }
-      for (const folder of new Set([sandboxPaths(config.name).logs, dirname(hostPath(ref, `${inSandbox.logs}/x`))])) {
+      for (const folder of new Set([sandboxPaths(config.name).logs, ...(ref.ssh ? [] : [dirname(hostPath(ref, `${inSandbox.logs}/x`))])])) {
         for (const file of filesBelow(folder)) await put(join("logs", relative(folder, file)), tail(file));
       }
+      const there = ref.ssh ? ((await worked(execIn(ref, ["ls", inSandbox.logs]))) ?? "").split("\n").filter((file) => file !== "") : [];
+      for (const file of there) await put(join("logs", file), (await worked(execIn(ref, ["tail", "-c", String(TAIL), join(inSandbox.logs, file)]))) ?? "");
     }
     if (existsSync(kubeconfigOf(config))) {
       const [program, ...args] = await kubectl(config, say);
@@ -101,6 +104,10 @@ export async function writeBundle(config: StackConfig, archive: string, say: (li
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
+}
+
+function textOf(file: string): string | undefined {
+  return existsSync(file) ? readFileSync(file, "utf8") : undefined;
 }
 
 function tail(file: string): string {

@@ -8,7 +8,7 @@ import { createTwoFilesPatch } from "diff";
 import { parse, stringify } from "yaml";
 import { inSandbox } from "../config/paths.ts";
 import { conflistPath } from "../config/conflist.ts";
-import type { StepName } from "../steps/main.ts";
+import type { StepInput, StepName } from "../steps/main.ts";
 import { isWork, nameOf } from "./progress.ts";
 
 /** A resource that changes. */
@@ -36,13 +36,25 @@ const about: Partial<Record<StepName, { file?: string; effect?: string }>> = {
 
 type Inputs = Record<string, unknown> | undefined;
 
+/** Pulumi's own marks, of which each stands for a value (sdk/go/common/resource: SecretSig, UnknownStringValue). */
+const [MARK, SECRET, UNKNOWN] = ["4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270", "04da6b54-80e4-46f7-96ec-b56ff0331ba9"];
+
+/** Inputs with words in place of Pulumi's marks. */
+function plain(value: unknown): unknown {
+  if (value === UNKNOWN) return "[known after up]";
+  if (Array.isArray(value)) return value.map(plain);
+  if (typeof value !== "object" || value === null) return value;
+  if ((value as Record<string, unknown>)[MARK] === SECRET) return "[secret]";
+  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, plain(inner)]));
+}
+
 /** The change that an event of a preview is about; undefined where it is about none. */
 export function changeOf({ resourcePreEvent }: EngineEvent): Change | undefined {
   const metadata = resourcePreEvent?.metadata;
   if (!metadata || metadata.op === "same" || !isWork(metadata.type)) return undefined;
   const resource = nameOf(metadata.urn);
-  const [before, after] = [metadata.old?.inputs, metadata.new?.inputs] as [Inputs, Inputs];
-  const step = (after?.create ?? before?.create) as StepName;
+  const [before, after] = [plain(metadata.old?.inputs), plain(metadata.new?.inputs)] as [Inputs, Inputs];
+  const step = stepOf(after?.create ?? before?.create);
   const { file, effect } = about[step] ?? {};
   const loss = { replace: "made anew: what is in it is lost", delete: "is removed" }[metadata.op as string];
   return {
@@ -53,7 +65,19 @@ export function changeOf({ resourcePreEvent }: EngineEvent): Change | undefined 
   };
 }
 
-function diffsOf(resource: string, file: string | undefined, before: Inputs, after: Inputs): string[] {
+/** The step that a command runs; on another machine its runner stands before it. */
+const stepOf = (command: unknown) => String(command).split(" ").at(-1) as StepName;
+
+/** Inputs with the file and the parameters where a local step has them. */
+function asLocal(inputs: Inputs): Inputs {
+  if (inputs?.connection === undefined || typeof inputs.stdin !== "string" || !inputs.stdin.startsWith("{")) return inputs;
+  const { params, environment, content } = JSON.parse(inputs.stdin) as StepInput;
+  const { connection: _, ...rest } = inputs;
+  return { ...rest, stdin: content, environment: { ...environment, STEP_PARAMS: JSON.stringify(params) } };
+}
+
+function diffsOf(resource: string, file: string | undefined, beforeThere: Inputs, afterThere: Inputs): string[] {
+  const [before, after] = [asLocal(beforeThere), asLocal(afterThere)];
   const [stdinBefore, stdinAfter] = [before?.stdin, after?.stdin].map(readable);
   const { stdin: _before, ...restBefore } = before ?? {};
   const { stdin: _after, ...restAfter } = after ?? {};

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /**
  * The command `gvisor-k3s`, which `make` calls too. Exit codes: 0 done; 1 an error; 2 a wrong command line; 3 not as it could be: `doctor` found
- * that only a control plane can run, `status` that something is wrong. `kubectl` and `exec` end as what they run.
+ * that only a control plane can run, `status` or `refresh` that something is wrong. `kubectl` and `exec` end as what they run.
  */
 import "./compileCache.ts";
 import { readFileSync } from "node:fs";
@@ -10,6 +10,7 @@ import tab from "@bomb.sh/tab/commander";
 import { Argument, Command, CommanderError, Option } from "commander";
 import { execa } from "execa";
 import { InputError } from "../config/problems.ts";
+import type { Change } from "./changes.ts";
 import { list } from "./list.ts";
 import { Progress, seconds } from "./progress.ts";
 
@@ -74,7 +75,10 @@ program.command("preview").description("show what `up` would change: each file o
 
 async function preview(name: string, flags: Flags): Promise<void> {
   begin(flags);
-  const changes = await (await load.cluster()).preview(name, { progress, signal });
+  await printChanges(await (await load.cluster()).preview(name, { progress, signal }), flags);
+}
+
+async function printChanges(changes: Change[], flags: Flags): Promise<void> {
   progress.end();
   if (flags.json) return print(changes);
   const text = (await load.changes()).asText(changes, process.stdout.isTTY);
@@ -99,10 +103,13 @@ program
   .command("destroy")
   .description("remove the cluster and everything of it")
   .addArgument(name())
+  .option("--dry-run", "show what would be removed, and remove nothing")
+  .option("--forget", "of a cluster on another machine that is gone for good, remove only what is noted here")
   .addOption(json())
-  .action(async (name: string, flags: Flags) => {
+  .action(async (name: string, { forget, ...flags }: { forget?: boolean } & Flags) => {
     begin(flags);
-    await (await load.cluster()).destroy(name, { progress, signal });
+    if (flags.dryRun) return await printChanges(await (await load.cluster()).previewDestroy(name, { progress, signal }), flags);
+    await (await load.cluster()).destroy(name, { progress, signal, forgotten: forget ?? false });
     progress.say(`${name} is gone`);
     if (flags.json) print({ name, destroyed: true });
   });
@@ -115,6 +122,22 @@ program
   .action(async (name: string, flags: Flags) => {
     const { status, asText } = await load.status();
     const found = await status(await configOf(name), (line) => console.error(line));
+    print(flags.json ? found : asText(found));
+    if (found.problems.length > 0) process.exitCode = 3;
+  });
+
+program
+  .command("refresh")
+  .description("note what is no longer as it was made, a test pod that was deleted by hand included, and tell it as `status` does; `up` repairs it")
+  .addArgument(name())
+  .addOption(json())
+  .action(async (name: string, flags: Flags) => {
+    begin(flags);
+    const changed = await (await load.cluster()).refresh(name, { progress, signal });
+    progress.end();
+    const { status, asText } = await load.status();
+    const found = await status(await configOf(name), (line) => console.error(line));
+    found.problems.push(...changed.map((resource) => `${resource} is not as it was made`));
     print(flags.json ? found : asText(found));
     if (found.problems.length > 0) process.exitCode = 3;
   });
@@ -266,7 +289,7 @@ async function become(file: string, args: string[]): Promise<void> {
 }
 
 /** What runs Pulumi, whose errors are told as they come. */
-const PULUMI_VERBS = ["up", "upgrade", "preview", "destroy"];
+const PULUMI_VERBS = ["up", "upgrade", "preview", "refresh", "destroy"];
 
 await program.parseAsync().catch(async (error: unknown) => {
   if (error instanceof CommanderError) {

@@ -2,25 +2,26 @@
  * What the commands do, as functions for programs: each takes the stack's name, and tells how far it is by a {@link Progress}.
  * @module
  */
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { rm, rmdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import type { EngineEvent } from "@pulumi/pulumi/automation/index.js";
+import type { EngineEvent, PreviewOptions } from "@pulumi/pulumi/automation/index.js";
 import { homeFolder, hostPath, inSandbox, sandboxPaths } from "../config/paths.ts";
 import { refuse } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
+import { remotePaths, sshTarget } from "../config/ssh.ts";
 import { importImages } from "../steps/images.ts";
+import { observe } from "../steps/observe.ts";
 import { archiveProblem } from "../steps/preflight.ts";
 import { removeDeadTrials } from "../steps/probe.ts";
-import { isAlive, readRecord } from "../steps/record.ts";
-import type { SandboxRef } from "../steps/sandbox.ts";
-import { lastReady } from "../steps/upgrade.ts";
+import { linkAddresses, removeState, type SandboxRef } from "../steps/sandbox.ts";
+import { ensureTunnel, removeTunnel } from "../steps/tunnel.ts";
 import { artifactFolder, build, fileDigest } from "../toolchain/artifacts.ts";
 import { type Change, changeOf } from "./changes.ts";
 import { forget } from "./kubeconfig.ts";
-import type { Progress } from "./progress.ts";
-import { checkStackConfig, openStack, setRelease } from "./workspace.ts";
+import { isWork, nameOf, type Progress } from "./progress.ts";
+import { checkStackConfig, openStack, readConfig, setRelease } from "./workspace.ts";
 
 /** What `up` tells; the kubeconfig itself is a secret, and no part of it. */
 export interface Cluster {
@@ -66,13 +67,14 @@ export interface Upgrade extends Cluster {
  * @throws InputError that gives the reason if it would be a downgrade, or too far at once; else as `up`
  */
 export async function upgrade(name: string, to: string | undefined, options: Options): Promise<Upgrade> {
-  const last = lastReady({ name, home: homeFolder() });
+  const ref = refOf(readConfig(name));
+  const last = observe(ref).ready;
   if (last === undefined) refuse([{ option: "name", value: name, message: `it was never ready; run \`gvisor-k3s up ${name}\` first` }]);
   if (to !== undefined && last!.distribution !== "k3s") refuse([{ option: "--to", value: to, message: `it is for distribution: k3s; ${name} runs the server of this gvisor-k3s, and a newer one comes with a newer gvisor-k3s` }]);
   const putBack = to === undefined ? undefined : setRelease(name, to);
   try {
     const cluster = await up(name, options);
-    return { from: last!.version, to: lastReady({ name, home: homeFolder() })?.version, ...cluster };
+    return { from: last!.version, to: observe(ref, true).ready?.version, ...cluster };
   } catch (error) {
     putBack?.();
     throw error;
@@ -86,24 +88,65 @@ export async function upgrade(name: string, to: string | undefined, options: Opt
 export async function preview(name: string, { progress, signal }: Options): Promise<Change[]> {
   checkStackConfig(name);
   const stack = await openStack(name, (line) => progress.say(line));
+  return await changesIn(progress, async (options) => await stack.preview({ ...options, signal, diff: true }));
+}
+
+/** What {@link destroy} would remove. */
+export async function previewDestroy(name: string, { progress, signal }: Options): Promise<Change[]> {
+  const stack = await openStack(name, (line) => progress.say(line));
+  return await changesIn(progress, async (options) => await stack.previewDestroy({ ...options, signal }));
+}
+
+/** The changes that a preview tells, whose errors are told as they come. */
+async function changesIn(progress: Progress, show: (options: Pick<PreviewOptions, "onEvent" | "onError" | "color">) => Promise<unknown>): Promise<Change[]> {
   const changes: Change[] = [];
-  const see = (event: EngineEvent) => {
+  const onEvent = (event: EngineEvent) => {
     if (event.diagnosticEvent?.severity === "error") progress.error(event.diagnosticEvent.message.trimEnd());
     const change = changeOf(event);
     if (change) changes.push(change);
   };
-  await stack.preview({ signal, diff: true, onEvent: see, color: "never", onError: (text) => progress.error(text.trimEnd()) });
+  await show({ onEvent, color: "never", onError: (text) => progress.error(text.trimEnd()) });
   return changes;
 }
 
-/** Removes the cluster and everything of it, its entries in the user's kubeconfig included; one that is dead or gone is no error. */
-export async function destroy(name: string, { progress, signal }: Options): Promise<void> {
+/**
+ * Has Pulumi note what is no longer as it made it, such as a test pod that was deleted by hand, so that the next {@link up} makes it again. It
+ * cannot ask what its commands have made: for the files and processes of a cluster see {@link status}.
+ * @returns the names of the resources that are not as they were made
+ */
+export async function refresh(name: string, { progress, signal }: Options): Promise<string[]> {
   const stack = await openStack(name, (line) => progress.say(line));
-  await removeDeadTrials(homeFolder());
-  await stack.destroy({ signal, onEvent: (event) => progress.see(event), color: "never", onError: (text) => progress.error(text.trimEnd()) });
-  await stack.workspace.removeStack(name);
-  await forget(name);
+  const changed: string[] = [];
+  const see = (event: EngineEvent) => {
+    if (event.diagnosticEvent?.severity === "error") progress.error(event.diagnosticEvent.message.trimEnd());
+    const metadata = event.resOutputsEvent?.metadata;
+    if (metadata && metadata.op !== "same" && metadata.op !== "refresh" && isWork(metadata.type)) changed.push(nameOf(metadata.urn));
+  };
+  await stack.refresh({ signal, onEvent: see, color: "never", onError: (text) => progress.error(text.trimEnd()) });
+  return changed;
+}
+
+/**
+ * Removes the cluster and everything of it, its entries in the user's kubeconfig included; one that is dead or gone is no error.
+ * @param forgotten that of a cluster on another machine only what is noted here is removed: the machine is gone for good
+ */
+export async function destroy(name: string, { progress, signal, forgotten = false }: Options & { forgotten?: boolean }): Promise<void> {
   const home = homeFolder();
+  if (forgotten && !existsSync(sandboxPaths(name).machine)) throw new Error(`${name} is not on another machine; \`gvisor-k3s destroy ${name}\` removes it`);
+  const stack = await openStack(name, (line) => progress.say(line));
+  await removeDeadTrials(home);
+  if (forgotten) {
+    await removeTunnel({ name, home });
+    await removeState({ name, home });
+  } else {
+    const elsewhere = existsSync(sandboxPaths(name).machine);
+    await stack.destroy({ signal, onEvent: (event) => progress.see(event), color: "never", onError: (text) => progress.error(text.trimEnd()) }).catch((error: unknown) => {
+      if (elsewhere) progress.error(`if the machine is gone for good, \`gvisor-k3s destroy ${name} --forget\` removes what is noted here`);
+      throw error;
+    });
+  }
+  await stack.workspace.removeStack(name, { force: forgotten });
+  await forget(name);
   await rm(join(home, "project", `Pulumi.${name}.yaml`), { force: true });
   // The last stack takes its surroundings along.
   if (!existsSync(join(home, "sandboxes")) && (await stack.workspace.listStacks()).length === 0) {
@@ -113,14 +156,18 @@ export async function destroy(name: string, { progress, signal }: Options): Prom
 }
 
 /** What finds the sandbox of a cluster. */
-export function refOf({ name, target, sandbox }: StackConfig): SandboxRef {
+export function refOf(config: StackConfig): SandboxRef {
+  const { name, target, sandbox } = config;
+  const ssh = sshTarget(config);
+  if (ssh) return { name, home: remotePaths.home, ssh };
   const ref = { name, home: homeFolder() };
   return target === "inside" ? ref : { ...ref, runsc: sandbox.runsc ?? join(artifactFolder({ name: "runsc" }), "runsc") };
 }
 
 /** The kubeconfig's file of a cluster, whatever its mode. */
 export function kubeconfigOf(config: StackConfig): string {
-  return config.mode === "external" ? resolve(config.external.kubeconfig!) : hostPath(refOf(config), inSandbox.kubeconfig);
+  if (config.mode === "external") return resolve(config.external.kubeconfig!);
+  return sshTarget(config) ? sandboxPaths(config.name).kubeconfig : hostPath(refOf(config), inSandbox.kubeconfig);
 }
 
 /**
@@ -133,8 +180,13 @@ export function kubeconfigThere(config: StackConfig): string {
   return file;
 }
 
-/** kubectl of the node's own version, as a program and its first arguments. */
+/** kubectl of the node's own version, as a program and its first arguments. The way to a node on another machine is opened again if it is gone. */
 export async function kubectl(config: StackConfig, say: (line: string) => void): Promise<[program: string, ...args: string[]]> {
+  const ssh = sshTarget(config);
+  if (ssh) {
+    const { name, node, sandbox } = config;
+    await ensureTunnel({ name, home: homeFolder(), ssh, address: linkAddresses(sandbox.subnet).node, port: node.httpsListenPort }, readFileSync(kubeconfigThere(config), "utf8"));
+  }
   return [join(await build({ name: "server" }, say), "gvisor-k3s-node"), "kubectl", `--kubeconfig=${kubeconfigThere(config)}`, ...(config.external.context ? [`--context=${config.external.context}`] : [])];
 }
 
@@ -153,6 +205,7 @@ export async function importArchives(config: StackConfig, archives: readonly str
 }
 
 /** @throws Error that says what to do if the cluster's sandbox does not run */
-export function needRunning({ name }: StackConfig): void {
-  if (!isAlive(readRecord(sandboxPaths(name)))) throw new Error(`${name} does not run; run \`gvisor-k3s up ${name}\` first`);
+export function needRunning(config: StackConfig): void {
+  const { name } = config;
+  if (!observe(refOf(config)).alive) throw new Error(`${name} does not run; run \`gvisor-k3s up ${name}\` first`);
 }

@@ -3,15 +3,18 @@
  * @module
  */
 import { execFileSync } from "node:child_process";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { homeFolder, sandboxPaths } from "../config/paths.ts";
 import { blockersAmong, describeRemedy, probedQuirks, type QuirkId, quirk } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
+import { remotePaths, type SshTarget, sshTarget } from "../config/ssh.ts";
+import { observe } from "../steps/observe.ts";
 import { type Answer, ask, inTrialSandbox, probes, quirksIn } from "../steps/probe.ts";
 import { isAlive, readRecord } from "../steps/record.ts";
 import { run } from "../steps/run.ts";
-import { execIn, initIn, type SandboxRef } from "../steps/sandbox.ts";
-import { artifactFolder, build } from "../toolchain/artifacts.ts";
+import { execIn, type SandboxRef } from "../steps/sandbox.ts";
+import { removeCopies, upload } from "../steps/upload.ts";
+import { artifactFolder, build, pathInSandbox } from "../toolchain/artifacts.ts";
 
 /** One row of the report. */
 export interface Finding {
@@ -47,7 +50,9 @@ export interface Report {
  * @throws Error if a probe hangs, or if the sandbox does not start
  */
 export async function doctor(config: StackConfig, say: (line: string) => void): Promise<Report> {
-  await build({ name: "init" }, say);
+  const init = await build({ name: "init" }, say);
+  const ssh = sshTarget(config);
+  if (ssh) return await examineThere(config.name, ssh, init, say);
   if (isGvisor()) return await examineHere();
   const { runsc = join(artifactFolder({ name: "runsc" }), "runsc"), platform, network } = config.sandbox;
   const ref = { name: config.name, home: homeFolder(), runsc };
@@ -56,9 +61,21 @@ export async function doctor(config: StackConfig, say: (line: string) => void): 
   return await inTrialSandbox({ ...ref, platform, network }, (trial) => examine(`a trial sandbox with the options of ${config.name}, of which nothing is left`, trial));
 }
 
-async function examine(probed: string, ref: SandboxRef): Promise<Report> {
+async function examine(probed: string, ref: SandboxRef, init = pathInSandbox({ name: "init" }, "sandbox-init")): Promise<Report> {
   const { stdout } = await execIn(ref, ["/bin/uname", "-r"]);
-  return report(probed, stdout.trim(), await ask(probes, (input) => initIn(ref, ["probe"], { input, timeout: 30_000 })));
+  return report(probed, stdout.trim(), await ask(probes, (input) => execIn(ref, [init, "probe"], { input, timeout: 30_000 })));
+}
+
+/** Probes another machine, with a sandbox-init that is taken away again unless a cluster is there. */
+async function examineThere(name: string, ssh: SshTarget, init: string, say: (line: string) => void): Promise<Report> {
+  const to = { name, home: homeFolder(), ssh };
+  const { record } = observe({ ...to, home: remotePaths.home });
+  await upload(to, [init], say);
+  try {
+    return await examine(`the machine ${ssh.host}`, { name, home: remotePaths.home, ssh }, join(remotePaths.artifacts, basename(init), "sandbox-init"));
+  } finally {
+    if (record === undefined) await removeCopies(ssh);
+  }
 }
 
 /** Probes the machine that this runs on. */

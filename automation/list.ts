@@ -10,7 +10,8 @@ import { isAlive, readRecord } from "../steps/record.ts";
 /** One of this home's clusters. */
 export interface Listed {
   name: string;
-  state: "running" | "stopped";
+  /** Of one on another machine, whether it runs is for `status` to ask. */
+  state: "running" | "stopped" | "remote";
   kubeconfigPath: string;
 }
 
@@ -20,6 +21,7 @@ export function list(): Listed[] {
   return (existsSync(folder) ? readdirSync(folder) : []).sort().map((name) => {
     const paths = sandboxPaths(name);
     const inside = existsSync(inSandbox.kubeconfig) && !existsSync(paths.kubeconfig);
-    return { name, state: isAlive(readRecord(paths)) ? "running" : "stopped", kubeconfigPath: inside ? inSandbox.kubeconfig : paths.kubeconfig };
+    const remote = existsSync(paths.machine);
+    return { name, state: remote ? "remote" : isAlive(readRecord(paths)) ? "running" : "stopped", kubeconfigPath: inside ? inSandbox.kubeconfig : paths.kubeconfig };
   });
 }

@@ -3,13 +3,15 @@
  * @module
  */
 import { existsSync, readFileSync } from "node:fs";
-import { sandboxPaths } from "../config/paths.ts";
+import { homeFolder, sandboxPaths } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { needsEgress } from "../config/schema.ts";
-import { type Drift, driftOf } from "../steps/files.ts";
+import type { Drift } from "../steps/files.ts";
+import { observe } from "../steps/observe.ts";
 import { isAlive, readRecord } from "../steps/record.ts";
 import { run } from "../steps/run.ts";
 import { type ServiceState, serviceStates } from "../steps/service.ts";
+import { hasTunnel } from "../steps/tunnel.ts";
 import { configuredVersion } from "../steps/upgrade.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
 
@@ -45,25 +47,33 @@ interface KubernetesPod {
 
 const LIMITS = "of a pod: accounted, not enforced (gVisor's cgroups do not limit); of the whole sandbox: enforced by the host";
 
-/** Looks at a cluster, and changes nothing. */
+/**
+ * Looks at a cluster, and changes nothing.
+ * @throws SshError if the machine that it is on is not reached
+ */
 export async function status(config: StackConfig, say: (line: string) => void = () => {}): Promise<Status> {
   const { name, mode, target } = config;
   const paths = sandboxPaths(name);
-  const record = readRecord(paths);
   const found: Status = { name, mode, target, state: "running", services: {}, pods: { ready: 0, waiting: [] }, drift: [], limits: LIMITS, kubeconfigPath: kubeconfigOf(config), problems: [] };
   if (mode === "external") {
     found.limits = "the cluster's own";
   } else {
-    found.state = record === undefined ? "absent" : isAlive(record) ? "running" : "stopped";
+    const ref = refOf(config);
+    const { record, alive, drift } = observe(ref);
+    found.state = record === undefined ? "absent" : alive ? "running" : "stopped";
     if (record === undefined || found.state !== "running") {
       found.problems.push(found.state === "absent" ? "there is no such sandbox" : "the sandbox's process is gone");
       return found;
     }
-    found.sandbox = { pid: record.pid, starts: record.incarnation, ...memoryOf(name) };
-    found.drift = driftOf(refOf(config));
+    found.sandbox = { pid: record.pid, starts: record.incarnation, ...(ref.ssh ? { memory: null, memoryLimit: null } : memoryOf(name)) };
+    found.drift = drift;
     found.problems.push(...found.drift.map(({ file, what }) => `${file} was ${what} by hand`));
     if (needsEgress(config) && !isAlive(readRecord({ record: paths.egress }))) found.problems.push("the way out (egress) is gone: pods reach nothing outside");
     await services(config, found);
+    if (ref.ssh && !hasTunnel({ name, home: homeFolder() })) {
+      found.problems.push("the SSH tunnel to the API server is gone");
+      return found;
+    }
   }
   await kubernetes(config, found, say);
   return found;

@@ -4,12 +4,10 @@ import { renderContainerdConfig } from "../config/containerdToml.ts";
 import { containerdKeysFor } from "../config/quirks.ts";
 import { renderCredentials, renderRegistries } from "../config/registries.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { repairsOf } from "../steps/files.ts";
 import { imageName, pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
 import type { RuntimeWrapper } from "./runtimeWrapper.ts";
 import type { Sandbox } from "./sandbox.ts";
-import { step } from "./step.ts";
 
 export interface ContainerdConfigArgs {
   sandbox: Sandbox;
@@ -40,14 +38,14 @@ export class ContainerdConfig extends pulumi.ComponentResource {
         containerdKeysFor(found),
       ),
     );
-    const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "containerd" }, { name: "cni" }], own } }, { parent: this });
+    const build = sandbox.build(name, { artifacts: [{ name: "containerd" }, { name: "cni" }], own }, { parent: this });
     const credentials = renderCredentials(registries);
     const params = { ...sandbox.ref, containerd: path("containerd"), shim: path("shim"), ...(credentials ? { credentials: pulumi.secret(credentials) } : {}), env: proxyEnvironment(args.proxy, args.direct) };
-    step(`${name}-apply`, { step: "containerd", params, content: this.toml, incarnation: sandbox.incarnation, repairs: repairsOf(sandbox.ref, "containerd") }, sandbox.inside(this, runtime, build));
+    sandbox.step(`${name}-apply`, { step: "containerd", params, content: this.toml, incarnation: sandbox.incarnation, repairs: sandbox.repairs("containerd") }, sandbox.inside(this, runtime, build));
     const files = renderRegistries(registries, (file) => readFileSync(file, "utf8"));
     const content = JSON.stringify(files, null, 2);
     const secret = Object.keys(files).some((file) => file.endsWith(".key"));
-    step(`${name}-registries`, { step: "registries", params: sandbox.ref, content: secret ? pulumi.secret(content) : content, repairs: repairsOf(sandbox.ref, "registries") }, sandbox.inside(this, sandbox));
+    sandbox.step(`${name}-registries`, { step: "registries", params: sandbox.ref, content: secret ? pulumi.secret(content) : content, ...sandbox.again, repairs: sandbox.repairs("registries") }, sandbox.inside(this, sandbox));
     this.registerOutputs();
   }
 }

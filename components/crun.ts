@@ -4,9 +4,10 @@ import type { OciRule } from "../config/schema.ts";
 import { stagedProgram } from "../toolchain/artifacts.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
 import type { OciRuntime } from "./runtimeWrapper.ts";
-import { step } from "./step.ts";
+import type { Sandbox } from "./sandbox.ts";
 
 export interface CrunArgs {
+  sandbox: Sandbox;
   /** What decides on its options. */
   probe: QuirkProbe;
   /** Where it is on the host; see the option `runtime.path`. */
@@ -24,7 +25,7 @@ export class Crun extends pulumi.ComponentResource implements OciRuntime {
   constructor(name: string, args: CrunArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Crun", name, {}, options);
     this.command = args.probe.found.apply((found) => [...stagedProgram(args.path, "crun"), ...crunOptionsFor(found)]);
-    step(`${name}-build`, { step: "build", params: { artifacts: [], own: [{ source: args.path, name: "crun" }] } }, { parent: this });
+    args.sandbox.build(name, { artifacts: [], own: [{ source: args.path, name: "crun" }] }, { parent: this });
     this.registerOutputs({ command: this.command });
   }
 }

@@ -22,9 +22,8 @@ export class Egress extends pulumi.ComponentResource {
     const { sandbox, clusterCidr } = args;
     const { home, name: of } = sandbox.ref;
     const params = { name: of, home, program: `${artifactFolder({ name: "egress" })}/egress`, pods: clusterCidr, sandbox: sandbox.incarnation };
-    const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "egress" }], own: [] } }, { parent: this });
     const incarnation = nextIncarnation({ record: sandboxPaths(of, home).egress }, egressRevision(params));
-    step(`${name}-apply`, { step: "egress", params, incarnation }, sandbox.inside(this, sandbox, build));
+    step(`${name}-apply`, { step: "egress", params, incarnation }, sandbox.inside(this, sandbox));
     this.registerOutputs();
   }
 }

@@ -18,7 +18,7 @@ export class Images extends pulumi.ComponentResource {
     const { sandbox, node } = args;
     const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "images" }], own: [] } }, { parent: this });
     const archives = [...["pause" as const, "testpod" as const].map(ownArchive), ...args.archives.map((path) => ({ path, sha256: fileDigest(path) }))];
-    step(`${name}-import`, { step: "images", params: { ...sandbox.ref, archives } }, sandbox.inside(this, node, build));
+    step(`${name}-import`, { step: "images", params: { ...sandbox.reachedFromHere(), archives }, ...sandbox.again }, sandbox.inside(this, node, build));
     this.registerOutputs();
   }
 }

@@ -1,16 +1,18 @@
 import { basename, join } from "node:path";
 import * as pulumi from "@pulumi/pulumi";
 import { renderNodeConfig } from "../config/nodeYaml.ts";
-import { hostPath, inSandbox } from "../config/paths.ts";
+import { hostPath, inSandbox, sandboxPaths } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { repairsOf } from "../steps/files.ts";
-import { configuredVersion } from "../steps/upgrade.ts";
+import type { SshTarget } from "../config/ssh.ts";
 import type { ServerParams } from "../steps/node.ts";
+import { nextIncarnation } from "../steps/record.ts";
+import { tunnelRevision } from "../steps/tunnel.ts";
+import { configuredVersion } from "../steps/upgrade.ts";
 import { pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
 import { k3sFolder } from "../toolchain/k3sRelease.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
 import type { Sandbox } from "./sandbox.ts";
-import { step } from "./step.ts";
+import { type StepResource, step } from "./step.ts";
 
 export interface K3sNodeArgs {
   sandbox: Sandbox;
@@ -34,7 +36,7 @@ export class K3sNode extends pulumi.ComponentResource {
   readonly program: Pick<ServerParams, "server" | "kubectl" | "distribution">;
   /** Whether it has a kubelet. */
   readonly runsPods: boolean;
-  /** The admin's kubeconfig, a secret; it works from the host and in the sandbox. */
+  /** The admin's kubeconfig, a secret; it works from the host, and in the sandbox unless that is on another machine. */
   readonly kubeconfig: pulumi.Output<string>;
   /** The kubeconfig's file on the host, mode 0600. */
   readonly kubeconfigPath: string;
@@ -45,22 +47,29 @@ export class K3sNode extends pulumi.ComponentResource {
     this.runsPods = containerd !== undefined;
     const embedded = pathInSandbox({ name: "server" }, "gvisor-k3s-node");
     this.program = { server: distribution === "embedded" ? embedded : k3sPath(k3s), kubectl: embedded, distribution };
-    this.kubeconfigPath = hostPath(sandbox.ref, inSandbox.kubeconfig);
+    this.kubeconfigPath = sandbox.ssh ? sandboxPaths(sandbox.ref.name, sandbox.home).kubeconfig : hostPath(sandbox.ref, inSandbox.kubeconfig);
     const own = distribution === "k3s" && k3s.path ? [{ source: k3s.path, name: "k3s" }] : [];
-    const builds = [step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "server" }], own } }, { parent: this })];
-    if (distribution === "k3s" && !k3s.path) builds.push(step(`${name}-download`, { step: "k3s", params: k3s }, { parent: this }));
+    const builds = [sandbox.build(name, { artifacts: [{ name: "server" }], own }, { parent: this })];
+    if (distribution === "k3s" && !k3s.path) builds.push(step(`${name}-download`, { step: "k3s", params: { ...k3s, ...(sandbox.to ? { to: sandbox.to } : {}) }, ...sandbox.again }, { parent: this }));
     const disable = [...(distribution === "k3s" ? K3S_ADDONS : []), ...(addons.localStorage.enabled ? [] : ["local-storage"])];
-    const server = step(
+    const server = sandbox.step(
       `${name}-server`,
-      { step: "server", params: { ...sandbox.ref, ...this.program, version: configuredVersion(args) }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, this.runsPods, disable), incarnation: sandbox.incarnation, repairs: repairsOf(sandbox.ref, "server") },
+      { step: "server", params: { ...sandbox.ref, ...this.program, version: configuredVersion(args) }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, this.runsPods, disable), incarnation: sandbox.incarnation, repairs: sandbox.repairs("server") },
       sandbox.inside(this, containerd ?? sandbox, ...builds),
     );
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made through it.
     // A sandbox that is replaced, which its id tells, has another cluster with other keys; one that is restarted has the same.
     const content = pulumi.interpolate`${sandbox.address}:${node.httpsListenPort} ${sandbox.process.id}`;
-    const kubeconfig = step(`${name}-kubeconfig`, { step: "kubeconfig", params: sandbox.ref, secretOutput: true, content }, sandbox.inside(this, server));
-    this.kubeconfig = pulumi.secret(kubeconfig.stdout);
+    const kubeconfig = sandbox.step(`${name}-kubeconfig`, { step: "kubeconfig", params: sandbox.ref, secretOutput: true, content, ...sandbox.again }, sandbox.inside(this, server));
+    this.kubeconfig = pulumi.secret(sandbox.ssh ? this.#throughTunnel(name, sandbox, sandbox.ssh, node.httpsListenPort, kubeconfig) : kubeconfig.stdout);
     this.registerOutputs({ kubeconfig: this.kubeconfig });
+  }
+
+  /** The kubeconfig of a node on another machine, as it works here. */
+  #throughTunnel(name: string, sandbox: Sandbox, ssh: SshTarget, port: number, kubeconfig: StepResource): pulumi.Output<string> {
+    const params = { name: sandbox.ref.name, home: sandbox.home, ssh, address: sandbox.address, port };
+    const incarnation = nextIncarnation({ record: sandboxPaths(params.name, params.home).tunnel }, tunnelRevision(params));
+    return step(`${name}-tunnel`, { step: "tunnel", undo: "tunnel-remove", params, content: pulumi.secret(kubeconfig.stdout), secretOutput: true, incarnation }, { parent: this, dependsOn: kubeconfig }).stdout;
   }
 }
 

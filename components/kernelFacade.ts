@@ -3,14 +3,13 @@ import { facadePlan } from "../config/facade.ts";
 import { facadeFor } from "../config/quirks.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
 import type { Sandbox } from "./sandbox.ts";
-import { step } from "./step.ts";
 
 /** What a kubelet and runc look for and the sandbox lacks: tunables on an overlay over /proc/sys, /dev/kmsg, cgroup mounts, a machine id. */
 export class KernelFacade extends pulumi.ComponentResource {
   constructor(name: string, args: { sandbox: Sandbox; probe: QuirkProbe }, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:KernelFacade", name, {}, options);
     const { sandbox, probe } = args;
-    step(
+    sandbox.step(
       `${name}-apply`,
       { step: "facade", params: { ...sandbox.ref, plan: probe.found.apply((found) => facadePlan(sandbox.ref.name, facadeFor(found))) }, incarnation: sandbox.incarnation },
       sandbox.inside(this, sandbox, probe),

@@ -1,7 +1,6 @@
 import * as pulumi from "@pulumi/pulumi";
 import type { K3sNode } from "./k3sNode.ts";
 import type { Sandbox } from "./sandbox.ts";
-import { step } from "./step.ts";
 
 export interface ManifestArgs {
   sandbox: Sandbox;
@@ -31,7 +30,7 @@ export function applyManifest(parent: pulumi.Resource, name: string, { sandbox, 
   const { kubectl, distribution } = node.program;
   const params = { ...sandbox.ref, kubectl, distribution, manifest, pods: node.runsPods };
   const secret = /^ *"?kind"?: *"?Secret\b/m.test(content);
-  return step(
+  return sandbox.step(
     `${name}-apply`,
     { step: "manifest", undo: "manifest-remove", params, content: secret ? pulumi.secret(content) : content, incarnation: sandbox.incarnation },
     sandbox.inside(parent, node, ...after),

@@ -4,9 +4,10 @@ import type { StackConfig } from "../config/schema.ts";
 import { type Artifact, pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
 import type { OciRuntime } from "./runtimeWrapper.ts";
-import { step } from "./step.ts";
+import type { Sandbox } from "./sandbox.ts";
 
 export interface PatchedRuncArgs {
+  sandbox: Sandbox;
   /** What decides on the patches, beside `patches`. */
   probe: QuirkProbe;
   /** See the option `runtime.patches`. */
@@ -23,14 +24,14 @@ export class PatchedRunc extends pulumi.ComponentResource implements OciRuntime 
 
   constructor(name: string, args: PatchedRuncArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:PatchedRunc", name, {}, options);
-    const { probe, path } = args;
+    const { sandbox, probe, path } = args;
     if (path) {
       this.command = pulumi.output([stagedPath(path, "runc")]);
-      step(`${name}-build`, { step: "build", params: { artifacts: [], own: [{ source: path, name: "runc" }] } }, { parent: this });
+      sandbox.build(name, { artifacts: [], own: [{ source: path, name: "runc" }] }, { parent: this });
     } else {
       const artifact = probe.found.apply((found) => runcWith([...patchesFor(found), ...args.patches]));
       this.command = artifact.apply((runc) => [pathInSandbox(runc, "runc")]);
-      step(`${name}-build`, { step: "build", params: { artifacts: artifact.apply((runc) => [runc]), own: [] } }, { parent: this });
+      sandbox.build(name, { artifacts: artifact.apply((runc) => [runc]), own: [] }, { parent: this });
     }
     this.registerOutputs({ command: this.command });
   }

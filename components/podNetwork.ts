@@ -1,10 +1,8 @@
 import * as pulumi from "@pulumi/pulumi";
 import { renderConflist } from "../config/conflist.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { repairsOf } from "../steps/files.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import type { Sandbox } from "./sandbox.ts";
-import { step } from "./step.ts";
 
 export interface PodNetworkArgs {
   sandbox: Sandbox;
@@ -18,9 +16,9 @@ export class PodNetwork extends pulumi.ComponentResource {
   constructor(name: string, args: PodNetworkArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:PodNetwork", name, {}, options);
     const { sandbox, node } = args;
-    step(
+    sandbox.step(
       `${name}-apply`,
-      { step: "network", params: { ...sandbox.ref, ...node.program }, content: renderConflist(args.network, args.clusterCidr, sandbox.address), incarnation: sandbox.incarnation, repairs: repairsOf(sandbox.ref, "network") },
+      { step: "network", params: { ...sandbox.ref, ...node.program }, content: renderConflist(args.network, args.clusterCidr, sandbox.address), incarnation: sandbox.incarnation, repairs: sandbox.repairs("network") },
       sandbox.inside(this, node),
     );
     this.registerOutputs();

@@ -5,7 +5,6 @@ import { wrapperPath } from "../toolchain/artifacts.ts";
 import type { KernelFacade } from "./kernelFacade.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
 import type { Sandbox } from "./sandbox.ts";
-import { step } from "./step.ts";
 
 /** A component that has a program with runc's command line. */
 export interface OciRuntime extends pulumi.Resource {
@@ -40,7 +39,7 @@ export class RuntimeWrapper extends pulumi.ComponentResource {
       return rules.length === 0 && command.length === 1 ? "" : `${JSON.stringify({ runtime: command, rules }, null, 2)}\n`;
     });
     this.path = pulumi.all([runtime.command, rulesFile]).apply(([command, content]) => (content ? wrapperPath(content) : command[0]!));
-    step(
+    sandbox.step(
       `${name}-check`,
       { step: "runtime-check", params: { ...sandbox.ref, runtime: this.path }, content: rulesFile, incarnation: sandbox.incarnation },
       sandbox.inside(this, facade, runtime),

@@ -2,7 +2,6 @@ import * as pulumi from "@pulumi/pulumi";
 import { pathInSandbox } from "../toolchain/artifacts.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import type { Sandbox } from "./sandbox.ts";
-import { step } from "./step.ts";
 
 export interface ServiceProxyArgs {
   sandbox: Sandbox;
@@ -23,7 +22,7 @@ export class ServiceProxy extends pulumi.ComponentResource {
     super("gvisor-k3s:index:ServiceProxy", name, {}, options);
     const { sandbox, node, link } = args;
     const params = { ...sandbox.ref, proxy: pathInSandbox({ name: "server" }, "service-proxy"), link, address: sandbox.address, distribution: node.program.distribution };
-    this.applied = step(`${name}-apply`, { step: "proxy", params, incarnation: sandbox.incarnation }, sandbox.inside(this, node));
+    this.applied = sandbox.step(`${name}-apply`, { step: "proxy", params, incarnation: sandbox.incarnation }, sandbox.inside(this, node));
     this.registerOutputs();
   }
 }

@@ -45,6 +45,10 @@ export function sandboxPaths(name: string, home = homeFolder()) {
     record: join(state, "sandbox.json"),
     /** What is known of the process of its egress; as the record. */
     egress: join(state, "egress.json"),
+    /** What is noted of the machine that the cluster is on, if that is another one; see `noteMachine`. */
+    machine: join(state, "machine.json"),
+    /** What is known of the process that leads to that machine's API server; as the record. */
+    tunnel: join(state, "tunnel.json"),
     kubeconfig: join(state, inSandbox.kubeconfig),
     /** The network namespace and the host's end of the link; at most 15 characters, as the kernel wants it of links. */
     link: `gk-${name}`,

@@ -69,9 +69,27 @@ export const stackSchema = z.strictObject({
     .default("auto")
     .describe("What the sandbox's gVisor lacks, by the ids of [docs/quirks.md](docs/quirks.md): `auto` probes the sandbox, once; a list is taken as it is, so that a preview of a new sandbox shows every line. Changing it changes what they ask for: runc, the wrapper, containerd's config."),
   target: z
-    .enum(["managed", "inside"])
+    .enum(["managed", "inside", "ssh"])
     .default("managed")
-    .describe("Where the node lives: in a sandbox that is made here (`managed`), or on the machine that Pulumi runs on, which is a gVisor sandbox itself (`inside`): no runsc, no network namespace, no way out for pods. Changing it replaces the sandbox, and the cluster in it is lost."),
+    .describe("Where the node lives: in a sandbox that is made here (`managed`), on the machine that Pulumi runs on, which is a gVisor sandbox itself (`inside`), or on another machine that is one (`ssh`). With the latter two there is no runsc, no network namespace, and no way out for pods. Changing it replaces the sandbox, and the cluster in it is lost."),
+  ssh: z
+    .strictObject({
+      host: z
+        .string()
+        .regex(/^[A-Za-z0-9][A-Za-z0-9.:-]*$/, "a host's name or address is allowed")
+        .optional()
+        .describe("The machine, with `target: ssh`; it needs an SSH server and what [a node takes](#on-another-machine). Changing it, or the port, replaces the sandbox, and the cluster in it is lost."),
+      port: port.default(22).describe("The port of its SSH server."),
+      user: z
+        .string()
+        .regex(/^[a-z_][a-z0-9_-]{0,31}$/, "a user's name is allowed")
+        .default("root")
+        .describe("Who is logged in; a user other than root needs sudo without a password."),
+      privateKey: absolutePath.optional().describe("The file of a private key without a passphrase; it is kept as a secret of the stack. Default: the keys of the SSH agent."),
+      knownHosts: absolutePath.optional().describe("The file that the machine's own key is noted in, as OpenSSH writes it; a machine with another key is refused. Default: `~/.ssh/known_hosts`."),
+      sudo: z.boolean().optional().describe("Whether commands are run by `sudo -n`. Default: for any user but root."),
+    })
+    .prefault({}),
   distribution: z
     .enum(["embedded", "k3s"])
     .default("embedded")
@@ -82,7 +100,7 @@ export const stackSchema = z.strictObject({
         .string()
         .regex(/^v1\.\d+\.\d+(-rc\d+)?\+k3s\d+$/, "a release's tag such as v1.36.4+k3s1 is allowed")
         .default("v1.36.4+k3s1")
-        .describe("The release of k3s, by its tag. It is downloaded once and verified with the release's own SHA-256. Changing it restarts the node's server; pods live on. A downgrade, or more than one minor version at a time, is refused; a release that does not become ready makes way for the one of before, with its data. A downgrade, or more than one minor version at a time, is refused; a release that does not become ready makes way for the one of before, with its data."),
+        .describe("The release of k3s, by its tag. It is downloaded once and verified with the release's own SHA-256. Changing it restarts the node's server; pods live on. A downgrade, or more than one minor version at a time, is refused; a release that does not become ready makes way for the one of before, with its data."),
       mirror: z
         .url({ protocol: /^https?$/, error: "an http or https address is allowed" })
         .optional()
@@ -114,6 +132,10 @@ export const stackSchema = z.strictObject({
         .enum(["sandbox", "host"])
         .default("sandbox")
         .describe("Whose network stack the sandbox uses: gVisor's own (`sandbox`), or the host kernel's (`host`), in the sandbox's own network namespace either way. `host` is for old gVisors that refuse the other on a newer kernel; it has no veth, so it carries a control plane and no pods. Changing it restarts the sandbox."),
+      hostPorts: z
+        .union([z.literal("all"), z.array(port)])
+        .default([])
+        .describe("The host's ports that the sandbox reaches at the host's end of the link, by TCP and UDP: those of a registry on the host, say. Others of the host's services are kept from it, also those that listen on every address; the host reaches the sandbox either way. `all` filters nothing, for hosts whose kernel lacks nftables' egress hook (Linux 5.16). Changing it restarts nothing."),
       runsc: absolutePath
         .optional()
         .describe("A `runsc` to use in place of the one that is built from the pinned module. Changing it restarts the sandbox."),
@@ -192,7 +214,7 @@ export const stackSchema = z.strictObject({
       enabled: z
         .boolean()
         .default(true)
-        .describe("Whether the node and its pods reach what the host reaches, less the host itself and link-local addresses: TCP, UDP, and DNS by the host's name servers. A process on the host makes the connections; nothing of the host's own network is changed. A control plane alone has none. Changing it restarts the sandbox."),
+        .describe("Whether the node and its pods reach what the host reaches, less the host itself (see `sandbox.hostPorts`) and link-local addresses: TCP, UDP, and DNS by the host's name servers. A process on the host makes the connections; nothing of the host's own network is changed. A control plane alone has none. Changing it restarts the sandbox."),
     })
     .prefault({}),
   addons: z
@@ -280,7 +302,7 @@ export function defaultSubnet(name: string): string {
 
 type Complete = Omit<z.output<typeof stackSchema>, "quirks"> & { quirks: "auto" | QuirkId[]; sandbox: { subnet: string }; node: { clusterDns: string } };
 
-function crossChecks({ target, mode, external, pod, images, quirks, sandbox, runtime, node, containerd, distribution, k3s, manifests }: Complete): Problem[] {
+function crossChecks({ target, ssh, mode, external, pod, images, quirks, sandbox, runtime, node, containerd, distribution, k3s, manifests }: Complete): Problem[] {
   const problems: Problem[] = quirkProblems(quirks, mode);
   const named = { "sandbox.subnet": sandbox.subnet, "node.clusterCidr": node.clusterCidr, "node.serviceCidr": node.serviceCidr };
   const networks = Object.entries(named).map(([option, text]) => ({ option, ...parseNetwork(text)! }));
@@ -304,9 +326,14 @@ function crossChecks({ target, mode, external, pod, images, quirks, sandbox, run
     const [given, missing] = containerd.shim === undefined ? (["containerd", "shim"] as const) : (["shim", "containerd"] as const);
     problems.push({ option: `containerd.${given}`, value: containerd[given], message: `containerd and its shim belong together: set containerd.${missing} as well, or neither` });
   }
+  if (target !== "managed" && sandbox.hostPorts !== "all" && sandbox.hostPorts.length > 0) {
+    problems.push({ option: "sandbox.hostPorts", value: sandbox.hostPorts, message: `the link that they are for is made with target: managed only, and not with target: ${target}; leave it out` });
+  }
   if (target !== "managed" && sandbox.runsc !== undefined) {
     problems.push({ option: "sandbox.runsc", value: sandbox.runsc, message: `a sandbox is made with it, and none is made with target: ${target}; leave it out` });
   }
+  if (target === "ssh" && ssh.host === undefined) problems.push({ option: "ssh.host", value: undefined, message: "target: ssh needs the host to log in to" });
+  if (target !== "ssh" && ssh.host !== undefined) problems.push({ option: "ssh.host", value: ssh.host, message: "it is for target: ssh; set that, or leave it out" });
   if (runtime.patches.length > 0 && (runtime.name === "crun" || runtime.path !== undefined)) {
     problems.push({ option: "runtime.patches", value: runtime.patches, message: "only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches" });
   }
@@ -364,8 +391,10 @@ function toProblems(issue: z.core.$ZodIssue): Problem[] {
       return [{ option, value: issue.input, message: `allowed: ${issue.values.map(String).join(", ")}` }];
     case "invalid_key":
       return [{ option, message: issue.issues[0]!.message }];
-    case "invalid_union":
-      return [{ option, value: issue.input, message: option === "quirks" ? "auto, or a list of quirk ids, is allowed" : RULE_FORMS }];
+    case "invalid_union": {
+      const forms: Record<string, string> = { quirks: "auto, or a list of quirk ids, is allowed", "sandbox.hostPorts": "all, or a list of ports from 1 to 65535, is allowed" };
+      return [{ option, value: issue.input, message: forms[option] ?? RULE_FORMS }];
+    }
     default:
       return [{ option, value: issue.input, message: issue.message }];
   }

@@ -58,19 +58,23 @@ export async function writeOwnFiles(ref: SandboxRef, step: StepName, files: read
 
 /** Every file that is not as it was written. */
 export function driftOf(ref: SandboxRef): Drift[] {
-  const folder = folderOf(ref);
-  return (existsSync(folder) ? readdirSync(folder) : []).flatMap((entry) => driftOfStep(ref, entry.replace(/\.json$/, "") as StepName));
+  return notedSteps(ref).flatMap((step) => driftOfStep(ref, step));
 }
 
-/** How often the files of a step are found edited, this time included: an input of the step, which then writes them again. */
-export function repairsOf(ref: SandboxRef, step: StepName): number {
-  const repairs = readNote(ref, step)?.repairs ?? 0;
-  return driftOfStep(ref, step).length > 0 ? repairs + 1 : repairs;
+/** How often the files of each step are found edited, this time included: an input of the step, which then writes them again. */
+export function repairsOf(ref: SandboxRef): Partial<Record<StepName, number>> {
+  const drifted = new Set(driftOf(ref).map(({ step }) => step));
+  return Object.fromEntries(notedSteps(ref).map((step) => [step, (readNote(ref, step)?.repairs ?? 0) + (drifted.has(step) ? 1 : 0)]));
 }
 
 /** The same as the step that runs is told it: what reads the files at its start is started again when it changes. */
 export function repairsNow(): number {
   return Number(process.env.STEP_REPAIRS ?? 0);
+}
+
+function notedSteps(ref: SandboxRef): StepName[] {
+  const folder = folderOf(ref);
+  return (existsSync(folder) ? readdirSync(folder) : []).map((entry) => entry.replace(/\.json$/, "") as StepName);
 }
 
 function driftOfStep(ref: SandboxRef, step: StepName): Drift[] {

@@ -1,6 +1,7 @@
 /**
  * What the stack's commands run: `node steps/main.ts STEP`, with the step's parameters as JSON in the variable STEP_PARAMS and, where it
- * has one, the file that it is about on standard input. Every step is idempotent: it makes the described state so and says what it found.
+ * has one, the file that it is about on standard input. On another machine, which takes no variables, all of that is JSON on standard input.
+ * Every step is idempotent: it makes the described state so and says what it found.
  * @module
  */
 import { text } from "node:stream/consumers";
@@ -10,13 +11,14 @@ import { importImages } from "./images.ts";
 import { ensureInside, removeInside } from "./inside.ts";
 import { ensureManifest, removeManifest } from "./manifest.ts";
 import { ensureNetwork, ensureServer, printKubeconfig } from "./node.ts";
-import { applyFacade, buildArtifacts, checkRuntime } from "./parts.ts";
+import { observe } from "./observe.ts";
+import { applyFacade, buildArtifacts, checkRuntime, downloadK3s, removeBuilt } from "./parts.ts";
 import type { PodLogsParams } from "./pod.ts";
 import { probeQuirks } from "./probe.ts";
 import { ensureProxy } from "./proxy.ts";
 import { writeRegistries } from "./registries.ts";
-import { ensureSandbox, removeSandbox } from "./sandbox.ts";
-import { fetchK3s, type K3sRelease } from "../toolchain/k3sRelease.ts";
+import { ensureSandbox, removeSandbox, type SandboxRef } from "./sandbox.ts";
+import { ensureTunnel, removeTunnel } from "./tunnel.ts";
 
 /** A step takes its parameters and its standard input, and returns what becomes the command's output. */
 // biome-ignore lint/suspicious/noExplicitAny: each step knows its own parameters; the component that calls it passes them typed (see StepParams)
@@ -25,6 +27,8 @@ type Step = (params: any, input: string) => Promise<unknown>;
 /** The steps by name. */
 export const steps = {
   build: buildArtifacts,
+  "build-remove": removeBuilt,
+  observe: async (ref: SandboxRef) => observe(ref),
   sandbox: ensureSandbox,
   "sandbox-remove": removeSandbox,
   inside: ensureInside,
@@ -35,9 +39,11 @@ export const steps = {
   "runtime-check": checkRuntime,
   containerd: ensureContainerd,
   registries: writeRegistries,
-  k3s: (release: K3sRelease) => fetchK3s(release, (line) => console.error(line)),
+  k3s: downloadK3s,
   server: ensureServer,
   kubeconfig: printKubeconfig,
+  tunnel: ensureTunnel,
+  "tunnel-remove": removeTunnel,
   network: ensureNetwork,
   proxy: ensureProxy,
   images: importImages,
@@ -49,6 +55,15 @@ export const steps = {
 
 export type StepName = keyof typeof steps;
 
+/** What a step gets on standard input where it gets no variables. */
+export interface StepInput {
+  params: object;
+  /** What would be in variables beside the parameters. */
+  environment?: Record<string, string>;
+  /** What would be on standard input. */
+  content?: string;
+}
+
 /** The parameters of a step. */
 export type StepParams<S extends StepName> = Parameters<(typeof steps)[S]>[0];
 
@@ -57,7 +72,11 @@ if (import.meta.main) {
   const step: Step | undefined = Object.hasOwn(steps, name) ? steps[name as StepName] : undefined;
   try {
     if (!step) throw new Error(`no step ${JSON.stringify(name)}; there are ${Object.keys(steps).join(", ")}`);
-    const result = await step(JSON.parse(process.env.STEP_PARAMS ?? "{}"), await text(process.stdin));
+    const given = process.env.STEP_PARAMS;
+    const input = await text(process.stdin);
+    const { params, environment = {}, content = "" } = given === undefined ? (JSON.parse(input) as StepInput) : { params: JSON.parse(given), content: input };
+    Object.assign(process.env, environment);
+    const result = await step(params, content);
     if (result !== undefined) process.stdout.write(typeof result === "string" ? result : `${JSON.stringify(result)}\n`);
   } catch (error) {
     console.error(`${name}: ${error instanceof Error ? error.message : String(error)}`);

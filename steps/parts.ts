@@ -3,13 +3,46 @@ import { join } from "node:path";
 import type { FacadePlan } from "../config/facade.ts";
 import { runtimeCheckSpec } from "../config/ociSpec.ts";
 import { type Artifact, build, stage, stageWrapper } from "../toolchain/artifacts.ts";
+import { fetchK3s, type K3sRelease } from "../toolchain/k3sRelease.ts";
+import { buildRunner } from "../toolchain/runner.ts";
 import { execIn, initIn, type SandboxRef } from "./sandbox.ts";
+import { noteMachine, removeUploads, upload, type UploadParams, useRunner } from "./upload.ts";
 
-/** Builds what is not built yet, and takes files of the user's into the artifact folder. */
-export async function buildArtifacts(params: { artifacts: Artifact[]; own: { source: string; name: string }[] }): Promise<void> {
-  for (const artifact of params.artifacts) await build(artifact, (line) => console.error(line));
-  for (const { source, name } of params.own) await stage(source, name);
+/** What a step builds. */
+export interface BuildParams {
+  artifacts: Artifact[];
+  /** Programs of the user's. */
+  own: { source: string; name: string }[];
+  /** Another machine that all of it is copied to. */
+  to?: UploadParams;
+  /** Whether what runs steps there is copied as well, by the name of its folder, so that another one is another input. */
+  runner?: string;
 }
+
+/** Builds what is not built yet, takes files of the user's into the artifact folder, and copies all to the machine that runs it, if that is another one. */
+export async function buildArtifacts({ artifacts, own, to, runner }: BuildParams): Promise<void> {
+  const folders: string[] = [];
+  if (to && runner) await noteMachine(to);
+  for (const artifact of artifacts) folders.push(await build(artifact, say));
+  for (const { source, name } of own) folders.push(await stage(source, name));
+  if (!to) return;
+  if (runner) folders.push(await buildRunner());
+  await upload(to, folders, say);
+  if (runner) await useRunner(to, folders.at(-1)!);
+}
+
+/** Brings a release of k3s into the artifact folder, and to the machine that runs it, if that is another one. */
+export async function downloadK3s({ to, ...release }: K3sRelease & { to?: UploadParams }): Promise<void> {
+  const folder = await fetchK3s(release, say);
+  if (to) await upload(to, [folder], say);
+}
+
+/** Undoes the copies, the runner's included: nothing can be run there then. */
+export async function removeBuilt({ to }: BuildParams): Promise<void> {
+  if (to) await removeUploads(to);
+}
+
+const say = (line: string) => console.error(line);
 
 /** Applies the facade; the plan is given so that a preview shows a change of it. */
 export async function applyFacade(params: SandboxRef & { plan: FacadePlan }): Promise<void> {

@@ -10,11 +10,14 @@ import { homeFolder, sandboxPaths } from "../config/paths.ts";
 import { type Problem, refuse } from "../config/problems.ts";
 import { tlsFiles } from "../config/registries.ts";
 import { CRUN, needsEgress, type StackConfig } from "../config/schema.ts";
+import { type SshTarget, sshTarget } from "../config/ssh.ts";
 import { knownPatches, patchRefusal } from "../toolchain/artifacts.ts";
 import { k3sFolder, releaseFiles } from "../toolchain/k3sRelease.ts";
 import { readElf } from "../toolchain/elf.ts";
 import { ownFolders } from "./inside.ts";
+import { type Machine, machineOf } from "./observe.ts";
 import { readRecord } from "./record.ts";
+import { keyProblems, SshError } from "./ssh.ts";
 import { lastReady, versionProblems } from "./upgrade.ts";
 
 /**
@@ -27,7 +30,9 @@ export function preflight(config: StackConfig): void {
     return;
   }
   const problems: Problem[] = [];
-  if (process.getuid?.() !== 0) problems.push({ option: "user", value: process.getuid?.(), message: "root is needed to make network namespaces and sandboxes; run it with sudo" });
+  const ssh = sshTarget(config);
+  const here = { name: config.name, home: homeFolder() };
+  if (!ssh && process.getuid?.() !== 0) problems.push({ option: "user", value: process.getuid?.(), message: "root is needed to make network namespaces and sandboxes; run it with sudo" });
   const known = knownPatches("runc");
   for (const id of config.runtime.patches) {
     const refusal = known.includes(id) ? patchRefusal("runc", id) : undefined;
@@ -40,14 +45,16 @@ export function preflight(config: StackConfig): void {
     problems.push({ option: "runtime.name", value: runtime, message: `there is no ${CRUN}; install it (Debian: apt-get install crun), or give the path of another one with runtime.path` });
     delete inTheSandbox["runtime.path"];
   }
-  problems.push(...k3sProblems(config), ...versionProblems(lastReady({ name: config.name, home: homeFolder() }), config));
+  problems.push(...k3sProblems(config));
   problems.push(...missing({ "k3s.path": config.k3s.path, "sandbox.runsc": config.sandbox.runsc, ...inTheSandbox }));
   for (const [option, program] of Object.entries(inTheSandbox)) if (program && isExecutable(program)) problems.push(...elfProblems(option, program, runtime === "crun" && option === "runtime.path"));
   const { runsc } = config.sandbox;
   if (runsc && isExecutable(runsc) && !output(runsc, "--version").startsWith("runsc version")) {
     problems.push({ option: "sandbox.runsc", value: runsc, message: "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out" });
   }
-  problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...config.manifests.flatMap(manifestProblems), ...tlsFiles(config.registries).flatMap(tlsProblems), ...subnetProblems(config));
+  problems.push(...setProblems(config.containerd), ...config.images.flatMap(archiveProblem), ...config.manifests.flatMap(manifestProblems), ...tlsFiles(config.registries).flatMap(tlsProblems));
+  if (ssh) problems.push(...machineProblems(ssh, config));
+  else problems.push(...versionProblems(lastReady(here), config), ...subnetProblems(config));
   if (config.target === "inside") problems.push(...insideProblems(config));
   if (needsEgress(config) && !existsSync("/dev/net/tun")) {
     problems.push({ option: "egress.enabled", value: true, message: "the host has no /dev/net/tun; load it (modprobe tun), or set egress.enabled to false: pods and pulls then reach no further than the host" });
@@ -74,6 +81,41 @@ function insideProblems({ name, target }: StackConfig): Problem[] {
   const taken = ownFolders.filter((folder) => existsSync(folder) && readdirSync(folder).length > 0);
   return taken.length === 0 ? problems : [...problems, problem(`this machine has a container runtime or a node already, or what one left: ${taken.join(", ")}; a node needs these for itself: remove them, or use target: managed`)];
 }
+
+/** What stands in the way on another machine, beginning with the way to it. */
+function machineProblems(ssh: SshTarget, config: StackConfig): Problem[] {
+  const keys = keyProblems(ssh);
+  if (keys.length > 0) return keys;
+  try {
+    return problemsOn(machineOf(ssh, config.name), ssh, config);
+  } catch (error) {
+    if (error instanceof SshError) return [error.problem];
+    throw error;
+  }
+}
+
+/** The same, of a machine that answers. */
+function problemsOn(machine: Machine, { host }: SshTarget, config: StackConfig): Problem[] {
+  const problem = (message: string): Problem => ({ option: "ssh.host", value: host, message });
+  const problems: Problem[] = [];
+  if (!machine.isGvisor) problems.push(problem("it is no gVisor sandbox, and the node would be on its kernel; give a machine that is one, or use target: managed on it"));
+  if (ARCHITECTURES[machine.arch] !== arch()) problems.push(problem(`it is ${machine.arch}, and what is built here is for ${arch()}; run this on a machine like it`));
+  if (machine.missing.length > 0) problems.push(problem(`it lacks ${machine.missing.join(", ")}; a node needs them (programs, on Debian: apt-get install iproute2 mount tar coreutils busybox-static)`));
+  const { record, ready } = machine.observed ?? {};
+  if (record === undefined) {
+    if (machine.taken.length > 0) problems.push(problem(`it has a container runtime or a node already, or what one left: ${machine.taken.join(", ")}; a node needs these for itself: remove them, or give another machine`));
+    if (machine.free < REMOTE_MIB) problems.push(problem(`/var/lib has ${machine.free} MiB free there, and a node needs ${REMOTE_MIB} MiB; make room`));
+  } else if (!existsSync(sandboxPaths(config.name).machine)) {
+    problems.push({ option: "name", value: config.name, message: `${host} has a node of this name that was made from elsewhere; choose another machine, or destroy it from there` });
+  }
+  return [...problems, ...versionProblems(ready, config)];
+}
+
+/** What is copied to another machine, and the state of an empty cluster. */
+const REMOTE_MIB = 1536;
+
+/** Node.js' names for what `uname -m` tells. */
+const ARCHITECTURES: Record<string, string> = { x86_64: "x64", aarch64: "arm64" };
 
 function missing(programs: Record<string, string | undefined>): Problem[] {
   const without = Object.entries(programs).filter(([, path]) => path && !isExecutable(path));

@@ -72,9 +72,10 @@ export function quirksIn(answers: readonly Answer[]): QuirkId[] {
 
 /**
  * What {@link probeQuirks} will find, for a preview: what it found last if nothing changed since, else what a trial sandbox tells.
- * @returns undefined if only an update can tell, because runsc or sandbox-init are not built yet or do not start
+ * @returns undefined if only an update can tell, because runsc or sandbox-init are not built yet, not on the other machine yet, or do not start
  */
 export async function foreseeQuirks(params: ProbeParams): Promise<QuirkId[] | undefined> {
+  if (params.ssh) return await ask(params.probes, (input) => initIn(params, ["probe"], { input, timeout: 30_000 })).then(quirksIn, () => undefined);
   const file = resultFile(params);
   const last = existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as { key: string; found: QuirkId[] }) : undefined;
   if (last?.key === keyOf(params)) return last.found;

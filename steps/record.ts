@@ -39,8 +39,13 @@ export function isAlive(record: SandboxRecord | undefined): boolean {
  */
 export function nextIncarnation(paths: { record: string }, revision: string): number {
   const record = readRecord(paths);
+  return incarnationAfter(record, isAlive(record), revision);
+}
+
+/** The same, of a record that is at hand. */
+export function incarnationAfter(record: SandboxRecord | undefined, alive: boolean, revision: string): number {
   if (record === undefined) return 1;
-  return isAlive(record) && record.revision === revision ? record.incarnation : record.incarnation + 1;
+  return alive && record.revision === revision ? record.incarnation : record.incarnation + 1;
 }
 
 /** When a process started, in clock ticks since boot; undefined if there is none, or only a zombie. */

@@ -1,4 +1,5 @@
 import { closeSync, openSync, readFileSync } from "node:fs";
+import type { Readable } from "node:stream";
 import { execa, ExecaError, type Options } from "execa";
 
 /** A program that ended badly: what was run, how it ended and what it said. The command line can be pasted into a shell. */
@@ -19,7 +20,7 @@ export interface RunOptions {
   cwd?: string;
   env?: Record<string, string>;
   /** What the program reads on standard input; nothing by default. */
-  input?: string | Uint8Array;
+  input?: string | Uint8Array | Readable;
   /** A file that the program reads on standard input. */
   inputFile?: string;
   /** A file that takes what the program prints, so that it may outlive this one; the file's end is part of the error. */

@@ -10,17 +10,21 @@ import { addressAt, parseNetwork } from "../config/network.ts";
 import { sandboxSpec } from "../config/ociSpec.ts";
 import { hostPath, inSandbox, sandboxPaths } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { artifactsFolder, pathInSandbox } from "../toolchain/artifacts.ts";
+import type { SshTarget } from "../config/ssh.ts";
+import { artifactFolder, artifactsFolder, pathInSandbox } from "../toolchain/artifacts.ts";
 import { isAlive, nextIncarnation, processStart, readRecord, type SandboxRecord, writeRecord } from "./record.ts";
 import { lastLines, type RunOptions, run, runsWell } from "./run.ts";
+import { sshCommand } from "./ssh.ts";
 import { waitFor } from "./wait.ts";
 
 /** What it takes to find a sandbox and run something in it. */
 export interface SandboxRef {
   name: string;
   home: string;
-  /** The path of runsc; none where the sandbox is the machine that this runs on. */
+  /** The path of runsc; none where the sandbox is the machine that this runs on, or another one. */
   runsc?: string;
+  /** The other machine. */
+  ssh?: SshTarget;
 }
 
 export interface SandboxParams extends SandboxRef {
@@ -33,6 +37,8 @@ export interface SandboxParams extends SandboxRef {
   network: StackConfig["sandbox"]["network"];
   /** Whether it has a tap, and a way out through that: see `ensureEgress`. */
   egress?: boolean;
+  /** The host's ports that it reaches; without, nothing is filtered, as for a sandbox that is only probed. A change restarts nothing. */
+  hostPorts?: StackConfig["sandbox"]["hostPorts"];
 }
 
 /** What the node's state takes on an empty cluster, with room for a few images. */
@@ -45,7 +51,8 @@ export function execIn(ref: SandboxRef, args: readonly string[], options: RunOpt
 }
 
 /** The command line on the host that runs a program in the sandbox. */
-export function commandIn({ name, home, runsc }: SandboxRef, args: readonly string[]): readonly string[] {
+export function commandIn({ name, home, runsc, ssh }: SandboxRef, args: readonly string[]): readonly string[] {
+  if (ssh) return sshCommand(ssh, args);
   return runsc === undefined ? args : [runsc, `--root=${sandboxPaths(name, home).runsc}`, "exec", name, ...args];
 }
 
@@ -61,7 +68,7 @@ export function serviceLog(ref: SandboxRef, service: string, count = 15): string
 }
 
 /** A hash of everything that a sandbox is started with. */
-export function sandboxRevision(params: SandboxParams): string {
+export function sandboxRevision({ hostPorts: _, ...params }: SandboxParams): string {
   return createHash("sha256").update(JSON.stringify([specOf(params), params])).digest("hex");
 }
 
@@ -79,7 +86,10 @@ export async function ensureSandbox(params: SandboxParams): Promise<SandboxRecor
   const revision = sandboxRevision(params);
   const previous = readRecord(paths);
   if (previous && isAlive(previous)) {
-    if (previous.revision === revision) return previous;
+    if (previous.revision === revision) {
+      await filterLink(params);
+      return previous;
+    }
     await stopSandbox(params);
   }
   // A sandbox that was replaced has no record to count from; the command knows which start it is for.
@@ -89,6 +99,7 @@ export async function ensureSandbox(params: SandboxParams): Promise<SandboxRecor
     await clearRuntime(params);
     await writeBundle(params);
     await linkNetwork(params);
+    await filterLink(params);
     const record = { incarnation, revision, ...(await startSandbox(params)) };
     await writeRecord(paths.record, record);
     return record;
@@ -199,6 +210,13 @@ async function linkNetwork({ name, home, subnet, egress }: SandboxParams): Promi
   }
 }
 
+/** Keeps the sandbox from those of the host's services that it was not given; see node/egress/linkfilter. */
+async function filterLink({ name, home, hostPorts }: SandboxParams): Promise<void> {
+  if (hostPorts === undefined) return;
+  const ports = hostPorts === "all" ? "all" : hostPorts.join(",");
+  await run(join(artifactFolder({ name: "egress" }), "linkfilter"), [`-netns=${sandboxPaths(name, home).networkNamespace}`, "-link=eth0", `-ports=${ports}`]).catch(advise);
+}
+
 async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, "pid" | "startTime">> {
   const paths = sandboxPaths(params.name, params.home);
   const pidFile = join(paths.runsc, "pid");
@@ -228,9 +246,10 @@ async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, 
   return { pid, startTime };
 }
 
-/** Refusals of runsc that an option of this project's helps with. */
+/** Refusals that an option of this project's helps with. */
 const ADVICE: Record<string, string> = {
   "cannot run with network enabled in root network namespace": "this runsc takes the network namespace of a newer kernel for the host's own: set sandbox.network: host, with which it uses the kernel's network stack within the sandbox's own namespace",
+  "nftables netdev egress hook": "without it the services of this host that listen on every address cannot be kept from the sandbox: set sandbox.hostPorts: all to let it reach them",
   "unknown platform": "this runsc does not know the platform: set sandbox.platform to one that it has, such as ptrace",
 };
 

@@ -53,7 +53,7 @@ const builds = {
     { module: "toolchain/containerd", packages: ["ipam/host-local", "main/loopback"].map((name) => `github.com/containernetworking/plugins/plugins/${name}`) },
   ],
   init: [{ module: "node/init", packages: ["."], output: "sandbox-init" }],
-  egress: [{ module: "node/egress", packages: ["."], output: "egress" }],
+  egress: [{ module: "node/egress", packages: ["."], output: "egress" }, { module: "node/egress", packages: ["./linkfilter"] }],
   wrapper: [{ module: "node/wrapper", packages: ["."], output: "runc-wrapper" }],
   server: [
     { module: "node/server", packages: ["."], output: "gvisor-k3s-node", cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } },
@@ -68,6 +68,7 @@ const builds = {
   pulumi: [{ module: "toolchain/pulumi", packages: ["github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"], get variables() { return { "github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3") }; } }],
   registry: [{ module: "toolchain/registry", packages: ["github.com/distribution/distribution/v3/cmd/registry"] }],
   helm: [{ module: "toolchain/helm", packages: ["helm.sh/helm/v3/cmd/helm"] }],
+  "pulumi-yaml": [{ module: "toolchain/pulumi-yaml", packages: ["github.com/pulumi/pulumi-yaml/cmd/pulumi-language-yaml"], get variables() { return { "github.com/pulumi/pulumi-yaml/pkg/version.Version": moduleVersion("toolchain/pulumi-yaml", "github.com/pulumi/pulumi-yaml") }; } }],
   // With the server's settings, as above.
   conformance: [
     { module: "toolchain/conformance", packages: ["k8s.io/kubernetes/test/e2e"], test: true, output: "e2e.test", cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } },
@@ -82,7 +83,7 @@ export type ArtifactName = keyof typeof builds;
 export const artifactNames = Object.keys(builds) as ArtifactName[];
 
 /** What a user's sandbox takes; the rest is for tests. */
-export const usualArtifacts = artifactNames.filter((name) => !["runsc-2025-02", "registry", "helm", "conformance"].includes(name));
+export const usualArtifacts = artifactNames.filter((name) => !["runsc-2025-02", "registry", "helm", "pulumi-yaml", "conformance"].includes(name));
 
 /** An artifact with the choices that its build takes. */
 export interface Artifact {
@@ -145,11 +146,12 @@ export async function build(artifact: Artifact, say: (line: string) => void = ()
 /**
  * Copies a program of the user's into the cache, where sandboxes see it, with the libraries that it is linked with.
  * Its path is known before: see {@link stagedPath} and {@link stagedProgram}.
+ * @returns its folder
  */
-export async function stage(source: string, name: string): Promise<void> {
+export async function stage(source: string, name: string): Promise<string> {
   const folder = join(artifactsFolder(), stagedId(source, name));
-  if (existsSync(folder)) return;
-  await intoPlace(folder, async (work) => {
+  if (existsSync(folder)) return folder;
+  return await intoPlace(folder, async (work) => {
     await copyFile(source, join(work, name));
     await chmod(join(work, name), 0o755);
     const libraries = librariesOf(source);
@@ -176,7 +178,7 @@ function stagedId(source: string, name: string): string {
 }
 
 /** The libraries of a program by their paths on the host, its loader among them; a static program has none. */
-function librariesOf(program: string): string[] {
+export function librariesOf(program: string): string[] {
   if (readElf(program)?.loader === undefined) return [];
   const lines = execFileSync("ldd", [program], { encoding: "utf8" }).split("\n");
   return lines.flatMap((line) => /(?:=> )?(\/\S+) \(0x/.exec(line)?.[1] ?? []);
@@ -208,7 +210,7 @@ function wrapperId(rulesFile: string): string {
 }
 
 /** Fills a folder under a temporary name and moves it into place at once, so that a folder that exists is whole. */
-async function intoPlace(folder: string, fill: (work: string) => Promise<void>): Promise<string> {
+export async function intoPlace(folder: string, fill: (work: string) => Promise<void>): Promise<string> {
   await mkdir(artifactsFolder(), { recursive: true, mode: 0o755 });
   const work = await mkdtemp(`${folder}.tmp-`);
   try {
@@ -354,9 +356,13 @@ function versionVariables(): Record<string, string> {
   );
 }
 
-const ids = new Map<string, string>();
+/** Holds the ids of artifacts where their sources are not: on a machine that they were copied to (toolchain/runner.ts). */
+export const idsFile = "artifact-ids.json";
 
-function artifactId(artifact: Artifact): string {
+const ids = new Map<string, string>(existsSync(join(root, idsFile)) ? Object.entries(JSON.parse(readFileSync(join(root, idsFile), "utf8")) as Record<string, string>) : []);
+
+/** The name of an artifact's folder. */
+export function artifactId(artifact: Artifact): string {
   const key = JSON.stringify(artifact);
   const id = ids.get(key) ?? `${artifact.name}-${digest(key, ...inputs(artifact))}`;
   ids.set(key, id);
@@ -393,7 +399,8 @@ function sources(module: string): string[] {
     .sort();
 }
 
-function digest(...parts: (string | Buffer)[]): string {
+/** Names something by everything that goes into it. */
+export function digest(...parts: (string | Buffer)[]): string {
   const hash = createHash("sha256");
   for (const part of parts) hash.update(`${part.length}:`).update(part);
   return hash.digest("hex").slice(0, 12);

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what is missing for everything else: Debian packages, Node.js 24, the npm packages. What is there is left alone.
-# Prints nothing but what it does. Usage: bootstrap.sh [PACKAGE ...], with further Debian packages that are needed
+# Prints nothing but what it does. Usage: bootstrap.sh [PROGRAM|PROGRAM=PACKAGE ...], with further programs that are needed and their Debian packages
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -17,8 +17,8 @@ command -v gcc >/dev/null || packages="$packages gcc libc6-dev"
 command -v patch >/dev/null || packages="$packages patch"
 command -v pkg-config >/dev/null || packages="$packages pkg-config"
 [ -e /usr/include/seccomp.h ] || packages="$packages libseccomp-dev"
-for package in "$@"; do
-	command -v "$package" >/dev/null || packages="$packages $package" # each has a program of its own name
+for wanted in "$@"; do
+	command -v "${wanted%=*}" >/dev/null || packages="$packages ${wanted#*=}"
 done
 if [ -n "$packages" ]; then
 	echo "installing$packages"

@@ -107,6 +107,16 @@ it("what was edited by hand is told, previewed as a diff, and written again by u
   expect(await printed("preview", name)).toContain("nothing changes");
 });
 
+it("a test pod that was deleted by hand is told by refresh, and made again by up", async () => {
+  expect(await printed("refresh", name)).toMatch(/all is well$/);
+  await printed("kubectl", "-c", name, "delete", "pod", "testpod", "--now");
+  const { exitCode, stdout } = await cli("refresh", name);
+  expect(exitCode).toBe(3);
+  expect(stdout).toContain("! testpod-pod is not as it was made");
+  expect(await printed("up", name)).toMatch(/phase {7}Running/);
+  expect(await printed("refresh", name)).toMatch(/all is well$/);
+});
+
 it("preview shows the lines of a file that an option changes", async () => {
   const before = readFileSync(options, "utf8");
   writeFileSync(options, JSON.stringify({ config: { ...JSON.parse(before).config, "gvisor-k3s:containerd": { snapshotter: "native" }, "gvisor-k3s:registries": { configs: { "registry.example": { auth: { username: "me", password: "another-secret" } } } } } }));
@@ -150,6 +160,11 @@ it("a sandbox that is gone is told", async () => {
   expect((await cli("exec", "-c", name, "/bin/true")).all).toBe(`${name} does not run; run \`gvisor-k3s up ${name}\` first`);
   await printed("up", name);
   expect(await kubectl(name, "get", "--raw=/readyz")).toBe("ok");
+});
+
+it("destroy shows what it would remove, and removes nothing", async () => {
+  expect(await printed("destroy", name, "--dry-run")).toMatch(/^- delete sandbox-process: is removed$/m);
+  expect(existsSync(paths.state)).toBe(true);
 });
 
 it("destroy takes its entries out of the user's kubeconfig", async () => {

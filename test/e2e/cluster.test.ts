@@ -1,14 +1,17 @@
 /** What a cluster does for its users: Services, names, claims, manifests; and what becomes of them when a part dies. */
 import { rmSync, writeFileSync } from "node:fs";
-import { Agent, get } from "node:http";
+import { Agent, createServer, get } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { execa, type ResultPromise } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { stringify } from "yaml";
 import { sandboxPaths } from "../../config/paths.ts";
+import { defaultSubnet } from "../../config/schema.ts";
 import { isAlive, readRecord } from "../../steps/record.ts";
+import { linkAddresses } from "../../steps/sandbox.ts";
 import { waitFor } from "../../steps/wait.ts";
-import { artifactFolder, imageName } from "../../toolchain/artifacts.ts";
+import { artifactFolder, imageName, pathInSandbox } from "../../toolchain/artifacts.ts";
 import { changes, cli, inside, kill, kubectl, kubectlProcess, open, ownHome, record, removeHome, shellImage } from "./harness.ts";
 
 const home = await ownHome();
@@ -223,6 +226,29 @@ describe("the way out", () => {
     await expect(inPod("get", `http://${address}:81/`), "a port that is closed there").rejects.toThrow(/connection refused/);
     await expect(inPod("get", "http://198.51.100.1:8080/"), "an address of the host's").rejects.toThrow(/connection refused/);
     await expect(inPod("get", "http://169.254.169.254/"), "a cloud's metadata").rejects.toThrow(/connection refused/);
+  });
+
+  it("leads to none of the host's services on the link either, but to those that are given, which restarts nothing", async () => {
+    const { host } = linkAddresses(defaultSubnet(name));
+    const careless = createServer((_, response) => response.end("a service of the host's"));
+    await new Promise<void>((resolve) => careless.listen(0, resolve)); // on every address
+    const { port } = careless.address() as AddressInfo;
+    const ask = () => inside(name, pathInSandbox({ name: "images" }, "testpod"), "get", `http://${host}:${port}/`); // the node itself: pods have no way back from there
+    const give = async (hostPorts: number[]) => {
+      const stack = await open(name, { ...options, sandbox: { hostPorts } });
+      expect((await changes((settings) => stack.up(settings))).changed).toEqual({ update: ["sandbox-process"] });
+    };
+    try {
+      await expect(ask()).rejects.toThrow(/deadline exceeded/);
+      const before = record(name).pid;
+      await give([port]);
+      expect(await ask()).toContain("a service of the host's");
+      await give([]);
+      await expect(ask()).rejects.toThrow(/deadline exceeded/);
+      expect(record(name).pid).toBe(before);
+    } finally {
+      careless.close();
+    }
   });
 
   it("is one update away when its process was killed", async () => {

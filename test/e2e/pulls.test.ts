@@ -30,7 +30,7 @@ function options(password: string, more: Partial<StackConfigInput> = {}): Record
     configs: { [secure]: { auth: { ...account, password }, tls: { ca_file: join(folder, "ca.crt") } } },
   };
   writeFileSync(registriesFile, JSON.stringify(registries), { mode: 0o600 });
-  return { registries: registriesFile, pod: { enabled: false }, addons: { coredns: { enabled: false }, metricsServer: { enabled: false } }, ...more };
+  return { registries: registriesFile, sandbox: { hostPorts: [5000, 5001, 5002, proxyPort] }, pod: { enabled: false }, addons: { coredns: { enabled: false }, metricsServer: { enabled: false } }, ...more };
 }
 
 beforeAll(async () => {

@@ -11,6 +11,8 @@ import { fileDigest } from "../../toolchain/artifacts.ts";
 
 // What it checks is this machine, on which the graph does not depend; preflight.test.ts is about it.
 vi.mock("../../steps/preflight.ts", () => ({ preflight: vi.fn() }));
+// Another machine has nothing yet, and the key that its owner noted.
+vi.mock("../../steps/ssh.ts", async (original) => ({ ...(await original<typeof import("../../steps/ssh.ts")>()), askOverSsh: () => "arch x86_64\ngvisor\n", hostKey: () => "ssh-ed25519 AAAA" }));
 
 interface Registration {
   type: string;
@@ -108,7 +110,7 @@ describe("the graph", () => {
     const parts = Object.entries(plain).filter(([, { type }]) => !type.includes(":"));
     expect(Object.fromEntries(parts.map(([part, { type }]) => [part, [type, Object.keys(plain).filter((name) => plain[name]!.parent === part).sort()]]))).toEqual({
       sandbox: ["Sandbox", ["sandbox-build", "sandbox-process"]],
-      egress: ["Egress", ["egress-apply", "egress-build"]],
+      egress: ["Egress", ["egress-apply"]],
       quirks: ["QuirkProbe", ["quirks-ask"]],
       facade: ["KernelFacade", ["facade-apply"]],
       runc: ["PatchedRunc", ["runc-build"]],
@@ -141,7 +143,7 @@ describe("the graph", () => {
 
   it("builds beside the sandbox: no build waits for anything, but runc's for what it is to be patched with", async () => {
     const builds = Object.keys(plain).filter((name) => name.endsWith("-build") && name !== "sandbox-build" && name !== "runc-build");
-    expect(builds.sort()).toEqual(["containerd-build", "egress-build", "images-build", "node-build"]);
+    expect(builds.sort()).toEqual(["containerd-build", "images-build", "node-build"]);
     expect(awaited(plain, "runc-build")).toContain("quirks-ask");
     expect([...awaited(await graph({ quirks: [] }), "runc-build")]).toEqual([]);
     // A resource is registered after its parent, which in turn waits for all that it depends on itself.
@@ -218,9 +220,10 @@ describe("an update touches only what an option is about", () => {
     [{ network: { mtu: 1500 } }, ["network-apply.stdin"]],
     [{ node: { clusterCidr: "10.99.0.0/16" } }, ["egress-apply.environment", "network-apply.stdin", "node-server.stdin"]],
     [{ sandbox: { memory: "2Gi" } }, ["sandbox-process.environment"]],
+    [{ sandbox: { hostPorts: [5000] } }, ["sandbox-process.environment"]],
     [{ sandbox: { platform: "kvm" } }, ["quirks-ask.environment", "sandbox-process.environment"]],
     [{ pod: { args: ["-v"] } }, ["testpod-pod.spec"]],
-    [{ egress: { enabled: false } }, ["egress", "egress-apply", "egress-build", "sandbox-process.environment"]],
+    [{ egress: { enabled: false } }, ["egress", "egress-apply", "sandbox-process.environment"]],
     [{ addons: { coredns: { enabled: false } } }, ["coredns", "coredns-apply", "coredns-image"]],
     [{ addons: { metricsServer: { enabled: false } } }, ["metrics-server", "metrics-server-apply", "metrics-server-image"]],
     [{ addons: { coredns: { image: "example.test/coredns:1" } } }, ["coredns-apply.stdin", "coredns-image"]],
@@ -271,7 +274,33 @@ describe("an option changes the graph", () => {
     const inside = await graph({ target: "inside" });
     expect(inside["sandbox-process"]!.inputs).toMatchObject({ create: "inside", delete: "inside-remove" });
     expect(JSON.stringify(inside)).not.toContain("runsc-");
-    expect(Object.keys(plain).filter((name) => !(name in inside)).sort()).toEqual(["egress", "egress-apply", "egress-build"]);
+    expect(Object.keys(plain).filter((name) => !(name in inside)).sort()).toEqual(["egress", "egress-apply"]);
+  });
+
+  it("on another machine every step is run there, but the builds, the images and the way to the API server", async () => {
+    const key = join(home, "key");
+    writeFileSync(key, "a very private key");
+    const there = await graph({ target: "ssh", ssh: { host: "machine.example", privateKey: key, knownHosts: "/dev/null", user: "ops" } });
+    const kinds = Object.groupBy(Object.keys(there).filter((name) => there[name]!.type.startsWith("command:")), (name) => there[name]!.type.split(":")[1]!);
+    expect(kinds.local!.sort()).toEqual(["containerd-build", "coredns-image", "images-build", "images-import", "metrics-server-image", "node-build", "node-tunnel", "runc-build", "sandbox-build", "testpod-logs"]);
+    expect(kinds.remote!.sort()).toEqual(["containerd-apply", "containerd-registries", "coredns-apply", "facade-apply", "metrics-server-apply", "network-apply", "node-kubeconfig", "node-server", "proxy-apply", "quirks-ask", "runtime-check", "sandbox-process"]);
+    expect(there["sandbox-process"]!.inputs).toMatchObject({
+      create: "sudo -n /var/lib/gvisor-k3s/cache/runner/run inside",
+      delete: "test ! -e /var/lib/gvisor-k3s/cache/runner || sudo -n /var/lib/gvisor-k3s/cache/runner/run inside-remove",
+      triggers: ["graph", "/var/lib/gvisor-k3s", expect.any(String), "node", "ssh", "machine.example", "22"],
+    });
+    expect(there["sandbox-build"]!.inputs.delete, "what was copied goes last").toBe("build-remove");
+    expect(awaited(there, "sandbox-process")).toContain("sandbox-build");
+    expect([...awaited(there, "testpod-pod")]).toEqual(expect.arrayContaining(["node-tunnel", "images-import", "network-apply"]));
+    // The key is a secret as part of the connection, and is nowhere else.
+    const secret = "4dabf18193072939515e22adb298388d";
+    const rest = Object.values(there).map(({ inputs: { connection, ...others } }) => {
+      if (connection !== undefined) expect(connection).toHaveProperty(secret);
+      return others;
+    });
+    expect(JSON.stringify(rest)).not.toContain("very private");
+    expect(there["node-tunnel"]!.inputs.stdin).toHaveProperty(secret);
+    expect(there["testpod-provider"]!.inputs.kubeconfig).toMatchObject({ value: "node-tunnel says" });
   });
 
   it("a control plane alone has nothing that runs containers", async () => {
@@ -329,7 +358,7 @@ describe("an option changes the graph", () => {
     });
     const own = await graph({ sandbox: { runsc }, containerd: { containerd, shim } });
     const params = (name: string) => JSON.parse((own[name]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS) as Record<string, unknown>;
-    expect(params("sandbox-build")).toEqual({ artifacts: [{ name: "init" }], own: [] });
+    expect(params("sandbox-build")).toEqual({ artifacts: [{ name: "init" }, { name: "egress" }], own: [] });
     expect(params("sandbox-process")).toMatchObject({ runsc, runscDigest: fileDigest(runsc!) });
     // What stays of the built one is ctr.
     expect(params("containerd-build")).toEqual({ artifacts: [{ name: "containerd" }, { name: "cni" }], own: [{ source: containerd, name: "containerd" }, { source: shim, name: "containerd-shim-runc-v2" }] });

@@ -32,7 +32,7 @@ it("nothing but a name is needed", () => {
 describe("each bad input has its own message", () => {
   const whole = "a whole number from 1 to 65535 is allowed";
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
-  const options = "allowed here: name, mode, external, quirks, target, distribution, k3s, sandbox, runtime, containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
+  const options = "allowed here: name, mode, external, quirks, target, ssh, distribution, k3s, sandbox, runtime, containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
   const rules = "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
   const apart = "choose networks that share no address";
 
@@ -49,7 +49,7 @@ describe("each bad input has its own message", () => {
     [{ external: { kubeconfig: "/k" } }, 'external.kubeconfig = "/k": it is for mode: external; set that, or leave it out'],
     [{ distribution: "k0s" }, 'distribution = "k0s": allowed: embedded, k3s'],
     [{ sandbox: null }, "sandbox = null: a value of type object is allowed"],
-    [{ sandbox: { foo: 1 } }, "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, runsc"],
+    [{ sandbox: { foo: 1 } }, "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, hostPorts, runsc"],
     [{ sandbox: { subnet: "10.0.0.1/24" } }, `sandbox.subnet = "10.0.0.1/24": ${network}`],
     [{ sandbox: { memory: 4 } }, "sandbox.memory = 4: a value of type string is allowed"],
     [{ sandbox: { memory: "4GB" } }, 'sandbox.memory = "4GB": a whole number with Mi or Gi behind it, such as 4Gi, is allowed'],
@@ -103,6 +103,13 @@ describe("each bad input has its own message", () => {
     [{ k3s: { path: "/opt/k3s" } }, 'k3s.path = "/opt/k3s": it is for distribution: k3s; set that, or leave it out'],
     [{ distribution: "k3s", k3s: { version: "1.36" } }, 'k3s.version = "1.36": a release\'s tag such as v1.36.4+k3s1 is allowed'],
     [{ distribution: "k3s", k3s: { mirror: "ftp://mirror.example" } }, 'k3s.mirror = "ftp://mirror.example": an http or https address is allowed'],
+    [{ sandbox: { hostPorts: "none" } }, 'sandbox.hostPorts = "none": all, or a list of ports from 1 to 65535, is allowed'],
+    [{ sandbox: { hostPorts: [0] } }, "sandbox.hostPorts[0] = 0: a whole number from 1 to 65535 is allowed"],
+    [{ target: "inside", sandbox: { hostPorts: [80] } }, "sandbox.hostPorts = [80]: the link that they are for is made with target: managed only, and not with target: inside; leave it out"],
+    [{ target: "ssh" }, "ssh.host: target: ssh needs the host to log in to"],
+    [{ ssh: { host: "a" } }, 'ssh.host = "a": it is for target: ssh; set that, or leave it out'],
+    [{ target: "ssh", ssh: { host: "-oProxyCommand=x" } }, 'ssh.host = "-oProxyCommand=x": a host\'s name or address is allowed'],
+    [{ target: "ssh", ssh: { host: "a", user: "a b" } }, 'ssh.user = "a b": a user\'s name is allowed'],
     [{ sandbox: { subnet: "10.42.0.0/24" } }, `node.clusterCidr = "10.42.0.0/16": it overlaps sandbox.subnet (10.42.0.0/24); ${apart}`],
     [{ node: { serviceCidr: "10.42.128.0/20" } }, `node.serviceCidr = "10.42.128.0/20": it overlaps node.clusterCidr (10.42.0.0/16); ${apart}`],
     [{ sandbox: { subnet: "10.0.0.0/31" } }, 'sandbox.subnet = "10.0.0.0/31": a prefix from /24 to /30 is allowed'],
@@ -127,7 +134,7 @@ describe("each bad input has its own message", () => {
       "5 problems with the configuration; nothing was changed:",
       '  - name = "Dev_": up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last',
       "  - sandbox.memory = 4: a value of type string is allowed",
-      "  - sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, runsc",
+      "  - sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, hostPorts, runsc",
       '  - containerd.snapshotter = "zfs": allowed: auto, overlayfs, native',
       `  - bar: there is no such option; ${options}`,
     ]);
