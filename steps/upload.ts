@@ -1,5 +1,6 @@
 /**
  * What is built here, copied to the machine that runs it: each folder once, since its name tells its content, and checked by SHA-256.
+ * Pulumi's own CopyToRemote would have all of it hashed by the engine at every preview, and cannot write where only root may.
  * @module
  */
 import { createHash } from "node:crypto";
