@@ -5,6 +5,7 @@ import { execa } from "execa";
 import { sandboxSpec } from "../../config/ociSpec.ts";
 import { cacheFolder, sandboxPaths } from "../../config/paths.ts";
 import { run } from "../../steps/run.ts";
+import { killProcesses, unmountBelow } from "../../steps/sandbox.ts";
 import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder } from "../../toolchain/artifacts.ts";
 import { root as project } from "./harness.ts";
@@ -35,12 +36,10 @@ const runsc = () => join(artifactFolder({ name: "runsc" }), "runsc");
 export async function startSshMachine(home: string, name: string, subnet: string): Promise<SshMachine> {
   const paths = sandboxPaths(name, join(home, "machines"));
   const keys = join(paths.state, "keys");
-  const halt = async () => {
-    await execa(runsc(), [`--root=${paths.runsc}`, "delete", "--force", name], { reject: false });
-  };
+  const halt = () => killProcesses(`--root=${paths.runsc}`);
   const remove = async () => {
     await halt();
-    await execa("umount", [join(paths.runsc, "null-netns")], { reject: false }); // runsc's own
+    await unmountBelow(paths.runsc); // runsc's own
     await execa("ip", ["link", "delete", paths.link], { reject: false });
     await execa("ip", ["netns", "delete", paths.link], { reject: false });
     rmSync(paths.state, { recursive: true, force: true });
