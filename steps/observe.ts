@@ -2,7 +2,6 @@
  * What is known of a cluster before anything is done to it: read here, or asked of the machine that it is on.
  * @module
  */
-import { existsSync, readFileSync } from "node:fs";
 import { sandboxPaths } from "../config/paths.ts";
 import { remotePaths, type SshTarget } from "../config/ssh.ts";
 import { type Drift, driftOf, repairsOf } from "./files.ts";
@@ -11,6 +10,7 @@ import { isAlive, incarnationAfter, readRecord, type SandboxRecord } from "./rec
 import type { SandboxRef } from "./sandbox.ts";
 import { askOverSsh, quoted } from "./ssh.ts";
 import { lastReady, type ReadyServer } from "./upgrade.ts";
+import { notedMachine } from "./upload.ts";
 
 export interface Observed {
   /** What is written down of the sandbox; none if there is none. */
@@ -96,7 +96,5 @@ df -P -k /var/lib | { read -r header; read -r device size used free rest; echo "
 
 /** The start of the sandbox that the next `up` is for. */
 export function incarnationOf({ record, alive }: Observed, name: string, home: string, revision: string): number {
-  const { machine } = sandboxPaths(name, home);
-  const noted = existsSync(machine) ? (JSON.parse(readFileSync(machine, "utf8")) as { incarnation: number }).incarnation : 0;
-  return record === undefined ? noted + 1 : incarnationAfter(record, alive, revision);
+  return record === undefined ? (notedMachine({ name, home })?.incarnation ?? 0) + 1 : incarnationAfter(record, alive, revision);
 }

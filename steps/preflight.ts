@@ -19,6 +19,7 @@ import { type Machine, machineOf } from "./observe.ts";
 import { readRecord } from "./record.ts";
 import { keyProblems, SshError } from "./ssh.ts";
 import { lastReady, versionProblems } from "./upgrade.ts";
+import { notedMachine } from "./upload.ts";
 
 /**
  * Checks what only this machine can tell, before anything is made.
@@ -105,7 +106,7 @@ function problemsOn(machine: Machine, { host }: SshTarget, config: StackConfig):
   if (record === undefined) {
     if (machine.taken.length > 0) problems.push(problem(`it has a container runtime or a node already, or what one left: ${machine.taken.join(", ")}; a node needs these for itself: remove them, or give another machine`));
     if (machine.free < REMOTE_MIB) problems.push(problem(`/var/lib has ${machine.free} MiB free there, and a node needs ${REMOTE_MIB} MiB; make room`));
-  } else if (!existsSync(sandboxPaths(config.name).machine)) {
+  } else if (notedMachine({ name: config.name, home: homeFolder() }) === undefined) {
     problems.push({ option: "name", value: config.name, message: `${host} has a node of this name that was made from elsewhere; choose another machine, or destroy it from there` });
   }
   return [...problems, ...versionProblems(ready, config)];

@@ -4,7 +4,7 @@
  * @module
  */
 import { createHash } from "node:crypto";
-import { createReadStream } from "node:fs";
+import { createReadStream, existsSync, readFileSync } from "node:fs";
 import { mkdir, readdir, stat, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { Readable } from "node:stream";
@@ -46,25 +46,41 @@ export async function useRunner({ ssh }: UploadParams, folder: string): Promise<
   await onMachine(ssh, 'ln -sfn "$1" "$2"', [join(remotePaths.artifacts, basename(folder)), remotePaths.runner]);
 }
 
-/** Removes everything that was copied, and what is noted of the machine here. */
-export async function removeUploads(params: UploadParams): Promise<void> {
-  await removeCopies(params.ssh);
-  await removeState(params);
+/** What is noted here of the machine that a cluster is on. */
+export interface MachineNote {
+  host: string;
+  port: number;
+  /** The start of its sandbox-init that is to come, or came last. */
+  incarnation: number;
 }
 
-/** Removes everything that was copied to a machine. */
-export async function removeCopies(ssh: SshTarget): Promise<void> {
-  await onMachine(ssh, 'rm -rf "$1" && { rmdir "$2" 2> /dev/null || true; }', [remotePaths.cache, remotePaths.home]);
+/** The note of a cluster; undefined if it is on no other machine. */
+export function notedMachine({ name, home }: Pick<UploadParams, "name" | "home">): MachineNote | undefined {
+  const { machine } = sandboxPaths(name, home);
+  return existsSync(machine) ? (JSON.parse(readFileSync(machine, "utf8")) as MachineNote) : undefined;
 }
 
 /**
  * Notes here that a machine holds this cluster, and which start of it is to come: a machine that has lost everything, because it was set up
  * anew, must not be taken for the same.
  */
-export async function noteMachine({ name, home }: UploadParams): Promise<void> {
+export async function noteMachine({ name, home, ssh: { host, port } }: UploadParams): Promise<void> {
   const { state, machine } = sandboxPaths(name, home);
+  const note: MachineNote = { host, port, incarnation: Number(process.env.SANDBOX_INCARNATION ?? 1) };
   await mkdir(state, { recursive: true, mode: 0o700 });
-  await writeFile(machine, JSON.stringify({ incarnation: Number(process.env.SANDBOX_INCARNATION ?? 1) }), { mode: 0o600 });
+  await writeFile(machine, JSON.stringify(note), { mode: 0o600 });
+}
+
+/** Removes everything that was copied, and what is noted here, unless the cluster has moved to another machine. */
+export async function removeUploads(params: UploadParams): Promise<void> {
+  await removeCopies(params.ssh);
+  const noted = notedMachine(params);
+  if (noted === undefined || (noted.host === params.ssh.host && noted.port === params.ssh.port)) await removeState(params);
+}
+
+/** Removes everything that was copied to a machine, unless a node is there that needs it. */
+export async function removeCopies(ssh: SshTarget): Promise<void> {
+  await onMachine(ssh, '[ -n "$(ls -A "$2/sandboxes" 2> /dev/null)" ] || { rm -rf "$1" && { rmdir "$2" 2> /dev/null || true; }; }', [remotePaths.cache, remotePaths.home]);
 }
 
 /** Runs a script on the machine; what it is about comes as arguments, so that no script is made of it. */

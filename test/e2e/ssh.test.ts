@@ -14,6 +14,7 @@ const home = await ownHome();
 const name = "e2e-ssh";
 const settings = join(root, `Pulumi.${name}.yaml`);
 let machine: SshMachine;
+let second: SshMachine | undefined;
 
 /** Writes the stack's options. */
 function configure(ssh: Record<string, unknown> = {}, more: Record<string, unknown> = {}): void {
@@ -48,6 +49,7 @@ afterAll(async () => {
   if (process.env.KEEP) return;
   await cli("destroy", name);
   await machine.remove();
+  await second?.remove();
   rmSync(settings, { force: true });
   removeHome(home);
 });
@@ -153,15 +155,25 @@ describe("a cluster", () => {
   });
 });
 
-describe("a machine that is gone for good", () => {
-  it("is an error of destroy, which can be told to forget it", async () => {
+describe("a control plane alone", () => {
+  it("moves to another machine, and leaves nothing on the one of before", async () => {
     configure({}, { mode: "control-plane" });
     await printed("up", name);
     expect(await kubectl("get", "--raw=/readyz")).toBe("ok");
-    await machine.halt();
+    second = await startSshMachine(home, "e2e-second", "10.109.10");
+    const { host, keys } = second;
+    configure({ host, privateKey: keys.user, knownHosts: keys.knownHosts }, { mode: "control-plane" });
+    await printed("up", name);
+    expect(await kubectl("get", "--raw=/readyz")).toBe("ok");
+    expect(JSON.parse(await printed("status", name, "--json"))).toMatchObject({ mode: "control-plane", problems: [] });
+    expect(await left()).toBe(before);
+  });
+
+  it("whose machine is gone for good is an error of destroy, which can be told to forget it", async () => {
+    await second!.halt();
     const failed = await cli("destroy", name);
     expect(failed.exitCode).toBe(1);
-    expect(failed.all).toContain("10.109.9.2:22 is not reached after 4 attempts");
+    expect(failed.all).toContain("10.109.10.2:22 is not reached after 4 attempts");
     expect(failed.all).toContain("--forget");
     await printed("destroy", name, "--forget");
     expect(await printed("list")).toContain("there is no cluster");
