@@ -299,8 +299,9 @@ await program.parseAsync().catch(async (error: unknown) => {
   progress?.end();
   const verb = program.args[0] ?? "";
   // Pulumi has printed its diagnostics; its own error only repeats them.
-  const isPulumis = PULUMI_VERBS.includes(verb) && error instanceof (await import("@pulumi/pulumi/automation/index.js")).CommandError;
-  if (isPulumis) console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
-  else console.error(error instanceof InputError || (error instanceof Error && !PULUMI_VERBS.includes(verb)) ? error.message : error);
+  const pulumi = PULUMI_VERBS.includes(verb) ? await import("@pulumi/pulumi/automation/index.js") : undefined;
+  if (pulumi && error instanceof pulumi.ConcurrentUpdateError) console.error(`${verb} did nothing: another run works on this cluster; try again when it has ended`);
+  else if (pulumi && error instanceof pulumi.CommandError) console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
+  else console.error(error instanceof InputError || (error instanceof Error && !pulumi) ? error.message : error);
   process.exitCode = 1;
 });

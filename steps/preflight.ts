@@ -1,7 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { arch, networkInterfaces } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { list } from "tar";
 import { parseAllDocuments } from "yaml";
 import { kubeconfigProblems } from "../config/external.ts";
@@ -34,6 +34,7 @@ export function preflight(config: StackConfig): void {
   const ssh = sshTarget(config);
   const here = { name: config.name, home: homeFolder() };
   if (!ssh && process.getuid?.() !== 0) problems.push({ option: "user", value: process.getuid?.(), message: "root is needed to make network namespaces and sandboxes; run it with sudo" });
+  if (ssh && !isWritable(here.home)) problems.push({ option: "GVISOR_K3S_HOME", value: here.home, message: "it cannot be written; set this variable to a folder of yours" });
   const known = knownPatches("runc");
   for (const id of config.runtime.patches) {
     const refusal = known.includes(id) ? patchRefusal("runc", id) : undefined;
@@ -203,6 +204,17 @@ function subnetProblems({ target, name, sandbox }: StackConfig): Problem[] {
     problems.push({ option: "name", value: name, message: `a sandbox of this name exists on this machine with another home (network namespace ${link}); choose another name` });
   }
   return problems;
+}
+
+/** Whether a folder can be written, or made. */
+function isWritable(folder: string): boolean {
+  const there = existsSync(folder);
+  try {
+    if (there) accessSync(folder, constants.W_OK);
+  } catch {
+    return false;
+  }
+  return there || isWritable(dirname(folder));
 }
 
 function isExecutable(path: string): boolean {

@@ -1,6 +1,7 @@
 /** The command, as its user types it, on one cluster: each test goes on where the one before it stopped. */
-import { appendFileSync, existsSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { appendFileSync, copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { hostname } from "node:os";
+import { dirname, join } from "node:path";
 import { execa } from "execa";
 import { list } from "tar";
 import { afterAll, expect, it } from "vitest";
@@ -160,6 +161,26 @@ it("a sandbox that is gone is told", async () => {
   expect((await cli("exec", "-c", name, "/bin/true")).all).toBe(`${name} does not run; run \`gvisor-k3s up ${name}\` first`);
   await printed("up", name);
   expect(await kubectl(name, "get", "--raw=/readyz")).toBe("ok");
+});
+
+it("a cluster that another run works on is left to it, and is usable afterwards", async () => {
+  const other = join(home, "bin/pulumi"); // the name by which a lock's owner is known
+  mkdirSync(dirname(other));
+  copyFileSync("/bin/sleep", other);
+  const owner = execa(other, ["600"], { reject: false });
+  const locks = join(home, "pulumi/.pulumi/locks/organization/gvisor-k3s", name);
+  mkdirSync(locks, { recursive: true });
+  writeFileSync(join(locks, "other.json"), JSON.stringify({ pid: owner.pid, username: "other", hostname: hostname(), timestamp: new Date().toISOString() }));
+  try {
+    const { exitCode, all } = await cli("up", name);
+    expect(exitCode).toBe(1);
+    expect(all).toMatch(/the stack is currently locked by 1 lock(.*\n)*up did nothing: another run works on this cluster; try again when it has ended/);
+  } finally {
+    owner.kill();
+    await owner;
+    rmSync(dirname(other), { recursive: true });
+  }
+  expect(await printed("up", name)).toContain("an earlier run was interrupted"); // its lock is of nobody now
 });
 
 it("destroy shows what it would remove, and removes nothing", async () => {
