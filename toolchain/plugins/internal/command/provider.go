@@ -1,4 +1,4 @@
-// Package command is Pulumi's command provider without copying files: the resources command:local:Command and
+// Package command is Pulumi's command provider without its copying half: the resources command:local:Command and
 // command:remote:Command and the function command:local:run, with the inputs, outputs and diffs of the pulumi-command
 // release named by [Version].
 package command
@@ -27,6 +27,42 @@ const (
 	remoteType  = "command:remote:Command"
 	runFunction = "command:local:run"
 )
+
+// kinds are the resource types of this provider.
+var kinds = map[string]kind{
+	localType:  kindOf[Inputs](func(resource.PropertyMap) {}),
+	remoteType: kindOf[RemoteInputs](completeConnection),
+}
+
+// kind is what sets a resource type apart.
+type kind struct {
+	// decode reads the inputs, or a state, which has the last inputs, too.
+	decode func(*structpb.Struct) (inputs, error)
+	// failures lists everything wrong with the inputs.
+	failures func(*structpb.Struct) []*pulumirpc.CheckFailure
+	// complete makes checked inputs of a program's.
+	complete func(resource.PropertyMap)
+}
+
+// inputs are those of one resource.
+type inputs interface {
+	runner
+	commands() Commands
+}
+
+// runner runs one command to its end and, when it succeeds, fills out. out also holds what the last command wrote. A
+// command that fails leaves out as it was; its error carries the command's output.
+type runner interface {
+	run(ctx context.Context, command string, out *ProcessOutputs, log logger) error
+}
+
+func kindOf[T inputs](complete func(resource.PropertyMap)) kind {
+	return kind{
+		decode:   func(s *structpb.Struct) (inputs, error) { return decode[T](s) },
+		failures: checkFailures[T],
+		complete: complete,
+	}
+}
 
 // Provider serves the engine's requests. Its zero value is not usable: see [NewProvider].
 type Provider struct {
@@ -69,28 +105,26 @@ func (p *Provider) Configure(context.Context, *pulumirpc.ConfigureRequest) (*pul
 
 // Check reports every input that is unknown to the resource or has the wrong type.
 func (p *Provider) Check(_ context.Context, req *pulumirpc.CheckRequest) (*pulumirpc.CheckResponse, error) {
-	if err := served(req.GetUrn()); err != nil {
+	kind, err := kindOfURN(req.GetUrn())
+	if err != nil {
 		return nil, err
 	}
 	inputs, err := unmarshal(req.GetNews())
 	if err != nil {
 		return nil, err
 	}
+	kind.complete(inputs)
 	checked, err := marshal(inputs)
 	if err != nil {
 		return nil, err
 	}
-	failures := checkFailures[Inputs]
-	if isRemote(req.GetUrn()) {
-		failures = checkFailures[RemoteInputs]
-	}
-	return &pulumirpc.CheckResponse{Inputs: checked, Failures: failures(req.GetNews())}, nil
+	return &pulumirpc.CheckResponse{Inputs: checked, Failures: kind.failures(req.GetNews())}, nil
 }
 
 // Diff compares the old and new inputs. Adding or removing triggers replaces the resource here; a changed element is
 // an update here, which the SDKs turn into a replacement (replaceOnChanges: triggers[*]).
 func (p *Provider) Diff(_ context.Context, req *pulumirpc.DiffRequest) (*pulumirpc.DiffResponse, error) {
-	if err := served(req.GetUrn()); err != nil {
+	if _, err := kindOfURN(req.GetUrn()); err != nil {
 		return nil, err
 	}
 	olds, err := unmarshal(req.GetOldInputs())
@@ -106,10 +140,7 @@ func (p *Provider) Diff(_ context.Context, req *pulumirpc.DiffRequest) (*pulumir
 
 // Create runs the create command, if there is one.
 func (p *Provider) Create(ctx context.Context, req *pulumirpc.CreateRequest) (*pulumirpc.CreateResponse, error) {
-	if err := served(req.GetUrn()); err != nil {
-		return nil, err
-	}
-	commands, process, err := decodeResource(req.GetUrn(), req.GetProperties())
+	in, err := decodeFor(req.GetUrn(), req.GetProperties())
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +148,7 @@ func (p *Provider) Create(ctx context.Context, req *pulumirpc.CreateRequest) (*p
 	if err != nil {
 		return nil, err
 	}
-	state, err := p.apply(ctx, req.GetUrn(), commands.Create, process, ProcessOutputs{},
+	state, err := p.apply(ctx, req.GetUrn(), in.commands().Create, in, ProcessOutputs{},
 		req.GetProperties(), req.GetTimeout(), req.GetPreview())
 	if err != nil {
 		return nil, err
@@ -127,10 +158,7 @@ func (p *Provider) Create(ctx context.Context, req *pulumirpc.CreateRequest) (*p
 
 // Update runs the update command or, without one, the create command again. With neither, the outputs stay.
 func (p *Provider) Update(ctx context.Context, req *pulumirpc.UpdateRequest) (*pulumirpc.UpdateResponse, error) {
-	if err := served(req.GetUrn()); err != nil {
-		return nil, err
-	}
-	commands, process, err := decodeResource(req.GetUrn(), req.GetNews())
+	in, err := decodeFor(req.GetUrn(), req.GetNews())
 	if err != nil {
 		return nil, err
 	}
@@ -138,11 +166,11 @@ func (p *Provider) Update(ctx context.Context, req *pulumirpc.UpdateRequest) (*p
 	if err != nil {
 		return nil, err
 	}
-	command := commands.Update
+	command := in.commands().Update
 	if command == nil {
-		command = commands.Create
+		command = in.commands().Create
 	}
-	state, err := p.apply(ctx, req.GetUrn(), command, process, last,
+	state, err := p.apply(ctx, req.GetUrn(), command, in, last,
 		req.GetNews(), req.GetTimeout(), req.GetPreview())
 	if err != nil {
 		return nil, err
@@ -152,10 +180,7 @@ func (p *Provider) Update(ctx context.Context, req *pulumirpc.UpdateRequest) (*p
 
 // Delete runs the delete command, if there is one.
 func (p *Provider) Delete(ctx context.Context, req *pulumirpc.DeleteRequest) (*emptypb.Empty, error) {
-	if err := served(req.GetUrn()); err != nil {
-		return nil, err
-	}
-	commands, process, err := decodeResource(req.GetUrn(), req.GetProperties())
+	in, err := decodeFor(req.GetUrn(), req.GetProperties())
 	if err != nil {
 		return nil, err
 	}
@@ -163,13 +188,13 @@ func (p *Provider) Delete(ctx context.Context, req *pulumirpc.DeleteRequest) (*e
 	if err != nil {
 		return nil, err
 	}
-	_, err = p.apply(ctx, req.GetUrn(), commands.Delete, process, last, nil, req.GetTimeout(), false)
+	_, err = p.apply(ctx, req.GetUrn(), in.commands().Delete, in, last, nil, req.GetTimeout(), false)
 	return &emptypb.Empty{}, err
 }
 
 // Read returns the state as it is: what a command once wrote cannot be read again.
 func (p *Provider) Read(_ context.Context, req *pulumirpc.ReadRequest) (*pulumirpc.ReadResponse, error) {
-	if err := served(req.GetUrn()); err != nil {
+	if _, err := kindOfURN(req.GetUrn()); err != nil {
 		return nil, err
 	}
 	return &pulumirpc.ReadResponse{Id: req.GetId(), Properties: req.GetProperties(), Inputs: req.GetInputs()}, nil
@@ -183,11 +208,11 @@ func (p *Provider) Invoke(ctx context.Context, req *pulumirpc.InvokeRequest) (*p
 	if failures := checkFailures[RunInputs](req.GetArgs()); len(failures) > 0 {
 		return &pulumirpc.InvokeResponse{Failures: failures}, nil
 	}
-	var in RunInputs
-	if err := decode(req.GetArgs(), &in); err != nil {
+	in, err := decode[RunInputs](req.GetArgs())
+	if err != nil {
 		return nil, err
 	}
-	result, err := p.apply(ctx, "", &in.Command, in.ProcessInputs, ProcessOutputs{}, req.GetArgs(), 0, false)
+	result, err := p.apply(ctx, "", &in.Command, in, ProcessOutputs{}, req.GetArgs(), 0, false)
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +228,7 @@ func (p *Provider) Cancel(context.Context, *emptypb.Empty) (*emptypb.Empty, erro
 // apply runs command, unless it is nil or this is a preview, and returns the state: the inputs as they came, secrets
 // included, and the outputs. timeout is in seconds; 0 is none.
 func (p *Provider) apply(
-	ctx context.Context, urn string, command *string, process process, last ProcessOutputs,
+	ctx context.Context, urn string, command *string, in runner, last ProcessOutputs,
 	inputs *structpb.Struct, timeout float64, preview bool,
 ) (*structpb.Struct, error) {
 	state, err := unmarshal(inputs)
@@ -214,7 +239,7 @@ func (p *Provider) apply(
 	if command != nil && !preview {
 		ctx, done := p.operations.start(ctx, timeout)
 		defer done()
-		if err := process.run(ctx, *command, &out, p.logger(ctx, urn)); err != nil {
+		if err := in.run(ctx, *command, &out, p.logger(ctx, urn)); err != nil {
 			return nil, err
 		}
 	}
@@ -225,27 +250,39 @@ func (p *Provider) apply(
 	return marshal(state)
 }
 
-// logger shows a command's output in the status column of its resource, as long as the command runs.
-func (p *Provider) logger(ctx context.Context, urn string) func(line string) {
+// logger shows a command's output in the status column of its resource, as long as the command runs, and warnings for
+// good.
+func (p *Provider) logger(ctx context.Context, urn string) logger {
 	if p.engine == nil {
-		return func(string) {}
+		return func(diag.Severity, string) {}
 	}
-	return func(line string) {
+	return func(severity diag.Severity, text string) {
+		show := p.engine.LogStatus
+		if severity != diag.Info {
+			show = p.engine.Log
+		}
 		// A line that the engine does not take is not worth failing the command for: the output is kept anyway.
-		_ = p.engine.LogStatus(context.WithoutCancel(ctx), diag.Info, resource.URN(urn), line)
+		_ = show(context.WithoutCancel(ctx), severity, resource.URN(urn), text)
 	}
 }
 
-// served is nil for the resource types of this provider.
-func served(urn string) error {
-	if typ := string(resource.URN(urn).Type()); typ != localType && typ != remoteType {
-		return notHere(typ)
+// kindOfURN fails for resource types that are not of this provider.
+func kindOfURN(urn string) (kind, error) {
+	typ := string(resource.URN(urn).Type())
+	kind, ok := kinds[typ]
+	if !ok {
+		return kind, notHere(typ)
 	}
-	return nil
+	return kind, nil
 }
 
-func isRemote(urn string) bool {
-	return string(resource.URN(urn).Type()) == remoteType
+// decodeFor reads the inputs of the resource that urn names.
+func decodeFor(urn string, s *structpb.Struct) (inputs, error) {
+	kind, err := kindOfURN(urn)
+	if err != nil {
+		return nil, err
+	}
+	return kind.decode(s)
 }
 
 // notHere names what was asked for and the way to get it.
@@ -255,7 +292,8 @@ func notHere(token string) error {
 	}
 	return status.Errorf(codes.Unimplemented, "%s is not done by gvisor-k3s's stand-in for pulumi-command %s, which "+
 		"runs commands and copies no files (%s, %s, %s). Take it off PATH and install the real one where it can be "+
-		"downloaded: pulumi plugin install resource command %s", token, Version, localType, remoteType, runFunction, Version)
+		"downloaded: pulumi plugin install resource command %s",
+		token, Version, localType, remoteType, runFunction, Version)
 }
 
 // unmarshal keeps everything that the engine may send: secrets, unknowns, resources, outputs.

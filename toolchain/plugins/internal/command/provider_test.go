@@ -264,6 +264,7 @@ func TestPreviewIsUnknownOnlyWhereACommandWillRun(t *testing.T) {
 		"update runs":        {map[string]any{"create": "old", "update": run}, true},
 		"environment added":  {map[string]any{"create": run, "environment": map[string]any{"A": "b"}}, true},
 		"unknown command":    {map[string]any{"create": unknown}, true},
+		"unknown secret":     {map[string]any{"create": run, "stdin": resource.MakeSecret(unknown)}, true},
 		"nothing to run":     {map[string]any{"delete": run}, false},
 		"nothing to run yet": {map[string]any{"delete": unknown}, false},
 	} {
@@ -419,13 +420,16 @@ func TestRunFunction(t *testing.T) {
 
 func TestCopyingIsRefusedByName(t *testing.T) {
 	client, _ := start(t)
-	remote := "urn:pulumi:stack::project::command:remote:CopyToRemote::name"
-	_, checkErr := client.Check(t.Context(), &pulumirpc.CheckRequest{Urn: remote})
-	_, deleteErr := client.Delete(t.Context(), &pulumirpc.DeleteRequest{Urn: remote})
-	_, invokeErr := client.Invoke(t.Context(), &pulumirpc.InvokeRequest{Tok: "command:remote:run"})
-	for name, err := range map[string]error{"check": checkErr, "delete": deleteErr, "invoke": invokeErr} {
-		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "command:remote:") {
-			t.Errorf("%s: %v", name, err)
+	for _, token := range []string{"command:remote:CopyFile", "command:remote:CopyToRemote"} {
+		urn := "urn:pulumi:stack::project::" + token + "::name"
+		_, checkErr := client.Check(t.Context(), &pulumirpc.CheckRequest{Urn: urn})
+		_, createErr := client.Create(t.Context(), &pulumirpc.CreateRequest{Urn: urn})
+		_, deleteErr := client.Delete(t.Context(), &pulumirpc.DeleteRequest{Urn: urn})
+		_, invokeErr := client.Invoke(t.Context(), &pulumirpc.InvokeRequest{Tok: token})
+		for name, err := range map[string]error{"check": checkErr, "create": createErr, "delete": deleteErr, "invoke": invokeErr} {
+			if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), token) {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
 	}
 }

@@ -4,13 +4,15 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/rsa"
 	"encoding/pem"
 	"errors"
-	"io"
+	"fmt"
+	"maps"
 	"net"
-	"os/exec"
+	"os"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,32 +22,20 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"gvisor-k3s/toolchain/plugins/internal/plugintest"
 )
 
 const remoteURN = "urn:pulumi:stack::project::command:remote:Command::name"
 
-// A machine is an SSH server on loopback that runs commands by sh.
-type machine struct {
-	port    float64
-	hostKey string
-	// key is the one private key that its user root may have.
-	key ed25519.PrivateKey
+// TestMain keeps the agent of who runs the tests out of them.
+func TestMain(m *testing.M) {
+	_ = os.Unsetenv("SSH_AUTH_SOCK")
+	os.Exit(m.Run())
 }
 
-func newKey(t *testing.T) (ed25519.PrivateKey, ssh.Signer) {
-	t.Helper()
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewSignerFromKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key, signer
-}
-
-func pemOf(t *testing.T, key ed25519.PrivateKey, passphrase string) string {
+// keyText is key as a file has it, encrypted if there is a passphrase.
+func keyText(t *testing.T, key ed25519.PrivateKey, passphrase string) string {
 	t.Helper()
 	block, err := ssh.MarshalPrivateKey(key, "")
 	if passphrase != "" {
@@ -57,163 +47,355 @@ func pemOf(t *testing.T, key ed25519.PrivateKey, passphrase string) string {
 	return string(pem.EncodeToMemory(block))
 }
 
-func startMachine(t *testing.T) machine {
+// startRemote starts a server and returns a connection that logs in to it.
+func startRemote(t *testing.T) (*sshServer, map[string]any) {
 	t.Helper()
+	_, hostKey := newKey(t)
+	key, signer := newKey(t)
+	server := startSSH(t, hostKey, onlyKey(signer.PublicKey()))
+	return server, server.connection(map[string]any{"privateKey": keyText(t, key, "")})
+}
+
+func (s *sshServer) connection(options map[string]any) map[string]any {
+	return with(map[string]any{"host": s.host, "port": s.port, "hostKey": s.hostKey, "dialErrorLimit": 0}, options)
+}
+
+// with is values with changes; nil removes one.
+func with(values, changes map[string]any) map[string]any {
+	values = maps.Clone(values)
+	maps.Copy(values, changes)
+	maps.DeleteFunc(values, func(_ string, value any) bool { return value == nil })
+	return values
+}
+
+func createRemote(t *testing.T, client pulumirpc.ResourceProviderClient, inputs map[string]any) (resource.PropertyMap, error) {
+	t.Helper()
+	response, err := client.Create(t.Context(), &pulumirpc.CreateRequest{Urn: remoteURN, Properties: properties(t, inputs)})
+	if err != nil {
+		return nil, err
+	}
+	return state(t, response.GetProperties()), nil
+}
+
+// expectLogin fails the test unless want is the error of a command over connection; "" is none.
+func expectLogin(t *testing.T, connection map[string]any, want string) {
+	t.Helper()
+	client, _ := start(t)
+	got, err := createRemote(t, client, map[string]any{"connection": connection, "create": "echo ok"})
+	switch {
+	case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+		t.Errorf("error %v, want %q in it", err, want)
+	case want == "" && err != nil:
+		t.Error(err)
+	case want == "":
+		expect(t, got, "stdout", "ok")
+	}
+}
+
+func TestRemoteLifeCycle(t *testing.T) {
+	client, engine := start(t)
+	server, connection := startRemote(t)
+	file := filepath.Join(t.TempDir(), "deleted")
+	inputs := map[string]any{
+		"connection":  resource.MakeSecret(resource.NewPropertyValue(connection)),
+		"create":      `cat; echo "$OWN"; echo err >&2`,
+		"update":      `echo "after $PULUMI_COMMAND_STDOUT"`,
+		"delete":      `echo "$PULUMI_COMMAND_STDOUT" > ` + file,
+		"stdin":       "given\n",
+		"environment": map[string]any{"OWN": resource.MakeSecret(resource.NewStringProperty("own"))},
+	}
+	created, err := createRemote(t, client, inputs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-server.ended
+	expect(t, created, "stdout", "given\nown")
+	expect(t, created, "stderr", "err")
+	for _, line := range []string{"given", "own", "err"} {
+		engine.Await(deadline(t), t, line)
+	}
+	if !created["connection"].IsSecret() || !created["environment"].ObjectValue()["OWN"].IsSecret() {
+		t.Errorf("secrets are in the state as %v, %v", created["connection"], created["environment"])
+	}
+
+	olds, err := marshal(created)
+	if err != nil {
+		t.Fatal(err)
+	}
+	updated, err := client.Update(t.Context(), &pulumirpc.UpdateRequest{
+		Id: "id", Urn: remoteURN, Olds: olds, News: properties(t, inputs),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-server.ended
+	expect(t, state(t, updated.GetProperties()), "stdout", "after given\nown")
+
+	if _, err := client.Delete(t.Context(), &pulumirpc.DeleteRequest{
+		Id: "id", Urn: remoteURN, Properties: updated.GetProperties(),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	<-server.ended
+	if text, err := os.ReadFile(file); err != nil || string(text) != "after given\nown\n" {
+		t.Errorf("the delete command wrote %q (%v), want the last stdout", text, err)
+	}
+}
+
+func TestRemoteEnvironmentThatTheServerRefuses(t *testing.T) {
+	client, engine := start(t)
+	_, connection := startRemote(t)
+	_, err := createRemote(t, client, map[string]any{
+		"connection": connection, "create": "true", "environment": map[string]any{"OTHER": "x"},
+	})
+	if err == nil || !strings.Contains(err.Error(), `"OTHER"`) || !strings.Contains(err.Error(), "AcceptEnv") {
+		t.Errorf("error %v, want one that names the variable and AcceptEnv", err)
+	}
+
+	// The last stdout is taken, stderr is not, which is no failure.
+	response, err := client.Update(t.Context(), &pulumirpc.UpdateRequest{
+		Id: "id", Urn: remoteURN, Olds: properties(t, map[string]any{"stdout": "out", "stderr": "err"}),
+		News: properties(t, map[string]any{
+			"connection": connection, "create": "echo $PULUMI_COMMAND_STDOUT, $PULUMI_COMMAND_STDERR",
+		}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(t, state(t, response.GetProperties()), "stdout", "out,")
+	if shown := strings.Join(engine.Messages(), "\n"); !strings.Contains(shown, previousStderr) {
+		t.Errorf("no warning about %s in %q", previousStderr, shown)
+	}
+}
+
+func TestRemoteFailuresCarryTheOutput(t *testing.T) {
+	client, _ := start(t)
+	server, connection := startRemote(t)
+	for command, want := range map[string]string{
+		"echo out; echo err >&2; exit 3":  "Process exited with status 3",
+		"echo out; echo err >&2; kill $$": "Process exited with status 143 from signal TERM",
+	} {
+		_, err := createRemote(t, client, map[string]any{"connection": connection, "create": command})
+		for _, part := range []string{want, strconv.Quote(command), "out\n", "err\n"} {
+			if err == nil || !strings.Contains(err.Error(), part) {
+				t.Errorf("error %v lacks %q", err, part)
+			}
+		}
+		<-server.ended
+	}
+}
+
+func TestRemoteStdinMayBeLeftUnread(t *testing.T) {
+	client, _ := start(t)
+	_, connection := startRemote(t)
+	if _, err := createRemote(t, client, map[string]any{
+		"connection": connection, "create": "true", "stdin": strings.Repeat("x", 3<<20), // more than SSH's window
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRemoteCheckFillsInDefaultsAndMarksSecrets(t *testing.T) {
+	client, _ := start(t)
+	check := func(connection any) resource.PropertyValue {
+		t.Helper()
+		response, err := client.Check(t.Context(), &pulumirpc.CheckRequest{
+			Urn: remoteURN, News: properties(t, map[string]any{"connection": connection}),
+		})
+		if err != nil || len(response.GetFailures()) > 0 {
+			t.Fatal(response, err)
+		}
+		return state(t, response.GetInputs())["connection"]
+	}
+	defaults := map[string]any{"user": "root", "port": 22.0, "dialErrorLimit": 10.0, "perDialTimeout": 15.0}
+	secret := func(value any) resource.PropertyValue { return resource.MakeSecret(resource.NewPropertyValue(value)) }
+	for name, test := range map[string]struct{ given, want any }{
+		"plain":  {map[string]any{"host": "h"}, secret(with(defaults, map[string]any{"host": "h"}))},
+		"secret": {secret(map[string]any{"host": "h"}), secret(with(defaults, map[string]any{"host": "h"}))},
+		"given": {
+			map[string]any{"host": "h", "user": "u", "port": 1.0, "dialErrorLimit": -1.0, "perDialTimeout": 0.0, "password": "p"},
+			secret(map[string]any{"host": "h", "user": "u", "port": 1.0, "dialErrorLimit": -1.0, "perDialTimeout": 0.0, "password": secret("p")}),
+		},
+		"proxy": {
+			map[string]any{"host": "h", "proxy": map[string]any{"host": "p", "password": "p"}},
+			secret(with(defaults, map[string]any{
+				"host": "h", "proxy": with(defaults, map[string]any{"host": "p", "password": secret("p")}),
+			})),
+		},
+		"unknown host": {map[string]any{"host": unknown}, secret(with(defaults, map[string]any{"host": unknown}))},
+		"unknown":      {unknown, resource.MakeSecret(unknown)},
+	} {
+		if got := check(test.given); !got.DeepEquals(resource.NewPropertyValue(test.want)) {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
+	}
+}
+
+func TestRemoteCheckReportsEveryProblem(t *testing.T) {
+	client, _ := start(t)
+	key, _ := newKey(t)
+	for want, inputs := range map[string]map[string]any{
+		"connection": {},
+		"connection.host connection.password connection.port connection.proxy.host connection.proxy.typo create dir logging": {
+			"connection": resource.MakeSecret(resource.NewPropertyValue(map[string]any{
+				"password": true, "port": "22", "proxy": map[string]any{"typo": 1.0},
+			})),
+			"create": 1.0, "dir": "/", "logging": "loud",
+		},
+		"connection.hostKey connection.port connection.proxy.privateKeyPassword": {"connection": map[string]any{
+			"host": "h", "port": 70000.0, "hostKey": "nonsense", "proxy": map[string]any{
+				"host": "h", "privateKey": keyText(t, key, "phrase"), "privateKeyPassword": "another",
+			},
+		}},
+		"connection.typo": {"connection": map[string]any{
+			"host": unknown, "typo": 1.0, "privateKey": keyText(t, key, "phrase"), "privateKeyPassword": unknown,
+		}},
+	} {
+		response, err := client.Check(t.Context(), &pulumirpc.CheckRequest{Urn: remoteURN, News: properties(t, inputs)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var paths []string
+		for _, failure := range response.GetFailures() {
+			paths = append(paths, failure.GetProperty())
+		}
+		if got := strings.Join(paths, " "); got != want {
+			t.Errorf("failures for %q, want %q", got, want)
+		}
+	}
+}
+
+func TestRemotePreviewDoesNotConnect(t *testing.T) {
+	client, _ := start(t)
+	for name, connection := range map[string]any{
+		"known":        map[string]any{"host": "does.not.exist.invalid"},
+		"unknown host": resource.MakeSecret(resource.NewPropertyValue(map[string]any{"host": unknown})),
+		"unknown":      resource.MakeSecret(unknown),
+	} {
+		response, err := client.Create(t.Context(), &pulumirpc.CreateRequest{
+			Urn: remoteURN, Preview: true,
+			Properties: properties(t, map[string]any{"connection": connection, "create": "true"}),
+		})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got := state(t, response.GetProperties())
+		if !got["stdout"].IsComputed() || !got["stderr"].IsComputed() {
+			t.Errorf("%s: stdout %v, stderr %v; want both unknown", name, got["stdout"], got["stderr"])
+		}
+	}
+}
+
+func TestRemoteDiff(t *testing.T) {
+	client, _ := start(t)
+	old := map[string]any{"connection": map[string]any{"host": "h", "user": "a"}, "triggers": []any{"a"}}
+	response, err := client.Diff(t.Context(), &pulumirpc.DiffRequest{
+		Id: "id", Urn: remoteURN, OldInputs: properties(t, old),
+		News: properties(t, map[string]any{"connection": map[string]any{"host": "h", "user": "b"}}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := response.GetDetailedDiff(); len(got) != 2 ||
+		got["connection.user"].GetKind() != pulumirpc.PropertyDiff_UPDATE ||
+		got["triggers"].GetKind() != pulumirpc.PropertyDiff_DELETE_REPLACE {
+		t.Errorf("detailed diff %v", got)
+	}
+}
+
+func TestRemoteHostKey(t *testing.T) {
+	server, connection := startRemote(t)
+	_, other := newKey(t)
+	expectLogin(t, with(connection, map[string]any{"hostKey": nil}), "")
+	line := string(ssh.MarshalAuthorizedKey(other.PublicKey()))
+	shown, _, _, _, err := ssh.ParseAuthorizedKey([]byte(server.hostKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Ten attempts may fail: a refusal is none of them.
+	expectLogin(t, with(connection, map[string]any{"hostKey": line, "dialErrorLimit": nil}), fmt.Sprintf(
+		"ssh: root@%s:%v: the host key is not the expected one (expected %s, got %s)",
+		server.host, server.port, fingerprint(other.PublicKey()), fingerprint(shown)))
+
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsaKey, err := ssh.NewSignerFromKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, signer := newKey(t)
+	rsaServer := startSSH(t, rsaKey, onlyKey(signer.PublicKey()))
+	connection = rsaServer.connection(map[string]any{"privateKey": keyText(t, key, "")})
+	expectLogin(t, connection, "")
+	expectLogin(t, with(connection, map[string]any{"hostKey": line}), "got ssh-rsa SHA256:") // has none of that type
+}
+
+func TestRemoteLogin(t *testing.T) {
+	_, hostKey := newKey(t)
+	key, signer := newKey(t)
+	byKey := startSSH(t, hostKey, onlyKey(signer.PublicKey()))
+	another, anotherSigner := newKey(t)
+	const refused = "the login was refused"
+	who := fmt.Sprintf("ssh: root@%s:%v: ", byKey.host, byKey.port)
+
+	expectLogin(t, byKey.connection(map[string]any{"privateKey": keyText(t, another, ""), "dialErrorLimit": nil}),
+		who+refused+" (tried: the private key of "+fingerprint(anotherSigner.PublicKey())+")")
+	expectLogin(t, byKey.connection(nil), who+refused+" (tried: nothing")
+	locked := byKey.connection(map[string]any{"privateKey": keyText(t, key, "phrase")})
+	expectLogin(t, with(locked, map[string]any{"privateKeyPassword": "phrase"}), "")
+	expectLogin(t, with(locked, map[string]any{"privateKeyPassword": "another"}), "privateKey: ")
+	expectLogin(t, locked, "passphrase protected")
+
+	socket := serveAgent(t, key)
+	expectLogin(t, byKey.connection(map[string]any{"agentSocketPath": socket}), "")
+	expectLogin(t, byKey.connection(map[string]any{"agentSocketPath": socket + ".gone"}), "agentSocketPath")
+	t.Setenv("SSH_AUTH_SOCK", socket)
+	expectLogin(t, byKey.connection(nil), "")
+	t.Setenv("SSH_AUTH_SOCK", serveAgent(t, another))
+	expectLogin(t, byKey.connection(nil), refused)
 	t.Setenv("SSH_AUTH_SOCK", "")
-	userKey, user := newKey(t)
-	_, host := newKey(t)
-	config := &ssh.ServerConfig{PublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-		if meta.User() != "root" || string(key.Marshal()) != string(user.PublicKey().Marshal()) {
-			return nil, errors.New("not this key")
+
+	check := func(user, password string) (*ssh.Permissions, error) {
+		if user != "somebody" || password != "s3cret" {
+			return nil, errors.New("wrong")
 		}
 		return nil, nil
-	}}
-	config.AddHostKey(host)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
 	}
-	acceptAll(t, listener, func(connection net.Conn) { serve(connection, config) })
-	return machine{
-		port:    float64(listener.Addr().(*net.TCPAddr).Port),
-		hostKey: string(ssh.MarshalAuthorizedKey(host.PublicKey())),
-		key:     userKey,
-	}
-}
-
-func acceptAll(t *testing.T, listener net.Listener, serve func(net.Conn)) {
-	t.Cleanup(func() { _ = listener.Close() })
-	go func() {
-		for {
-			connection, err := listener.Accept()
-			if err != nil {
-				return
+	for name, allow := range map[string]func(*ssh.ServerConfig){
+		"password": func(config *ssh.ServerConfig) {
+			config.PasswordCallback = func(c ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
+				return check(c.User(), string(password))
 			}
-			go serve(connection)
-		}
-	}()
-}
-
-func serve(connection net.Conn, config *ssh.ServerConfig) {
-	_, channels, requests, err := ssh.NewServerConn(connection, config)
-	if err != nil {
-		return
-	}
-	go ssh.DiscardRequests(requests)
-	for offered := range channels {
-		channel, requests, err := offered.Accept()
-		if err != nil {
-			return
-		}
-		go serveSession(channel, requests)
-	}
-}
-
-func serveSession(channel ssh.Channel, requests <-chan *ssh.Request) {
-	var environment []string
-	var command *exec.Cmd
-	for request := range requests {
-		switch request.Type {
-		case "env":
-			var variable struct{ Name, Value string }
-			_ = ssh.Unmarshal(request.Payload, &variable)
-			accepted := strings.HasPrefix(variable.Name, "OK_")
-			if accepted {
-				environment = append(environment, variable.Name+"="+variable.Value)
+		},
+		"question": func(config *ssh.ServerConfig) {
+			config.KeyboardInteractiveCallback = func(
+				c ssh.ConnMetadata, ask ssh.KeyboardInteractiveChallenge,
+			) (*ssh.Permissions, error) {
+				answers, err := ask("", "", []string{"Password: "}, []bool{false})
+				if err != nil {
+					return nil, err
+				}
+				return check(c.User(), answers[0])
 			}
-			_ = request.Reply(accepted, nil)
-		case "exec":
-			var line struct{ Command string }
-			_ = ssh.Unmarshal(request.Payload, &line)
-			command = exec.Command("/bin/sh", "-c", line.Command)
-			command.Env = environment
-			command.Stdout, command.Stderr = channel, channel.Stderr()
-			// Its standard input stays open as long as the client's.
-			stdin, _ := command.StdinPipe()
-			_ = command.Start()
-			go func() {
-				_, _ = io.Copy(stdin, channel)
-				_ = stdin.Close()
-			}()
-			_ = request.Reply(true, nil)
-			go func(command *exec.Cmd) {
-				_ = command.Wait()
-				status := struct{ Code uint32 }{uint32(command.ProcessState.ExitCode())}
-				_, _ = channel.SendRequest("exit-status", false, ssh.Marshal(status))
-				_ = channel.Close()
-			}(command)
-		case "signal":
-			_ = command.Process.Signal(syscall.SIGTERM)
-		}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := startSSH(t, hostKey, allow)
+			connection := server.connection(map[string]any{"user": "somebody", "password": "s3cret"})
+			expectLogin(t, connection, "")
+			expectLogin(t, with(connection, map[string]any{"password": "guess"}), refused+" (tried: the password)")
+		})
 	}
 }
 
-func (m machine) connection(t *testing.T, changes map[string]any) map[string]any {
+// serveAgent serves an agent with key until the test's end and returns its socket.
+func serveAgent(t *testing.T, key ed25519.PrivateKey) string {
 	t.Helper()
-	connection := map[string]any{"host": "127.0.0.1", "port": m.port, "privateKey": pemOf(t, m.key, ""), "hostKey": m.hostKey}
-	for name, value := range changes {
-		if connection[name] = value; value == nil {
-			delete(connection, name)
-		}
-	}
-	return connection
-}
-
-func TestRemoteCommand(t *testing.T) {
-	client, engine := start(t)
-	m := startMachine(t)
-	secret := resource.MakeSecret(resource.NewPropertyValue(m.connection(t, nil)))
-	file := filepath.Join(t.TempDir(), "file")
-	inputs := map[string]any{
-		"connection": secret, "create": "cat; echo shown >&2; echo $OK_A > " + file, "delete": "rm " + file,
-		"stdin": "what it reads", "environment": map[string]any{"OK_A": "b"},
-	}
-	created, err := client.Create(t.Context(), &pulumirpc.CreateRequest{Urn: remoteURN, Properties: properties(t, inputs)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := state(t, created.GetProperties())
-	expect(t, got, "stdout", "what it reads")
-	expect(t, got, "stderr", "shown")
-	if !got["connection"].IsSecret() {
-		t.Errorf("the connection is no secret: %v", got["connection"])
-	}
-	engine.Await(deadline(t), t, "shown")
-
-	inputs["update"] = "cat " + file
-	updated, err := client.Update(t.Context(), &pulumirpc.UpdateRequest{Urn: remoteURN, Olds: created.GetProperties(), News: properties(t, inputs)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	expect(t, state(t, updated.GetProperties()), "stdout", "b")
-	if _, err := client.Delete(t.Context(), &pulumirpc.DeleteRequest{Urn: remoteURN, Properties: updated.GetProperties()}); err != nil {
-		t.Fatal(err)
-	}
-	_, err = client.Delete(t.Context(), &pulumirpc.DeleteRequest{Urn: remoteURN, Properties: updated.GetProperties()})
-	if err == nil || !strings.Contains(err.Error(), "status 1") || !strings.Contains(err.Error(), "No such file") {
-		t.Errorf("a failing command: %v", err)
-	}
-}
-
-func TestRemotePreviewConnectsToNothing(t *testing.T) {
-	client, _ := start(t)
-	inputs := map[string]any{"create": "true", "connection": map[string]any{"host": "nowhere.invalid"}}
-	created, err := client.Create(t.Context(), &pulumirpc.CreateRequest{Urn: remoteURN, Properties: properties(t, inputs), Preview: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := state(t, created.GetProperties()); !got["stdout"].IsComputed() {
-		t.Errorf("stdout is %v, want unknown", got["stdout"])
-	}
-}
-
-func TestRemoteKeys(t *testing.T) {
-	client, _ := start(t)
-	m := startMachine(t)
-	stranger, _ := newKey(t)
-	_, other := newKey(t)
-	keyring := agent.NewKeyring()
-	if err := keyring.Add(agent.AddedKey{PrivateKey: &m.key}); err != nil {
+	keys := agent.NewKeyring()
+	if err := keys.Add(agent.AddedKey{PrivateKey: key}); err != nil {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(t.TempDir(), "agent")
@@ -221,91 +403,160 @@ func TestRemoteKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	acceptAll(t, listener, func(connection net.Conn) { _ = agent.ServeAgent(keyring, connection) })
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			connection, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_ = agent.ServeAgent(keys, connection)
+				_ = connection.Close()
+			}()
+		}
+	}()
+	return socket
+}
+
+func TestRemoteNothingListens(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := float64(closed.Addr().(*net.TCPAddr).Port)
-	_ = closed.Close()
+	port := listener.Addr().(*net.TCPAddr).Port
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	expectLogin(t, map[string]any{"host": "127.0.0.1", "port": float64(port), "dialErrorLimit": 1.0},
+		fmt.Sprintf("ssh: 127.0.0.1:%d: connection refused after 2 attempts", port))
+}
 
+func TestRemoteServerThatIsNotReadyIsTriedAgain(t *testing.T) {
+	server, connection := startRemote(t)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		for attempt := 0; ; attempt++ {
+			connection, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			if attempt < 2 {
+				_ = connection.Close()
+				continue
+			}
+			go server.serve(connection)
+		}
+	}()
+	connection = with(connection, map[string]any{"port": float64(listener.Addr().(*net.TCPAddr).Port)})
+	expectLogin(t, connection, "after 1 attempt")
+	expectLogin(t, with(connection, map[string]any{"dialErrorLimit": 1.0}), "")
+}
+
+func TestRemoteProxy(t *testing.T) {
+	server, connection := startRemote(t)
+	proxy, throughProxy := startRemote(t)
+	expectLogin(t, with(connection, map[string]any{"proxy": throughProxy}), "")
+	<-server.ended
+	<-proxy.ended
+
+	another, _ := newKey(t)
+	expectLogin(t, with(connection, map[string]any{"proxy": with(throughProxy, map[string]any{"privateKey": keyText(t, another, "")})}),
+		fmt.Sprintf("proxy: ssh: root@%s:%v: the login was refused", proxy.host, proxy.port))
+	expectLogin(t, with(connection, map[string]any{"proxy": throughProxy, "privateKey": keyText(t, another, "")}),
+		fmt.Sprintf("ssh: root@%s:%v: the login was refused", server.host, server.port))
+	expectLogin(t, with(connection, map[string]any{"proxy": throughProxy, "port": 1.0}),
+		"ssh: 127.0.0.1:1: the proxy says: connect failed (Connection refused) after 1 attempt")
+}
+
+// The cancelled command must get SIGTERM and be gone, even when it ignores that. What a server does about signals is its
+// own business, but the call must return.
+func TestRemoteStop(t *testing.T) {
+	cancel := func(client pulumirpc.ResourceProviderClient) error {
+		_, err := client.Cancel(context.Background(), &emptypb.Empty{})
+		return err
+	}
 	for name, test := range map[string]struct {
-		changes map[string]any
-		refused string // "" where the command runs
+		trap    string
+		deaf    bool
+		timeout float64
+		stop    func(pulumirpc.ResourceProviderClient) error
+		want    string
+		signals []string
 	}{
-		"a key":                      {nil, ""},
-		"any host key":               {map[string]any{"hostKey": nil}, ""},
-		"a key with a passphrase":    {map[string]any{"privateKey": pemOf(t, m.key, "open"), "privateKeyPassword": "open"}, ""},
-		"the keys of an agent":       {map[string]any{"privateKey": nil, "agentSocketPath": socket}, ""},
-		"a wrong passphrase":         {map[string]any{"privateKey": pemOf(t, m.key, "open"), "privateKeyPassword": "shut"}, "privateKey: "},
-		"a stranger's key":           {map[string]any{"privateKey": pemOf(t, stranger, "")}, "unable to authenticate"},
-		"another user":               {map[string]any{"user": "ops"}, "as ops: "},
-		"a machine with another":     {map[string]any{"hostKey": string(ssh.MarshalAuthorizedKey(other.PublicKey()))}, "another machine answers in its place"},
-		"no host key at all":         {map[string]any{"hostKey": "nonsense"}, "hostKey is no public key"},
-		"a port that nobody has":     {map[string]any{"port": port, "dialErrorLimit": 1.0}, "not reached after 2 attempts"},
-		"an agent that is not there": {map[string]any{"agentSocketPath": socket + "-gone"}, "the SSH agent: "},
+		"cancel":       {"", false, 0, cancel, "cancelled", []string{"TERM"}},
+		"timeout":      {"", false, 1, nil, "customTimeouts", []string{"TERM"}},
+		"deaf command": {"trap '' TERM; ", false, 0, cancel, "cancelled", []string{"TERM", "KILL"}},
+		"deaf server":  {"", true, 0, cancel, "may still run", []string{"TERM", "KILL"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inputs := map[string]any{"create": "echo done", "connection": m.connection(t, test.changes)}
-			created, err := client.Create(t.Context(), &pulumirpc.CreateRequest{Urn: remoteURN, Properties: properties(t, inputs)})
-			if test.refused == "" {
-				if err != nil {
+			t.Parallel()
+			client, engine := start(t)
+			server, connection := startRemote(t)
+			server.deaf = test.deaf
+			done := make(chan error, 1)
+			go func() {
+				_, err := client.Create(t.Context(), &pulumirpc.CreateRequest{
+					Urn: remoteURN, Timeout: test.timeout, Properties: properties(t, map[string]any{
+						"connection": connection, "create": test.trap + "echo pid $$; echo started; sleep 600",
+					}),
+				})
+				done <- err
+			}()
+			engine.Await(deadline(t), t, "started")
+			pid, err := strconv.Atoi(strings.TrimPrefix(engine.Messages()[0], "pid "))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if test.stop != nil {
+				if err := test.stop(client); err != nil {
 					t.Fatal(err)
 				}
-				expect(t, state(t, created.GetProperties()), "stdout", "done")
-			} else if err == nil || !strings.Contains(err.Error(), test.refused) {
-				t.Errorf("got %v, want an error with %q", err, test.refused)
 			}
+			if err := <-done; err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error %v, want %q in it", err, test.want)
+			}
+			for _, signal := range test.signals {
+				if got := <-server.signals; got != signal {
+					t.Errorf("signal %s, want %s", got, signal)
+				}
+			}
+			<-server.ended
+			if test.deaf {
+				_ = syscall.Kill(-pid, syscall.SIGKILL)
+			}
+			plugintest.AwaitGone(t, pid)
 		})
 	}
 }
 
-func TestRemoteEnvironmentThatIsNotAccepted(t *testing.T) {
+func TestRemoteStopWhileItConnects(t *testing.T) {
 	client, _ := start(t)
-	m := startMachine(t)
-	inputs := map[string]any{"create": "true", "connection": m.connection(t, nil), "environment": map[string]any{"NO": "1"}}
-	_, err := client.Create(t.Context(), &pulumirpc.CreateRequest{Urn: remoteURN, Properties: properties(t, inputs)})
-	if err == nil || !strings.Contains(err.Error(), "does not accept the variable NO") {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestRemoteCheckNamesWhatIsWrong(t *testing.T) {
-	client, _ := start(t)
-	response, err := client.Check(t.Context(), &pulumirpc.CheckRequest{Urn: remoteURN, News: properties(t, map[string]any{
-		"create": 1.0, "logging": "loud", "connection": map[string]any{"host": "h", "port": "many"},
-	})})
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // which accepts and says nothing
 	if err != nil {
 		t.Fatal(err)
 	}
-	var wrong []string
-	for _, failure := range response.GetFailures() {
-		wrong = append(wrong, failure.GetProperty())
-	}
-	if !slices.Contains(wrong, "create") || !slices.Contains(wrong, "logging") || len(wrong) != 3 {
-		t.Errorf("got %v", response.GetFailures())
-	}
-}
-
-// The command is told to stop, and what it was in the middle of ends before the connection does.
-func TestRemoteCancel(t *testing.T) {
-	client, engine := start(t)
-	m := startMachine(t)
-	file := filepath.Join(t.TempDir(), "told")
-	inputs := map[string]any{"connection": m.connection(t, nil), "create": "trap 'touch " + file + "; exit' TERM; echo ready; while :; do sleep 0.05; done"}
-	failed := make(chan error, 1)
+	defer listener.Close()
+	done := make(chan error, 1)
 	go func() {
-		_, err := client.Create(context.Background(), &pulumirpc.CreateRequest{Urn: remoteURN, Properties: properties(t, inputs)})
-		failed <- err
+		_, err := createRemote(t, client, map[string]any{"create": "true", "connection": map[string]any{
+			"host": "127.0.0.1", "port": float64(listener.Addr().(*net.TCPAddr).Port), "perDialTimeout": 0.0,
+		}})
+		done <- err
 	}()
-	engine.Await(deadline(t), t, "ready")
+	silent, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
 	if _, err := client.Cancel(t.Context(), &emptypb.Empty{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-failed; err == nil || !strings.Contains(err.Error(), "stopped: the operation was cancelled") {
-		t.Errorf("got %v", err)
-	}
-	if matches, _ := filepath.Glob(file); len(matches) == 0 {
-		t.Error("the command was not told to stop")
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "cancelled") {
+		t.Errorf("error %v, want the cancellation", err)
 	}
 }

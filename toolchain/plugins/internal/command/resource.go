@@ -1,7 +1,6 @@
 package command
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,37 +12,30 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
-// ProcessInputs say how a command runs.
-type ProcessInputs struct {
+// StreamInputs say what a command reads, and what becomes of what it writes.
+type StreamInputs struct {
 	// Stdin is what the process reads from its standard input. Default: nothing.
 	Stdin *string `pulumi:"stdin,optional"`
 	// Logging says which output is shown while the command runs. The outputs are kept either way. Default: both.
 	Logging *Logging `pulumi:"logging,optional"`
-	// Interpreter is the program and its first arguments; the command is its last one. Default: /bin/sh -c.
-	Interpreter *[]string `pulumi:"interpreter,optional"`
-	// Dir is the directory to run in, which must exist. Default: the provider's, which is the engine's.
-	Dir *string `pulumi:"dir,optional"`
-	// Environment is added to the engine's environment.
+	// Environment is added to the process's environment: the engine's, or what the remote host gives to a login.
 	Environment *map[string]string `pulumi:"environment,optional"`
-	// AssetPaths are globs, relative to Dir, of the files to return as assets.
-	AssetPaths *[]string `pulumi:"assetPaths,optional"`
-	// ArchivePaths are globs, relative to Dir, of the files to return as one archive.
-	ArchivePaths *[]string `pulumi:"archivePaths,optional"`
 	// AddPreviousOutputInEnv is whether the process finds the outputs of the command before it in its environment,
 	// as PULUMI_COMMAND_STDOUT and PULUMI_COMMAND_STDERR. Default: true.
 	AddPreviousOutputInEnv *bool `pulumi:"addPreviousOutputInEnv,optional"`
 }
 
-// Inputs are what a program gives the resource command:local:Command. Each is part of its diff.
-type Inputs struct {
-	ProcessInputs
-	Commands
-}
-
-// RemoteInputs are the same of the resource command:remote:Command.
-type RemoteInputs struct {
-	RemoteProcess
-	Commands
+// ProcessInputs say how a command runs on this machine.
+type ProcessInputs struct {
+	StreamInputs
+	// Interpreter is the program and its first arguments; the command is its last one. Default: /bin/sh -c.
+	Interpreter *[]string `pulumi:"interpreter,optional"`
+	// Dir is the directory to run in, which must exist. Default: the provider's, which is the engine's.
+	Dir *string `pulumi:"dir,optional"`
+	// AssetPaths are globs, relative to Dir, of the files to return as assets.
+	AssetPaths *[]string `pulumi:"assetPaths,optional"`
+	// ArchivePaths are globs, relative to Dir, of the files to return as one archive.
+	ArchivePaths *[]string `pulumi:"archivePaths,optional"`
 }
 
 // Commands are what a resource runs, and when.
@@ -56,6 +48,22 @@ type Commands struct {
 	Update *string `pulumi:"update,optional"`
 	// Delete is run on deletion. Default: nothing is run.
 	Delete *string `pulumi:"delete,optional"`
+}
+
+func (c Commands) commands() Commands { return c }
+
+// Inputs are what a program gives to command:local:Command. Each is part of its diff.
+type Inputs struct {
+	ProcessInputs
+	Commands
+}
+
+// RemoteInputs are what a program gives to command:remote:Command. Each is part of its diff.
+type RemoteInputs struct {
+	StreamInputs
+	Commands
+	// Connection says where the commands run.
+	Connection Connection `pulumi:"connection"`
 }
 
 // RunInputs are the arguments of the function command:local:run.
@@ -86,68 +94,36 @@ const (
 	archiveKey = resource.PropertyKey("archive")
 )
 
-// decode fills target, a pointer to one of the input structs, with the known properties that it has: secrets are
-// unwrapped, and unknowns, which only previews have, are left out.
-func decode(s *structpb.Struct, target any) error {
-	known, err := plugin.UnmarshalProperties(s, plugin.MarshalOptions{SkipNulls: true})
-	if err != nil {
-		return fmt.Errorf("reading the engine's request: %w", err)
-	}
-	if err := mapper.MapI(known.Mappable(), target); err != nil {
-		return err
-	}
-	return nil
-}
-
-// decodeResource reads the inputs of either resource type, or a state, which has the last inputs, too.
-func decodeResource(urn string, s *structpb.Struct) (Commands, process, error) {
-	if isRemote(urn) {
-		var in RemoteInputs
-		err := decode(s, &in)
-		return in.Commands, in.RemoteProcess, err
-	}
-	var in Inputs
-	err := decode(s, &in)
-	return in.Commands, in.ProcessInputs, err
-}
-
-// checkFailures lists everything wrong with the properties of one of the input structs. A property that is not
-// wholly known yet is checked when it is.
-func checkFailures[T any](s *structpb.Struct) []*pulumirpc.CheckFailure {
+// decode reads the known properties of one of the input structs: secrets are unwrapped, and unknowns, which only
+// previews have, are left out.
+func decode[T any](s *structpb.Struct) (T, error) {
+	var target T
 	all, err := plugin.UnmarshalProperties(s, plugin.MarshalOptions{KeepUnknowns: true, SkipNulls: true})
 	if err != nil {
-		return []*pulumirpc.CheckFailure{{Reason: err.Error()}}
+		return target, fmt.Errorf("reading the engine's request: %w", err)
 	}
-	known := map[string]any{}
 	var pending []string
-	for key, value := range all {
-		if value.ContainsUnknowns() {
-			pending = append(pending, string(key))
-			continue
-		}
-		known[string(key)] = value.Mappable()
+	if err := mapper.MapI(knownIn(all, "", &pending), &target); err != nil {
+		return target, err
 	}
+	return target, nil
+}
 
-	var failures []*pulumirpc.CheckFailure
-	var target T
-	if err := mapper.Map(known, &target); err != nil {
-		for _, failure := range err.Failures() {
-			field, ok := failure.(mapper.FieldError)
-			if !ok {
-				failures = append(failures, &pulumirpc.CheckFailure{Reason: failure.Error()})
-			} else if !slices.Contains(pending, field.Field()) {
-				failures = append(failures, &pulumirpc.CheckFailure{Property: field.Field(), Reason: field.Reason()})
-			}
+// knownIn returns the properties that are known, looking into objects, and adds the paths of the others, with prefix,
+// to pending. A list is known as a whole.
+func knownIn(all resource.PropertyMap, prefix string, pending *[]string) map[string]any {
+	known := map[string]any{}
+	for key, value := range all {
+		switch path := prefix + string(key); {
+		case value.IsObject():
+			known[string(key)] = knownIn(value.ObjectValue(), path+".", pending)
+		case value.ContainsUnknowns():
+			*pending = append(*pending, path)
+		default:
+			known[string(key)] = value.Mappable()
 		}
 	}
-	if logging, ok := known["logging"].(string); ok && !slices.Contains(loggingValues, Logging(logging)) {
-		failures = append(failures, &pulumirpc.CheckFailure{
-			Property: "logging",
-			Reason:   fmt.Sprintf("logging is %q; it must be one of %q", logging, loggingValues),
-		})
-	}
-	slices.SortFunc(failures, func(a, b *pulumirpc.CheckFailure) int { return cmp.Compare(a.Property, b.Property) })
-	return failures
+	return known
 }
 
 // diffInputs compares inputs as the engine holds them. Properties that the engine adds for itself do not count.

@@ -27,15 +27,8 @@ const (
 // is not gone five seconds after it was told to stop, and a provider that is killed first can no longer clean up.
 const stopGrace = 3 * time.Second
 
-// A process is where and how a command runs.
-type process interface {
-	// run runs one command to its end and, when it succeeds, fills out. out also holds what the last command wrote, for
-	// addPreviousOutputInEnv. A command that fails leaves out as it was; its error carries the command's output. log is
-	// called with each line as it is written.
-	run(ctx context.Context, command string, out *ProcessOutputs, log func(line string)) error
-}
-
-func (in ProcessInputs) run(ctx context.Context, command string, out *ProcessOutputs, log func(line string)) error {
+// run runs the command on this machine.
+func (in ProcessInputs) run(ctx context.Context, command string, out *ProcessOutputs, log logger) error {
 	argv := []string{"/bin/sh", "-c"}
 	if in.Interpreter != nil && len(*in.Interpreter) > 0 {
 		argv = slices.Clone(*in.Interpreter)
@@ -52,22 +45,23 @@ func (in ProcessInputs) run(ctx context.Context, command string, out *ProcessOut
 
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = dir
-	cmd.Env = environment(in, *out)
+	cmd.Env = os.Environ() // of names that are there twice, the last one counts
+	for _, variable := range append(in.variables(), in.previousOutputs(*out)...) {
+		cmd.Env = append(cmd.Env, variable.name+"="+variable.value)
+	}
 	if in.Stdin != nil {
 		cmd.Stdin = strings.NewReader(*in.Stdin)
 	}
-
-	streams := newStreams(in.Logging, log)
-	cmd.Stdout, cmd.Stderr = streams.stdout, streams.stderr
+	written := newRecording(in.Logging, log)
+	cmd.Stdout, cmd.Stderr = written.stdout, written.stderr
 
 	if _, err = os.Stat(dir); err != nil {
 		err = fmt.Errorf("dir: %w", err) // exec would blame the interpreter for a missing directory
 	} else {
 		err = runGroup(ctx, cmd)
 	}
-	streams.flush()
-	if err != nil {
-		return fmt.Errorf("%w: running %q:\n%s", err, command, streams.both.String())
+	if err := written.end(command, err, out); err != nil {
+		return err
 	}
 
 	if in.AssetPaths != nil {
@@ -88,27 +82,35 @@ func (in ProcessInputs) run(ctx context.Context, command string, out *ProcessOut
 			return fmt.Errorf("archivePaths: %w", err)
 		}
 	}
-	streams.keep(out)
 	return nil
 }
 
-// environment is the engine's environment with the resource's own variables and the last outputs, later ones winning.
-func environment(in ProcessInputs, last ProcessOutputs) []string {
-	env := os.Environ()
+// variable is one of an environment.
+type variable struct{ name, value string }
+
+// variables are the resource's own, by name.
+func (in StreamInputs) variables() []variable {
+	var variables []variable
 	if in.Environment != nil {
 		for _, name := range slices.Sorted(maps.Keys(*in.Environment)) {
-			env = append(env, name+"="+(*in.Environment)[name])
+			variables = append(variables, variable{name, (*in.Environment)[name]})
 		}
 	}
+	return variables
+}
+
+// previousOutputs are the variables that tell what the last command wrote.
+func (in StreamInputs) previousOutputs(last ProcessOutputs) []variable {
+	var variables []variable
 	if in.AddPreviousOutputInEnv == nil || *in.AddPreviousOutputInEnv {
 		if last.Stdout != "" {
-			env = append(env, previousStdout+"="+last.Stdout)
+			variables = append(variables, variable{previousStdout, last.Stdout})
 		}
 		if last.Stderr != "" {
-			env = append(env, previousStderr+"="+last.Stderr)
+			variables = append(variables, variable{previousStderr, last.Stderr})
 		}
 	}
-	return env
+	return variables
 }
 
 // runGroup runs cmd in a process group of its own. When ctx ends first, the whole group is told to stop and, after
@@ -136,7 +138,7 @@ func runGroup(ctx context.Context, cmd *exec.Cmd) error {
 	return stopped(ctx)
 }
 
-// stopped tells why a command was not left to its end.
+// stopped says why ctx ended.
 func stopped(ctx context.Context) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return errors.New("stopped: the resource's timeout (customTimeouts) was reached")
@@ -144,31 +146,31 @@ func stopped(ctx context.Context) error {
 	return errors.New("stopped: the operation was cancelled")
 }
 
-// streams take what a command writes: to keep it, and to show it while the command runs.
-type streams struct {
-	stdout, stderr   io.Writer
-	both             *syncBuffer // in the order of arrival, for the error
-	keptOut, keptErr bytes.Buffer
-	outLog, errLog   *lineLogger
+// recording is what a command writes to its standard output and error, kept and, as far as it is to be, shown.
+type recording struct {
+	stdout, stderr       io.Writer
+	outBuffer, errBuffer bytes.Buffer
+	both                 syncBuffer // in the order of arrival, for the error
+	outLog, errLog       lineLogger
 }
 
-func newStreams(logging *Logging, log func(line string)) *streams {
-	s := &streams{both: &syncBuffer{}, outLog: &lineLogger{log: log}, errLog: &lineLogger{log: log}}
-	s.stdout = tee(logging.shows(LogStdout), s.outLog, &s.keptOut, s.both)
-	s.stderr = tee(logging.shows(LogStderr), s.errLog, &s.keptErr, s.both)
-	return s
+func newRecording(logging *Logging, log logger) *recording {
+	r := &recording{outLog: lineLogger{log: log}, errLog: lineLogger{log: log}}
+	r.stdout = tee(logging.shows(LogStdout), &r.outLog, &r.outBuffer, &r.both)
+	r.stderr = tee(logging.shows(LogStderr), &r.errLog, &r.errBuffer, &r.both)
+	return r
 }
 
-// flush shows a last line that had no end.
-func (s *streams) flush() {
-	s.outLog.flush()
-	s.errLog.flush()
-}
-
-// keep puts what was written into the outputs.
-func (s *streams) keep(out *ProcessOutputs) {
-	out.Stdout = strings.TrimSuffix(s.keptOut.String(), "\n")
-	out.Stderr = strings.TrimSuffix(s.keptErr.String(), "\n")
+// end fills out or, when the command failed with err, adds to err what was written.
+func (r *recording) end(command string, err error, out *ProcessOutputs) error {
+	r.outLog.flush()
+	r.errLog.flush()
+	if err != nil {
+		return fmt.Errorf("%w: running %q:\n%s", err, command, r.both.String())
+	}
+	out.Stdout = strings.TrimSuffix(r.outBuffer.String(), "\n")
+	out.Stderr = strings.TrimSuffix(r.errBuffer.String(), "\n")
+	return nil
 }
 
 func tee(show bool, log io.Writer, others ...io.Writer) io.Writer {
