@@ -17,6 +17,7 @@ import { archiveProblem } from "../steps/preflight.ts";
 import { removeDeadTrials } from "../steps/probe.ts";
 import { linkAddresses, removeState, type SandboxRef } from "../steps/sandbox.ts";
 import { ensureTunnel, removeTunnel } from "../steps/tunnel.ts";
+import { notedMachine } from "../steps/upload.ts";
 import { artifactFolder, build, fileDigest } from "../toolchain/artifacts.ts";
 import { type Change, changeOf } from "./changes.ts";
 import { forget } from "./kubeconfig.ts";
@@ -132,14 +133,14 @@ export async function refresh(name: string, { progress, signal }: Options): Prom
  */
 export async function destroy(name: string, { progress, signal, forgotten = false }: Options & { forgotten?: boolean }): Promise<void> {
   const home = homeFolder();
-  if (forgotten && !existsSync(sandboxPaths(name).machine)) throw new Error(`${name} is not on another machine; \`gvisor-k3s destroy ${name}\` removes it`);
+  const elsewhere = notedMachine({ name, home }) !== undefined;
+  if (forgotten && !elsewhere) throw new Error(`${name} is not on another machine; \`gvisor-k3s destroy ${name}\` removes it`);
   const stack = await openStack(name, (line) => progress.say(line));
   await removeDeadTrials(home);
   if (forgotten) {
     await removeTunnel({ name, home });
     await removeState({ name, home });
   } else {
-    const elsewhere = existsSync(sandboxPaths(name).machine);
     await stack.destroy({ signal, onEvent: (event) => progress.see(event), color: "never", onError: (text) => progress.error(text.trimEnd()) }).catch((error: unknown) => {
       if (elsewhere) progress.error(`if the machine is gone for good, \`gvisor-k3s destroy ${name} --forget\` removes what is noted here`);
       throw error;

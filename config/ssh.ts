@@ -24,6 +24,8 @@ export const remotePaths = {
   artifacts: "/var/lib/gvisor-k3s/cache/artifacts",
   /** What runs steps there: `run STEP`. It is a link to the one that was copied last. */
   runner: "/var/lib/gvisor-k3s/cache/runner",
+  /** Where programs are looked for: a command over SSH may find a PATH without the administrator's folders. */
+  programs: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 } as const;
 
 /** The options `ssh` with their defaults; undefined with another target. */

@@ -5,11 +5,8 @@
  */
 import { execFileSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
-import type { SshTarget } from "../config/ssh.ts";
+import { remotePaths, type SshTarget } from "../config/ssh.ts";
 import type { Problem } from "../config/problems.ts";
-
-/** Where programs are looked for: a command over SSH may find a PATH without the administrator's folders. */
-const PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /** The machine's public key as its owner noted it, "TYPE BASE64"; of several the one that is best checked. */
 export function hostKey({ host, port, knownHosts }: SshTarget): string | undefined {
@@ -40,7 +37,7 @@ export function sshArguments(target: SshTarget, ...more: string[]): string[] {
 
 /** The command line that runs a program on the machine as root. SSH knows commands as one text for a shell only, so each argument is quoted. */
 export function sshCommand(target: SshTarget, args: readonly string[]): string[] {
-  return ["ssh", ...sshArguments(target), `${asRoot(target)}env ${[PATH, ...args].map(quoted).join(" ")}`];
+  return ["ssh", ...sshArguments(target), `${asRoot(target)}env ${[`PATH=${remotePaths.programs}`, ...args].map(quoted).join(" ")}`];
 }
 
 /** What stands before a command that needs root. */

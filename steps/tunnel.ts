@@ -5,7 +5,7 @@
  */
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
+import { closeSync, openSync, readFileSync } from "node:fs";
 import { mkdir, rename, rm, writeFile } from "node:fs/promises";
 import { type AddressInfo, createServer } from "node:net";
 import { dirname, join } from "node:path";
@@ -136,5 +136,5 @@ async function stop(record: SandboxRecord | undefined): Promise<void> {
 /** Whether the tunnel of a cluster is there. */
 export function hasTunnel({ name, home }: Pick<TunnelParams, "name" | "home">): boolean {
   const { tunnel } = sandboxPaths(name, home);
-  return existsSync(tunnel) && isAlive(readRecord({ record: tunnel }));
+  return isAlive(readRecord({ record: tunnel }));
 }

@@ -3,15 +3,14 @@
  * Pulumi's own CopyToRemote would have all of it hashed by the engine at every preview, and cannot write where only root may.
  * @module
  */
-import { createHash } from "node:crypto";
-import { createReadStream, existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { mkdir, readdir, stat, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { Readable } from "node:stream";
-import { pipeline } from "node:stream/promises";
 import { create } from "tar";
 import { sandboxPaths } from "../config/paths.ts";
 import { remotePaths, type SshTarget } from "../config/ssh.ts";
+import { fileDigest } from "../toolchain/artifacts.ts";
 import { run } from "./run.ts";
 import { removeState } from "./sandbox.ts";
 import { sshCommand } from "./ssh.ts";
@@ -36,7 +35,7 @@ export async function upload({ ssh }: UploadParams, folders: readonly string[], 
     const part = `${basename(folder)}.${process.pid}.part`;
     const archive = Readable.from(create({ cwd: folder, portable: true }, ["."]));
     await onMachine(ssh, 'cd "$1" && rm -rf "$2" && mkdir "$2" && tar -x -f - -C "$2"', [remotePaths.artifacts, part], archive);
-    const sums = await Promise.all(files.map(async (file) => `${await sha256(join(folder, file))}  ${file}\n`));
+    const sums = files.map((file) => `${fileDigest(join(folder, file))}  ${file}\n`);
     await onMachine(ssh, 'cd "$1/$2" && sha256sum -c - > /dev/null && cd .. && { [ -e "$3" ] && rm -rf "$2" || mv "$2" "$3"; }', [remotePaths.artifacts, part, basename(folder)], sums.join(""));
   }
 }
@@ -92,10 +91,4 @@ async function onMachine(ssh: SshTarget, script: string, args: readonly string[]
 async function filesBelow(folder: string): Promise<string[]> {
   const entries = await readdir(folder, { recursive: true, withFileTypes: true });
   return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name).slice(folder.length + 1)).sort();
-}
-
-async function sha256(file: string): Promise<string> {
-  const hash = createHash("sha256");
-  await pipeline(createReadStream(file), hash);
-  return hash.digest("hex");
 }

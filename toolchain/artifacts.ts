@@ -152,12 +152,17 @@ export async function stage(source: string, name: string): Promise<string> {
   const folder = join(artifactsFolder(), stagedId(source, name));
   if (existsSync(folder)) return folder;
   return await intoPlace(folder, async (work) => {
-    await copyFile(source, join(work, name));
-    await chmod(join(work, name), 0o755);
-    const libraries = librariesOf(source);
-    if (libraries.length > 0) await mkdir(join(work, "lib"), { mode: 0o755 });
-    for (const library of libraries) await copyFile(library, join(work, "lib", basename(library)));
+    await copyProgram(source, work, name);
   });
+}
+
+/** Copies a program into a folder, and the libraries that it is linked with into `lib` there. */
+export async function copyProgram(source: string, folder: string, name: string): Promise<void> {
+  await copyFile(source, join(folder, name));
+  await chmod(join(folder, name), 0o755);
+  const libraries = librariesOf(source);
+  if (libraries.length > 0) await mkdir(join(folder, "lib"), { mode: 0o755 });
+  for (const library of libraries) await copyFile(library, join(folder, "lib", basename(library)));
 }
 
 /** Where {@link stage} puts a program, as the sandbox sees it. */
@@ -178,7 +183,7 @@ function stagedId(source: string, name: string): string {
 }
 
 /** The libraries of a program by their paths on the host, its loader among them; a static program has none. */
-export function librariesOf(program: string): string[] {
+function librariesOf(program: string): string[] {
   if (readElf(program)?.loader === undefined) return [];
   const lines = execFileSync("ldd", [program], { encoding: "utf8" }).split("\n");
   return lines.flatMap((line) => /(?:=> )?(\/\S+) \(0x/.exec(line)?.[1] ?? []);

@@ -4,12 +4,12 @@
  * @module
  */
 import { existsSync, globSync, readFileSync } from "node:fs";
-import { chmod, copyFile, cp, mkdir, writeFile } from "node:fs/promises";
+import { cp, writeFile } from "node:fs/promises";
 import { findPackageJSON } from "node:module";
 import { arch } from "node:os";
 import { basename, dirname, extname, join } from "node:path";
 import { remotePaths } from "../config/ssh.ts";
-import { type ArtifactName, artifactId, artifactsFolder, digest, idsFile, intoPlace, librariesOf } from "./artifacts.ts";
+import { type ArtifactName, artifactId, artifactsFolder, copyProgram, digest, idsFile, intoPlace } from "./artifacts.ts";
 import { readElf } from "./elf.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -37,11 +37,8 @@ export async function buildRunner(): Promise<string> {
     await writeFile(join(program, "package.json"), JSON.stringify({ type: "module" }));
     await writeFile(join(program, idsFile), ids());
     await copyPackages(PACKAGES, import.meta.filename, program);
-    await copyFile(process.execPath, join(work, "node"));
-    await mkdir(join(work, "lib"), { mode: 0o755 });
-    for (const library of librariesOf(process.execPath)) await copyFile(library, join(work, "lib", basename(library)));
-    await writeFile(join(work, "run"), script());
-    for (const file of ["node", "run"]) await chmod(join(work, file), 0o755);
+    await copyProgram(process.execPath, work, "node");
+    await writeFile(join(work, "run"), script(), { mode: 0o755 });
   });
 }
 
@@ -51,7 +48,7 @@ function script(): string {
   const node = loader === undefined ? '"$here/node"' : `"$here/lib/${basename(loader)}" --library-path "$here/lib" "$here/node"`;
   return `#!/bin/sh
 here=${remotePaths.runner}
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+export PATH=${remotePaths.programs} HOME=/root
 export GVISOR_K3S_HOME=${remotePaths.home} GVISOR_K3S_CACHE=${remotePaths.cache} NODE_COMPILE_CACHE=${remotePaths.cache}/node-compile-cache
 exec ${node} "$here/program/steps/main${extension}" "$@"
 `;
