@@ -27,7 +27,18 @@ export { parseStackConfig, type StackConfig, type StackConfigInput } from "./con
 export { preflight } from "./steps/preflight.ts";
 
 export type { Change } from "./automation/changes.ts";
-export { type Cluster as ClusterReport, destroy, importArchives, kubectl, preview, previewDestroy, refresh, up, type Upgrade, upgrade } from "./automation/cluster.ts";
+export {
+  type Cluster as ClusterReport,
+  destroy,
+  importArchives,
+  kubectl,
+  preview,
+  previewDestroy,
+  refresh,
+  up,
+  type Upgrade,
+  upgrade,
+} from "./automation/cluster.ts";
 export { doctor, type Report } from "./automation/doctor.ts";
 export { type Listed, list } from "./automation/list.ts";
 export { Progress } from "./automation/progress.ts";

@@ -27,7 +27,10 @@ const forms: [RegExp, string][] = [
   [/\beyJ[\w-]+\.[\w-]+\.[\w-]+/g, REMOVED],
   [/\bK10[0-9a-f]{64}::[^\s"']+/g, REMOVED],
   [/(\w+:\/\/)[^\s/:@"']+:[^\s/@"']+@/g, `$1${REMOVED}@`],
-  [/("?(?:password|passwd|token|secret|client-key-data|auth|authorization|identitytoken)"?\s*[:=]\s*)("[^"\n]*"|'[^'\n]*'|(?:bearer|basic) [^\s,]+|[^\s,{}[\]]+)/gi, `$1${REMOVED}`],
+  [
+    /("?(?:password|passwd|token|secret|client-key-data|auth|authorization|identitytoken)"?\s*[:=]\s*)("[^"\n]*"|'[^'\n]*'|(?:bearer|basic) [^\s,]+|[^\s,{}[\]]+)/gi,
+    `$1${REMOVED}`,
+  ],
 ];
 
 /**
@@ -43,7 +46,9 @@ export function redacted(text: string, known: readonly string[]): string {
 
 /** Every secret that this machine knows of a cluster. */
 function secretsOf(config: StackConfig): string[] {
-  const secrets: string[] = Object.values(config.registries.configs).flatMap(({ auth }) => [auth?.password, auth?.auth, auth?.identity_token].filter((value) => value !== undefined));
+  const secrets: string[] = Object.values(config.registries.configs).flatMap(({ auth }) =>
+    [auth?.password, auth?.auth, auth?.identity_token].filter((value) => value !== undefined),
+  );
   for (const proxy of [config.proxy.http, config.proxy.https]) {
     const password = proxy && URL.canParse(proxy) ? new URL(proxy).password : "";
     if (password !== "") secrets.push(password, decodeURIComponent(password));
@@ -52,8 +57,10 @@ function secretsOf(config: StackConfig): string[] {
   if (existsSync(passphrase)) secrets.push(readFileSync(passphrase, "utf8").trim());
   const kubeconfig = kubeconfigOf(config);
   if (existsSync(kubeconfig)) {
-    for (const { user } of (parse(readFileSync(kubeconfig, "utf8")) as { users?: { user?: Record<string, unknown> }[] }).users ?? []) {
-      for (const field of ["client-key-data", "token", "password"]) if (typeof user?.[field] === "string") secrets.push(user[field]);
+    for (const { user } of (parse(readFileSync(kubeconfig, "utf8")) as { users?: { user?: Record<string, unknown> }[] })
+      .users ?? []) {
+      for (const field of ["client-key-data", "token", "password"])
+        if (typeof user?.[field] === "string") secrets.push(user[field]);
     }
   }
   return secrets;
@@ -64,7 +71,11 @@ function secretsOf(config: StackConfig): string[] {
  * No pod's own log and no Secret is in it.
  * @returns what is in it
  */
-export async function writeBundle(config: StackConfig, archive: string, say: (line: string) => void): Promise<string[]> {
+export async function writeBundle(
+  config: StackConfig,
+  archive: string,
+  say: (line: string) => void,
+): Promise<string[]> {
   const secrets = secretsOf(config);
   const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-logs-"));
   const top = basename(archive).replace(/\.(tar\.gz|tgz)$/, "");
@@ -76,7 +87,21 @@ export async function writeBundle(config: StackConfig, archive: string, say: (li
   };
   try {
     await put("status.json", JSON.stringify(await status(config, say), null, 2));
-    await put("machine.json", JSON.stringify({ kernel: release(), arch: arch(), cpus: cpus().length, memory: totalmem(), node: process.version, os: tail("/etc/os-release") }, null, 2));
+    await put(
+      "machine.json",
+      JSON.stringify(
+        {
+          kernel: release(),
+          arch: arch(),
+          cpus: cpus().length,
+          memory: totalmem(),
+          node: process.version,
+          os: tail("/etc/os-release"),
+        },
+        null,
+        2,
+      ),
+    );
     await put("options.yaml", stringify(config));
     if (config.mode !== "external") {
       const ref = refOf(config);
@@ -84,15 +109,30 @@ export async function writeBundle(config: StackConfig, archive: string, say: (li
         const text = ref.ssh ? await worked(execIn(ref, ["cat", path])) : textOf(hostPath(ref, path));
         if (text !== undefined) await put(`files${path}`, text);
       }
-      for (const folder of new Set([sandboxPaths(config.name).logs, ...(ref.ssh ? [] : [dirname(hostPath(ref, `${inSandbox.logs}/x`))])])) {
+      for (const folder of new Set([
+        sandboxPaths(config.name).logs,
+        ...(ref.ssh ? [] : [dirname(hostPath(ref, `${inSandbox.logs}/x`))]),
+      ])) {
         for (const file of filesBelow(folder)) await put(join("logs", relative(folder, file)), tail(file));
       }
-      const there = ref.ssh ? ((await worked(execIn(ref, ["ls", inSandbox.logs]))) ?? "").split("\n").filter((file) => file !== "") : [];
-      for (const file of there) await put(join("logs", file), (await worked(execIn(ref, ["tail", "-c", String(TAIL), join(inSandbox.logs, file)]))) ?? "");
+      const there = ref.ssh
+        ? ((await worked(execIn(ref, ["ls", inSandbox.logs]))) ?? "").split("\n").filter((file) => file !== "")
+        : [];
+      for (const file of there)
+        await put(
+          join("logs", file),
+          (await worked(execIn(ref, ["tail", "-c", String(TAIL), join(inSandbox.logs, file)]))) ?? "",
+        );
     }
     if (existsSync(kubeconfigOf(config))) {
       const [program, ...args] = await kubectl(config, say);
-      const questions = { "nodes.txt": ["describe", "nodes"], "pods.txt": ["get", "pods", "-A", "-o", "wide"], "pods-described.txt": ["describe", "pods", "-A"], "events.txt": ["get", "events", "-A", "--sort-by=.lastTimestamp"], "services.txt": ["get", "services,endpointslices", "-A", "-o", "wide"] };
+      const questions = {
+        "nodes.txt": ["describe", "nodes"],
+        "pods.txt": ["get", "pods", "-A", "-o", "wide"],
+        "pods-described.txt": ["describe", "pods", "-A"],
+        "events.txt": ["get", "events", "-A", "--sort-by=.lastTimestamp"],
+        "services.txt": ["get", "services,endpointslices", "-A", "-o", "wide"],
+      };
       for (const [file, question] of Object.entries(questions)) {
         const answer = await worked(run(program, [...args, "--request-timeout=10s", ...question]));
         await put(join("kubernetes", file), answer ?? "the API server did not answer\n");
@@ -117,5 +157,7 @@ function tail(file: string): string {
 
 function filesBelow(folder: string): string[] {
   if (!existsSync(folder)) return [];
-  return readdirSync(folder, { recursive: true, encoding: "utf8" }).map((file) => join(folder, file)).filter((file) => statSync(file, { throwIfNoEntry: false })?.isFile());
+  return readdirSync(folder, { recursive: true, encoding: "utf8" })
+    .map((file) => join(folder, file))
+    .filter((file) => statSync(file, { throwIfNoEntry: false })?.isFile());
 }

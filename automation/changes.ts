@@ -37,7 +37,11 @@ const about: Partial<Record<StepName, { file?: string; effect?: string }>> = {
 type Inputs = Record<string, unknown> | undefined;
 
 /** Pulumi's own marks, of which each stands for a value (sdk/go/common/resource: SecretSig, UnknownStringValue). */
-const [MARK, SECRET, UNKNOWN] = ["4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270", "04da6b54-80e4-46f7-96ec-b56ff0331ba9"];
+const [MARK, SECRET, UNKNOWN] = [
+  "4dabf18193072939515e22adb298388d",
+  "1b47061264138c4ac30d75fd1eb44270",
+  "04da6b54-80e4-46f7-96ec-b56ff0331ba9",
+];
 
 /** Inputs with words in place of Pulumi's marks. */
 function plain(value: unknown): unknown {
@@ -70,7 +74,8 @@ const stepOf = (command: unknown) => String(command).split(" ").at(-1) as StepNa
 
 /** Inputs with the file and the parameters where a local step has them. */
 function asLocal(inputs: Inputs): Inputs {
-  if (inputs?.connection === undefined || typeof inputs.stdin !== "string" || !inputs.stdin.startsWith("{")) return inputs;
+  if (inputs?.connection === undefined || typeof inputs.stdin !== "string" || !inputs.stdin.startsWith("{"))
+    return inputs;
   const { params, environment, content } = JSON.parse(inputs.stdin) as StepInput;
   const { connection: _, ...rest } = inputs;
   return { ...rest, stdin: content, environment: { ...environment, STEP_PARAMS: JSON.stringify(params) } };
@@ -81,7 +86,10 @@ function diffsOf(resource: string, file: string | undefined, beforeThere: Inputs
   const [stdinBefore, stdinAfter] = [before?.stdin, after?.stdin].map(readable);
   const { stdin: _before, ...restBefore } = before ?? {};
   const { stdin: _after, ...restAfter } = after ?? {};
-  return [unified(file ?? `${resource}.stdin`, stdinBefore!, stdinAfter!), unified(`${resource} (parameters)`, parameters(restBefore), parameters(restAfter))].filter((diff) => diff !== "");
+  return [
+    unified(file ?? `${resource}.stdin`, stdinBefore!, stdinAfter!),
+    unified(`${resource} (parameters)`, parameters(restBefore), parameters(restAfter)),
+  ].filter((diff) => diff !== "");
 }
 
 /** A file as it is; JSON on one line is laid out, so that a change is one of lines. */
@@ -95,11 +103,24 @@ function parameters(inputs: Record<string, unknown>): string {
   const environment = inputs.environment as Record<string, string> | undefined;
   const given = environment?.STEP_PARAMS;
   const params = typeof given === "string" && given.startsWith("{") ? (parse(given) as unknown) : given;
-  return stringify(environment ? { ...environment, STEP_PARAMS: params } : inputs, { lineWidth: 0, sortMapEntries: true });
+  return stringify(environment ? { ...environment, STEP_PARAMS: params } : inputs, {
+    lineWidth: 0,
+    sortMapEntries: true,
+  });
 }
 
 function unified(file: string, before: string, after: string): string {
-  return before === after ? "" : createTwoFilesPatch(`a/${file.replace(/^\//, "")}`, `b/${file.replace(/^\//, "")}`, before, after, undefined, undefined, { context: 3 }).replace(/^=+\n/, "");
+  return before === after
+    ? ""
+    : createTwoFilesPatch(
+        `a/${file.replace(/^\//, "")}`,
+        `b/${file.replace(/^\//, "")}`,
+        before,
+        after,
+        undefined,
+        undefined,
+        { context: 3 },
+      ).replace(/^=+\n/, "");
 }
 
 const colours = { "+": "green", "-": "red", "@": "cyan" } as const;
@@ -111,5 +132,19 @@ export function asText(changes: readonly Change[], colour: boolean): string {
     return colour && style ? styleText(style, line, { validateStream: false }) : line;
   };
   const sign: Record<string, string> = { create: "+", delete: "-", update: "~" };
-  return changes.map(({ resource, operation, effect, diffs }) => [`${sign[operation] ?? "±"} ${operation} ${resource}${effect ? `: ${effect}` : ""}`, ...diffs.map((diff) => diff.trimEnd().split("\n").map(paint).map((line) => `    ${line}`).join("\n"))].join("\n")).join("\n");
+  return changes
+    .map(({ resource, operation, effect, diffs }) =>
+      [
+        `${sign[operation] ?? "±"} ${operation} ${resource}${effect ? `: ${effect}` : ""}`,
+        ...diffs.map((diff) =>
+          diff
+            .trimEnd()
+            .split("\n")
+            .map(paint)
+            .map((line) => `    ${line}`)
+            .join("\n"),
+        ),
+      ].join("\n"),
+    )
+    .join("\n");
 }

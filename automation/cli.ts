@@ -23,7 +23,10 @@ const load = {
   kubeconfig: () => import("./kubeconfig.ts"),
 };
 
-const { version, description } = JSON.parse(readFileSync(join(import.meta.dirname, "../package.json"), "utf8")) as { version: string; description: string };
+const { version, description } = JSON.parse(readFileSync(join(import.meta.dirname, "../package.json"), "utf8")) as {
+  version: string;
+  description: string;
+};
 
 interface Flags {
   json?: boolean;
@@ -46,7 +49,11 @@ const termination = new AbortController();
 process.on("SIGTERM", () => termination.abort());
 const { signal } = termination;
 
-const program = new Command("gvisor-k3s").description(description).version(version).exitOverride().enablePositionalOptions();
+const program = new Command("gvisor-k3s")
+  .description(description)
+  .version(version)
+  .exitOverride()
+  .enablePositionalOptions();
 const name = () => new Argument("[name]", "the cluster; its options are read from Pulumi.NAME.yaml").default("dev");
 const json = () => new Option("--json", "print JSON");
 const cluster = () => new Option("-c, --cluster <name>", "the cluster").default("dev");
@@ -64,14 +71,29 @@ program
     progress.end();
     if (flags.json) return print(made);
     const { kubeconfigPath, testPod: pod, quirks, resources, stages } = made;
-    const rows = [["resources", Object.entries(resources).map(([kind, count]) => `${count} ${kind}`).join(", ")], ...Object.entries(stages).map(([stage, took]) => ["stage", `${stage.padEnd(22)} ${seconds(took)}`])];
+    const rows = [
+      [
+        "resources",
+        Object.entries(resources)
+          .map(([kind, count]) => `${count} ${kind}`)
+          .join(", "),
+      ],
+      ...Object.entries(stages).map(([stage, took]) => ["stage", `${stage.padEnd(22)} ${seconds(took)}`]),
+    ];
     if (quirks) rows.push(["quirks", quirks.join(", ") || "none"]);
     if (pod) rows.push(["pod", pod.name], ["phase", pod.phase], ["log", pod.logs.split("\n")[0]!]);
     rows.push(["kubeconfig", kubeconfigPath], ["all", progress.elapsed()]);
-    print(`\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${value}`).join("\n")}\n\nnext:\n  export KUBECONFIG=${kubeconfigPath}\n  kubectl get pods -A\n  ${process.env.MAKELEVEL ? `make destroy${name === "dev" ? "" : ` STACK=${name}`}` : `gvisor-k3s destroy ${name}`}\n`);
+    print(
+      `\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${value}`).join("\n")}\n\nnext:\n  export KUBECONFIG=${kubeconfigPath}\n  kubectl get pods -A\n  ${process.env.MAKELEVEL ? `make destroy${name === "dev" ? "" : ` STACK=${name}`}` : `gvisor-k3s destroy ${name}`}\n`,
+    );
   });
 
-program.command("preview").description("show what `up` would change: each file of the runtime as a diff, and what is restarted").addArgument(name()).addOption(json()).action(preview);
+program
+  .command("preview")
+  .description("show what `up` would change: each file of the runtime as a diff, and what is restarted")
+  .addArgument(name())
+  .addOption(json())
+  .action(preview);
 
 async function preview(name: string, flags: Flags): Promise<void> {
   begin(flags);
@@ -82,12 +104,18 @@ async function printChanges(changes: Change[], flags: Flags): Promise<void> {
   progress.end();
   if (flags.json) return print(changes);
   const text = (await load.changes()).asText(changes, process.stdout.isTTY);
-  print(changes.length === 0 ? "nothing changes\n" : `${text}\n${changes.length} ${changes.length === 1 ? "change" : "changes"}\n`);
+  print(
+    changes.length === 0
+      ? "nothing changes\n"
+      : `${text}\n${changes.length} ${changes.length === 1 ? "change" : "changes"}\n`,
+  );
 }
 
 program
   .command("upgrade")
-  .description("take a cluster to the versions that this gvisor-k3s brings; pods and data live on, and what fails goes back")
+  .description(
+    "take a cluster to the versions that this gvisor-k3s brings; pods and data live on, and what fails goes back",
+  )
   .addArgument(name())
   .option("--to <version>", "another release of k3s, with distribution: k3s; kept in Pulumi.NAME.yaml unless it fails")
   .addOption(json())
@@ -96,7 +124,13 @@ program
     const done = await (await load.cluster()).upgrade(name, to, { progress, signal });
     progress.end();
     const { from = "unknown", to: now = "unknown" } = done;
-    print(flags.json ? done : from === now ? `${name} runs ${now} already; all else is as configured\n` : `${name} runs ${now}; it ran ${from}\n`);
+    print(
+      flags.json
+        ? done
+        : from === now
+          ? `${name} runs ${now} already; all else is as configured\n`
+          : `${name} runs ${now}; it ran ${from}\n`,
+    );
   });
 
 program
@@ -108,7 +142,8 @@ program
   .addOption(json())
   .action(async (name: string, { forget, ...flags }: { forget?: boolean } & Flags) => {
     begin(flags);
-    if (flags.dryRun) return await printChanges(await (await load.cluster()).previewDestroy(name, { progress, signal }), flags);
+    if (flags.dryRun)
+      return await printChanges(await (await load.cluster()).previewDestroy(name, { progress, signal }), flags);
     await (await load.cluster()).destroy(name, { progress, signal, forgotten: forget ?? false });
     progress.say(`${name} is gone`);
     if (flags.json) print({ name, destroyed: true });
@@ -128,7 +163,9 @@ program
 
 program
   .command("refresh")
-  .description("note what is no longer as it was made, a test pod that was deleted by hand included, and tell it as `status` does; `up` repairs it")
+  .description(
+    "note what is no longer as it was made, a test pod that was deleted by hand included, and tell it as `status` does; `up` repairs it",
+  )
   .addArgument(name())
   .addOption(json())
   .action(async (name: string, flags: Flags) => {
@@ -149,7 +186,13 @@ program
   .action((flags: Flags) => {
     const clusters = list();
     if (flags.json) return print(clusters);
-    print(clusters.length === 0 ? "there is no cluster; `gvisor-k3s up` makes one\n" : clusters.map(({ name, state, kubeconfigPath }) => `${name.padEnd(12)} ${state.padEnd(8)} ${kubeconfigPath}\n`).join(""));
+    print(
+      clusters.length === 0
+        ? "there is no cluster; `gvisor-k3s up` makes one\n"
+        : clusters
+            .map(({ name, state, kubeconfigPath }) => `${name.padEnd(12)} ${state.padEnd(8)} ${kubeconfigPath}\n`)
+            .join(""),
+    );
   });
 
 program
@@ -171,10 +214,14 @@ kubeconfig
   .command("print", { isDefault: true })
   .description("print it (the default)")
   .addArgument(name())
-  .action(async (name: string) => print(readFileSync((await load.cluster()).kubeconfigThere(await configOf(name)), "utf8")));
+  .action(async (name: string) =>
+    print(readFileSync((await load.cluster()).kubeconfigThere(await configOf(name)), "utf8")),
+  );
 kubeconfig
   .command("merge")
-  .description("put it into your kubeconfig (the first file of KUBECONFIG, or ~/.kube/config) as the context gvisor-k3s-NAME, and switch to that")
+  .description(
+    "put it into your kubeconfig (the first file of KUBECONFIG, or ~/.kube/config) as the context gvisor-k3s-NAME, and switch to that",
+  )
   .addArgument(name())
   .option("--no-switch", "leave the current context as it is")
   .option("--dry-run", "print what the file would be")
@@ -185,7 +232,9 @@ kubeconfig
     const text = merged(textOf(file), own, name, choose);
     if (dryRun) return print(text);
     write(file, text);
-    print(`${entryName(name)} is in ${file}${choose ? ", and the current context" : ""}; \`gvisor-k3s kubeconfig undo\` takes that back\n`);
+    print(
+      `${entryName(name)} is in ${file}${choose ? ", and the current context" : ""}; \`gvisor-k3s kubeconfig undo\` takes that back\n`,
+    );
   });
 kubeconfig
   .command("switch")
@@ -195,7 +244,8 @@ kubeconfig
     const { chosen, entryName, userKubeconfig, write } = await load.kubeconfig();
     const file = userKubeconfig();
     const text = chosen(textOf(file), name);
-    if (text === undefined) throw new Error(`${file} has no context ${entryName(name)}; run \`gvisor-k3s kubeconfig merge ${name}\` first`);
+    if (text === undefined)
+      throw new Error(`${file} has no context ${entryName(name)}; run \`gvisor-k3s kubeconfig merge ${name}\` first`);
     write(file, text);
     print(`${entryName(name)} is the current context of ${file}\n`);
   });
@@ -248,14 +298,22 @@ program
 
 program
   .command("logs")
-  .description("collect what a bug report needs in one archive: status, options, rendered files, logs, events; secrets are removed")
+  .description(
+    "collect what a bug report needs in one archive: status, options, rendered files, logs, events; secrets are removed",
+  )
   .addArgument(name())
   .option("-o, --output <file>", "the archive", "gvisor-k3s-NAME.tar.gz")
   .addOption(json())
   .action(async (name: string, { output, ...flags }: { output: string } & Flags) => {
     const archive = output.replace("NAME", name);
-    const files = await (await import("./bundle.ts")).writeBundle(await configOf(name), archive, (line) => console.error(line));
-    print(flags.json ? { archive, files } : `${archive}: ${files.length} files, without secrets as far as these are known; look at them before you send them\n`);
+    const files = await (await import("./bundle.ts")).writeBundle(await configOf(name), archive, (line) =>
+      console.error(line),
+    );
+    print(
+      flags.json
+        ? { archive, files }
+        : `${archive}: ${files.length} files, without secrets as far as these are known; look at them before you send them\n`,
+    );
   });
 
 const completion = tab(program, { completionCommandName: "completion" });
@@ -300,8 +358,10 @@ await program.parseAsync().catch(async (error: unknown) => {
   const verb = program.args[0] ?? "";
   // Pulumi has printed its diagnostics; its own error only repeats them.
   const pulumi = PULUMI_VERBS.includes(verb) ? await import("@pulumi/pulumi/automation/index.js") : undefined;
-  if (pulumi && error instanceof pulumi.ConcurrentUpdateError) console.error(`${verb} did nothing: another run works on this cluster; try again when it has ended`);
-  else if (pulumi && error instanceof pulumi.CommandError) console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
+  if (pulumi && error instanceof pulumi.ConcurrentUpdateError)
+    console.error(`${verb} did nothing: another run works on this cluster; try again when it has ended`);
+  else if (pulumi && error instanceof pulumi.CommandError)
+    console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
   else console.error(error instanceof InputError || (error instanceof Error && !pulumi) ? error.message : error);
   process.exitCode = 1;
 });

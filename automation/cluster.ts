@@ -51,8 +51,17 @@ interface Options {
 export async function up(name: string, { progress, signal }: Options): Promise<Cluster> {
   checkStackConfig(name);
   const stack = await openStack(name, (line) => progress.say(line));
-  const { outputs, summary } = await stack.up({ signal, onEvent: (event) => progress.see(event), color: "never", onError: (text) => progress.error(text.trimEnd()) });
-  const values = Object.fromEntries(Object.entries(outputs).filter(([, { secret }]) => !secret).map(([output, { value }]) => [output, value]));
+  const { outputs, summary } = await stack.up({
+    signal,
+    onEvent: (event) => progress.see(event),
+    color: "never",
+    onError: (text) => progress.error(text.trimEnd()),
+  });
+  const values = Object.fromEntries(
+    Object.entries(outputs)
+      .filter(([, { secret }]) => !secret)
+      .map(([output, { value }]) => [output, value]),
+  );
   return { name, ...values, resources: summary.resourceChanges ?? {}, stages: progress.stages } as Cluster;
 }
 
@@ -70,8 +79,16 @@ export interface Upgrade extends Cluster {
 export async function upgrade(name: string, to: string | undefined, options: Options): Promise<Upgrade> {
   const ref = refOf(readConfig(name));
   const last = observe(ref).ready;
-  if (last === undefined) refuse([{ option: "name", value: name, message: `it was never ready; run \`gvisor-k3s up ${name}\` first` }]);
-  if (to !== undefined && last!.distribution !== "k3s") refuse([{ option: "--to", value: to, message: `it is for distribution: k3s; ${name} runs the server of this gvisor-k3s, and a newer one comes with a newer gvisor-k3s` }]);
+  if (last === undefined)
+    refuse([{ option: "name", value: name, message: `it was never ready; run \`gvisor-k3s up ${name}\` first` }]);
+  if (to !== undefined && last!.distribution !== "k3s")
+    refuse([
+      {
+        option: "--to",
+        value: to,
+        message: `it is for distribution: k3s; ${name} runs the server of this gvisor-k3s, and a newer one comes with a newer gvisor-k3s`,
+      },
+    ]);
   const putBack = to === undefined ? undefined : setRelease(name, to);
   try {
     const cluster = await up(name, options);
@@ -99,7 +116,10 @@ export async function previewDestroy(name: string, { progress, signal }: Options
 }
 
 /** The changes that a preview tells, whose errors are told as they come. */
-async function changesIn(progress: Progress, show: (options: Pick<PreviewOptions, "onEvent" | "onError" | "color">) => Promise<unknown>): Promise<Change[]> {
+async function changesIn(
+  progress: Progress,
+  show: (options: Pick<PreviewOptions, "onEvent" | "onError" | "color">) => Promise<unknown>,
+): Promise<Change[]> {
   const changes: Change[] = [];
   const onEvent = (event: EngineEvent) => {
     if (event.diagnosticEvent?.severity === "error") progress.error(event.diagnosticEvent.message.trimEnd());
@@ -121,7 +141,8 @@ export async function refresh(name: string, { progress, signal }: Options): Prom
   const see = (event: EngineEvent) => {
     if (event.diagnosticEvent?.severity === "error") progress.error(event.diagnosticEvent.message.trimEnd());
     const metadata = event.resOutputsEvent?.metadata;
-    if (metadata && metadata.op !== "same" && metadata.op !== "refresh" && isWork(metadata.type)) changed.push(nameOf(metadata.urn));
+    if (metadata && metadata.op !== "same" && metadata.op !== "refresh" && isWork(metadata.type))
+      changed.push(nameOf(metadata.urn));
   };
   await stack.refresh({ signal, onEvent: see, color: "never", onError: (text) => progress.error(text.trimEnd()) });
   return changed;
@@ -131,27 +152,42 @@ export async function refresh(name: string, { progress, signal }: Options): Prom
  * Removes the cluster and everything of it, its entries in the user's kubeconfig included; one that is dead or gone is no error.
  * @param forgotten that of a cluster on another machine only what is noted here is removed: the machine is gone for good
  */
-export async function destroy(name: string, { progress, signal, forgotten = false }: Options & { forgotten?: boolean }): Promise<void> {
+export async function destroy(
+  name: string,
+  { progress, signal, forgotten = false }: Options & { forgotten?: boolean },
+): Promise<void> {
   const home = homeFolder();
   const elsewhere = notedMachine({ name, home }) !== undefined;
-  if (forgotten && !elsewhere) throw new Error(`${name} is not on another machine; \`gvisor-k3s destroy ${name}\` removes it`);
+  if (forgotten && !elsewhere)
+    throw new Error(`${name} is not on another machine; \`gvisor-k3s destroy ${name}\` removes it`);
   const stack = await openStack(name, (line) => progress.say(line));
   await removeDeadTrials(home);
   if (forgotten) {
     await removeTunnel({ name, home });
     await removeState({ name, home });
   } else {
-    await stack.destroy({ signal, onEvent: (event) => progress.see(event), color: "never", onError: (text) => progress.error(text.trimEnd()) }).catch((error: unknown) => {
-      if (elsewhere) progress.error(`if the machine is gone for good, \`gvisor-k3s destroy ${name} --forget\` removes what is noted here`);
-      throw error;
-    });
+    await stack
+      .destroy({
+        signal,
+        onEvent: (event) => progress.see(event),
+        color: "never",
+        onError: (text) => progress.error(text.trimEnd()),
+      })
+      .catch((error: unknown) => {
+        if (elsewhere)
+          progress.error(
+            `if the machine is gone for good, \`gvisor-k3s destroy ${name} --forget\` removes what is noted here`,
+          );
+        throw error;
+      });
   }
   await stack.workspace.removeStack(name, { force: forgotten });
   await forget(name);
   await rm(join(home, "project", `Pulumi.${name}.yaml`), { force: true });
   // The last stack takes its surroundings along.
   if (!existsSync(join(home, "sandboxes")) && (await stack.workspace.listStacks()).length === 0) {
-    for (const entry of ["project", "pulumi", "passphrase", "kubeconfig-undo.json"]) await rm(join(home, entry), { recursive: true, force: true });
+    for (const entry of ["project", "pulumi", "passphrase", "kubeconfig-undo.json"])
+      await rm(join(home, entry), { recursive: true, force: true });
     await rmdir(home).catch(() => undefined); // something of the user's is in it
   }
 }
@@ -162,7 +198,9 @@ export function refOf(config: StackConfig): SandboxRef {
   const ssh = sshTarget(config);
   if (ssh) return { name, home: remotePaths.home, ssh };
   const ref = { name, home: homeFolder() };
-  return target === "inside" ? ref : { ...ref, runsc: sandbox.runsc ?? join(artifactFolder({ name: "runsc" }), "runsc") };
+  return target === "inside"
+    ? ref
+    : { ...ref, runsc: sandbox.runsc ?? join(artifactFolder({ name: "runsc" }), "runsc") };
 }
 
 /** The kubeconfig's file of a cluster, whatever its mode. */
@@ -177,25 +215,41 @@ export function kubeconfigOf(config: StackConfig): string {
  */
 export function kubeconfigThere(config: StackConfig): string {
   const file = kubeconfigOf(config);
-  if (!existsSync(file)) throw new Error(`${config.name} has no kubeconfig yet; run \`gvisor-k3s up ${config.name}\` first`);
+  if (!existsSync(file))
+    throw new Error(`${config.name} has no kubeconfig yet; run \`gvisor-k3s up ${config.name}\` first`);
   return file;
 }
 
 /** kubectl of the node's own version, as a program and its first arguments. The way to a node on another machine is opened again if it is gone. */
-export async function kubectl(config: StackConfig, say: (line: string) => void): Promise<[program: string, ...args: string[]]> {
+export async function kubectl(
+  config: StackConfig,
+  say: (line: string) => void,
+): Promise<[program: string, ...args: string[]]> {
   const ssh = sshTarget(config);
   if (ssh) {
     const { name, node, sandbox } = config;
-    await ensureTunnel({ name, home: homeFolder(), ssh, address: linkAddresses(sandbox.subnet).node, port: node.httpsListenPort }, readFileSync(kubeconfigThere(config), "utf8"));
+    await ensureTunnel(
+      { name, home: homeFolder(), ssh, address: linkAddresses(sandbox.subnet).node, port: node.httpsListenPort },
+      readFileSync(kubeconfigThere(config), "utf8"),
+    );
   }
-  return [join(await build({ name: "server" }, say), "gvisor-k3s-node"), "kubectl", `--kubeconfig=${kubeconfigThere(config)}`, ...(config.external.context ? [`--context=${config.external.context}`] : [])];
+  return [
+    join(await build({ name: "server" }, say), "gvisor-k3s-node"),
+    "kubectl",
+    `--kubeconfig=${kubeconfigThere(config)}`,
+    ...(config.external.context ? [`--context=${config.external.context}`] : []),
+  ];
 }
 
 /**
  * Imports archives into a node that runs.
  * @throws InputError that names every file that is no archive of images
  */
-export async function importArchives(config: StackConfig, archives: readonly string[], progress: Progress): Promise<void> {
+export async function importArchives(
+  config: StackConfig,
+  archives: readonly string[],
+  progress: Progress,
+): Promise<void> {
   const files = archives.map((path) => resolve(path));
   refuse(files.flatMap(archiveProblem));
   needRunning(config);

@@ -58,12 +58,22 @@ export async function doctor(config: StackConfig, say: (line: string) => void): 
   const ref = { name: config.name, home: homeFolder(), runsc };
   if (isAlive(readRecord(sandboxPaths(ref.name, ref.home)))) return await examine(`the sandbox ${ref.name}`, ref);
   if (config.sandbox.runsc === undefined) await build({ name: "runsc" }, say);
-  return await inTrialSandbox({ ...ref, platform, network }, (trial) => examine(`a trial sandbox with the options of ${config.name}, of which nothing is left`, trial));
+  return await inTrialSandbox({ ...ref, platform, network }, (trial) =>
+    examine(`a trial sandbox with the options of ${config.name}, of which nothing is left`, trial),
+  );
 }
 
-async function examine(probed: string, ref: SandboxRef, init = pathInSandbox({ name: "init" }, "sandbox-init")): Promise<Report> {
+async function examine(
+  probed: string,
+  ref: SandboxRef,
+  init = pathInSandbox({ name: "init" }, "sandbox-init"),
+): Promise<Report> {
   const { stdout } = await execIn(ref, ["/bin/uname", "-r"]);
-  return report(probed, stdout.trim(), await ask(probes, (input) => execIn(ref, [init, "probe"], { input, timeout: 30_000 })));
+  return report(
+    probed,
+    stdout.trim(),
+    await ask(probes, (input) => execIn(ref, [init, "probe"], { input, timeout: 30_000 })),
+  );
 }
 
 /** Probes another machine, with a sandbox-init that is taken away again unless a cluster is there. */
@@ -72,7 +82,11 @@ async function examineThere(name: string, ssh: SshTarget, init: string, say: (li
   const { record } = observe({ ...to, home: remotePaths.home });
   await upload(to, [init], say);
   try {
-    return await examine(`the machine ${ssh.host}`, { name, home: remotePaths.home, ssh }, join(remotePaths.artifacts, basename(init), "sandbox-init"));
+    return await examine(
+      `the machine ${ssh.host}`,
+      { name, home: remotePaths.home, ssh },
+      join(remotePaths.artifacts, basename(init), "sandbox-init"),
+    );
   } finally {
     if (record === undefined) await removeCopies(ssh);
   }
@@ -82,7 +96,11 @@ async function examineThere(name: string, ssh: SshTarget, init: string, say: (li
 async function examineHere(): Promise<Report> {
   const init = join(artifactFolder({ name: "init" }), "sandbox-init");
   const { stdout } = await run("uname", ["-r"]);
-  return report("this machine, which is a gVisor sandbox", stdout.trim(), await ask(probes, (input) => run(init, ["probe"], { input, timeout: 30_000 })));
+  return report(
+    "this machine, which is a gVisor sandbox",
+    stdout.trim(),
+    await ask(probes, (input) => run(init, ["probe"], { input, timeout: 30_000 })),
+  );
 }
 
 /** gVisor's kernel log begins with its name, in every generation. */
@@ -100,23 +118,48 @@ function report(probed: string, kernel: string, answers: readonly Answer[]): Rep
   const findings = probedQuirks.map((id): Finding => {
     const { needs, symptom } = quirk(id);
     const { remedy, by } = describeRemedy(quirk(id).remedy);
-    return { quirk: id, found: found.includes(id), neededBy: needs, remedy, whoCanChangeIt: by, symptom, answer: answers.find((answer) => answer.id === id)?.reason ?? "" };
+    return {
+      quirk: id,
+      found: found.includes(id),
+      neededBy: needs,
+      remedy,
+      whoCanChangeIt: by,
+      symptom,
+      answer: answers.find((answer) => answer.id === id)?.reason ?? "",
+    };
   });
   return { probed, kernel, findings, blockers, recommendedMode: blockers.length === 0 ? "node" : "control-plane" };
 }
 
 /** The report as a table for people. */
 export function asTable({ probed, kernel, findings, blockers, recommendedMode }: Report): string {
-  const rows = findings.map(({ quirk, found, neededBy, remedy, whoCanChangeIt }) => [quirk, found ? "yes" : "no", neededBy, ...(found ? [remedy, whoCanChangeIt] : ["", ""])]);
+  const rows = findings.map(({ quirk, found, neededBy, remedy, whoCanChangeIt }) => [
+    quirk,
+    found ? "yes" : "no",
+    neededBy,
+    ...(found ? [remedy, whoCanChangeIt] : ["", ""]),
+  ]);
   const table = columns([["quirk", "found", "needed by", "remedy", "who can change it"], ...rows]);
   const verdict =
     blockers.length === 0
       ? "a node can run here"
-      : ["no pod can run here:", ...findings.filter(({ quirk }) => blockers.includes(quirk)).map(({ quirk, symptom, answer }) => `  ${quirk}: "${symptom}"; the kernel's answer: ${answer}`)].join("\n");
+      : [
+          "no pod can run here:",
+          ...findings
+            .filter(({ quirk }) => blockers.includes(quirk))
+            .map(({ quirk, symptom, answer }) => `  ${quirk}: "${symptom}"; the kernel's answer: ${answer}`),
+        ].join("\n");
   return `probed ${probed}; kernel ${kernel}\n\n${table}\n\n${verdict}\nrecommended  mode: ${recommendedMode}\n`;
 }
 
 function columns(rows: string[][]): string {
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
-  return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ").trimEnd()).join("\n");
+  return rows
+    .map((row) =>
+      row
+        .map((cell, column) => cell.padEnd(widths[column]!))
+        .join("  ")
+        .trimEnd(),
+    )
+    .join("\n");
 }

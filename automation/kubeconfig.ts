@@ -32,7 +32,10 @@ interface Entry {
  * @param choose whether its context becomes the current one
  */
 export function merged(text: string, own: string, cluster: string, choose: boolean): string {
-  const document = text.trim() === "" ? parseDocument("apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts: []\n") : checked(text);
+  const document =
+    text.trim() === ""
+      ? parseDocument("apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts: []\n")
+      : checked(text);
   const { clusters, users } = parse(own) as Record<"clusters" | "users", [Entry]>;
   const name = entryName(cluster);
   removeEntries(document, name);
@@ -64,7 +67,8 @@ export function without(text: string, cluster: string): string | undefined {
 
 function checked(text: string): Document {
   const document = parseDocument(text, { prettyErrors: false });
-  if (document.errors.length > 0) throw new Error(`the kubeconfig is no YAML (${document.errors[0]!.message}); nothing was changed`);
+  if (document.errors.length > 0)
+    throw new Error(`the kubeconfig is no YAML (${document.errors[0]!.message}); nothing was changed`);
   return document;
 }
 
@@ -115,7 +119,10 @@ export function undo(): string {
   const noted = content(undoFile());
   if (noted === undefined) throw new Error("there is no change of a kubeconfig to take back");
   const { file, before, after } = JSON.parse(noted) as Undo;
-  if (hash(content(file) ?? "") !== after) throw new Error(`${file} was changed since by something else; nothing was changed. What it held before is in ${undoFile()}`);
+  if (hash(content(file) ?? "") !== after)
+    throw new Error(
+      `${file} was changed since by something else; nothing was changed. What it held before is in ${undoFile()}`,
+    );
   if (before === undefined) rmSync(file);
   else replace(file, before);
   rmSync(undoFile());

@@ -22,6 +22,10 @@ export function list(): Listed[] {
     const paths = sandboxPaths(name);
     const inside = existsSync(inSandbox.kubeconfig) && !existsSync(paths.kubeconfig);
     const remote = existsSync(paths.machine);
-    return { name, state: remote ? "remote" : isAlive(readRecord(paths)) ? "running" : "stopped", kubeconfigPath: inside ? inSandbox.kubeconfig : paths.kubeconfig };
+    return {
+      name,
+      state: remote ? "remote" : isAlive(readRecord(paths)) ? "running" : "stopped",
+      kubeconfigPath: inside ? inSandbox.kubeconfig : paths.kubeconfig,
+    };
   });
 }

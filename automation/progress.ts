@@ -70,7 +70,9 @@ export class Progress {
 
   #showRunning(): void {
     const running = [...this.#begun].filter(([name]) => !this.#took.has(name));
-    const lines = running.map(([name, begun]) => [`… ${name} (${seconds(Date.now() - begun)})`, this.#status.get(name)].filter(Boolean).join(" "));
+    const lines = running.map(([name, begun]) =>
+      [`… ${name} (${seconds(Date.now() - begun)})`, this.#status.get(name)].filter(Boolean).join(" "),
+    );
     if (this.#live) this.#live(lines.join("\n"));
     else for (const line of lines) this.say(line);
   }

@@ -45,7 +45,8 @@ interface KubernetesPod {
   status: { phase?: string; conditions?: { type: string; status: string; message?: string; reason?: string }[] };
 }
 
-const LIMITS = "of a pod: accounted, not enforced (gVisor's cgroups do not limit); of the whole sandbox: enforced by the host";
+const LIMITS =
+  "of a pod: accounted, not enforced (gVisor's cgroups do not limit); of the whole sandbox: enforced by the host";
 
 /**
  * Looks at a cluster, and changes nothing.
@@ -54,7 +55,18 @@ const LIMITS = "of a pod: accounted, not enforced (gVisor's cgroups do not limit
 export async function status(config: StackConfig, say: (line: string) => void = () => {}): Promise<Status> {
   const { name, mode, target } = config;
   const paths = sandboxPaths(name);
-  const found: Status = { name, mode, target, state: "running", services: {}, pods: { ready: 0, waiting: [] }, drift: [], limits: LIMITS, kubeconfigPath: kubeconfigOf(config), problems: [] };
+  const found: Status = {
+    name,
+    mode,
+    target,
+    state: "running",
+    services: {},
+    pods: { ready: 0, waiting: [] },
+    drift: [],
+    limits: LIMITS,
+    kubeconfigPath: kubeconfigOf(config),
+    problems: [],
+  };
   if (mode === "external") {
     found.limits = "the cluster's own";
   } else {
@@ -65,10 +77,15 @@ export async function status(config: StackConfig, say: (line: string) => void = 
       found.problems.push(found.state === "absent" ? "there is no such sandbox" : "the sandbox's process is gone");
       return found;
     }
-    found.sandbox = { pid: record.pid, starts: record.incarnation, ...(ref.ssh ? { memory: null, memoryLimit: null } : memoryOf(name)) };
+    found.sandbox = {
+      pid: record.pid,
+      starts: record.incarnation,
+      ...(ref.ssh ? { memory: null, memoryLimit: null } : memoryOf(name)),
+    };
     found.drift = drift;
     found.problems.push(...found.drift.map(({ file, what }) => `${file} was ${what} by hand`));
-    if (needsEgress(config) && !isAlive(readRecord({ record: paths.egress }))) found.problems.push("the way out (egress) is gone: pods reach nothing outside");
+    if (needsEgress(config) && !isAlive(readRecord({ record: paths.egress })))
+      found.problems.push("the way out (egress) is gone: pods reach nothing outside");
     await services(config, found);
     if (ref.ssh && !hasTunnel({ name, home: homeFolder() })) {
       found.problems.push("the SSH tunnel to the API server is gone");
@@ -100,7 +117,13 @@ async function kubernetes(config: StackConfig, found: Status, say: (line: string
     return;
   }
   const [program, ...args] = await kubectl(config, say);
-  const get = async <T>(kind: string): Promise<T[]> => (JSON.parse((await run(program, [...args, "--request-timeout=10s", "get", kind, "--all-namespaces", "--output=json"])).stdout) as { items: T[] }).items;
+  const get = async <T>(kind: string): Promise<T[]> =>
+    (
+      JSON.parse(
+        (await run(program, [...args, "--request-timeout=10s", "get", kind, "--all-namespaces", "--output=json"]))
+          .stdout,
+      ) as { items: T[] }
+    ).items;
   try {
     const [nodes, pods] = await Promise.all([get<KubernetesNode>("nodes"), get<KubernetesPod>("pods")]);
     if (config.mode === "node") nodeState(config, found, nodes);
@@ -109,7 +132,8 @@ async function kubernetes(config: StackConfig, found: Status, say: (line: string
       if (reason === undefined) found.pods.ready++;
       else found.pods.waiting.push(`${pod.metadata.namespace}/${pod.metadata.name}: ${reason}`);
     }
-    if (config.mode === "node") found.problems.push(...found.pods.waiting.filter((line) => line.startsWith("kube-system/")));
+    if (config.mode === "node")
+      found.problems.push(...found.pods.waiting.filter((line) => line.startsWith("kube-system/")));
   } catch (error) {
     found.problems.push(`the API server does not answer: ${(error as Error).message}`);
   }
@@ -126,7 +150,8 @@ function nodeState(config: StackConfig, found: Status, nodes: readonly Kubernete
   found.node = { name: node.metadata.name, ready: ready?.status === "True", version };
   if (!found.node.ready) found.problems.push(`the node is not Ready: ${ready?.message ?? "no condition"}`);
   const wanted = configuredVersion(config);
-  if (wanted !== undefined && version !== wanted) found.problems.push(`the node runs ${version}, and ${wanted} is configured`);
+  if (wanted !== undefined && version !== wanted)
+    found.problems.push(`the node runs ${version}, and ${wanted} is configured`);
 }
 
 /** What a pod waits for; undefined if it is ready, or done. */
@@ -145,21 +170,52 @@ function memoryOf(name: string): { memory: number | null; memoryLimit: number | 
     return Number.isSafeInteger(value) ? value : null; // "max", and cgroup v1's number for it, are no limit
   };
   const [v1, v2] = [`memory/gvisor-k3s/${name}`, `gvisor-k3s/${name}`];
-  return { memory: read(`${v1}/memory.usage_in_bytes`, `${v2}/memory.current`), memoryLimit: read(`${v1}/memory.limit_in_bytes`, `${v2}/memory.max`) };
+  return {
+    memory: read(`${v1}/memory.usage_in_bytes`, `${v2}/memory.current`),
+    memoryLimit: read(`${v1}/memory.limit_in_bytes`, `${v2}/memory.max`),
+  };
 }
 
 /** The status as text for people. */
 export function asText(found: Status): string {
   const mebibytes = (bytes: number | null) => (bytes === null ? "none" : `${Math.round(bytes / 2 ** 20)} MiB`);
   const { sandbox, node, pods } = found;
-  const rows: [string, string][] = [["cluster", `${found.name}, ${found.state}; mode ${found.mode}${found.mode === "external" ? "" : `, target ${found.target}`}`]];
-  if (sandbox) rows.push(["sandbox", `process ${sandbox.pid}, start ${sandbox.starts}; memory ${mebibytes(sandbox.memory)}, limit ${mebibytes(sandbox.memoryLimit)}`]);
-  for (const [service, { pid, restarts }] of Object.entries(found.services)) rows.push([service, pid === 0 ? "not running" : `running${restarts > 0 ? `, started again ${restarts} ${restarts === 1 ? "time" : "times"}` : ""}`]);
+  const rows: [string, string][] = [
+    [
+      "cluster",
+      `${found.name}, ${found.state}; mode ${found.mode}${found.mode === "external" ? "" : `, target ${found.target}`}`,
+    ],
+  ];
+  if (sandbox)
+    rows.push([
+      "sandbox",
+      `process ${sandbox.pid}, start ${sandbox.starts}; memory ${mebibytes(sandbox.memory)}, limit ${mebibytes(sandbox.memoryLimit)}`,
+    ]);
+  for (const [service, { pid, restarts }] of Object.entries(found.services))
+    rows.push([
+      service,
+      pid === 0
+        ? "not running"
+        : `running${restarts > 0 ? `, started again ${restarts} ${restarts === 1 ? "time" : "times"}` : ""}`,
+    ]);
   if (node) rows.push(["node", `${node.ready ? "Ready" : "not Ready"}, ${node.version}`]);
   if (found.state === "running") {
-    rows.push(["pods", `${pods.ready} ready or done${pods.waiting.length > 0 ? `, ${pods.waiting.length} not: ${pods.waiting.join("; ")}` : ""}`], ["limits", found.limits], ["kubeconfig", found.kubeconfigPath]);
+    rows.push(
+      [
+        "pods",
+        `${pods.ready} ready or done${pods.waiting.length > 0 ? `, ${pods.waiting.length} not: ${pods.waiting.join("; ")}` : ""}`,
+      ],
+      ["limits", found.limits],
+      ["kubeconfig", found.kubeconfigPath],
+    );
   }
-  const advice = found.state === "absent" ? `\`gvisor-k3s up ${found.name}\` makes it` : `\`gvisor-k3s up ${found.name}\` repairs what it can; \`gvisor-k3s logs ${found.name}\` collects what tells more`;
-  const verdict = found.problems.length === 0 ? "all is well" : [...found.problems.map((problem) => `! ${problem}`), "", advice].join("\n");
+  const advice =
+    found.state === "absent"
+      ? `\`gvisor-k3s up ${found.name}\` makes it`
+      : `\`gvisor-k3s up ${found.name}\` repairs what it can; \`gvisor-k3s logs ${found.name}\` collects what tells more`;
+  const verdict =
+    found.problems.length === 0
+      ? "all is well"
+      : [...found.problems.map((problem) => `! ${problem}`), "", advice].join("\n");
   return `${rows.map(([key, value]) => `${key.padEnd(11)} ${value}`).join("\n")}\n\n${verdict}\n`;
 }

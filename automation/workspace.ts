@@ -31,15 +31,25 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   const home = homeFolder();
   mkdirSync(join(home, "pulumi"), { recursive: true, mode: 0o700 });
   const { command, env } = await pulumiCommand(say);
-  const envVars: Record<string, string> = { PULUMI_SKIP_UPDATE_CHECK: "true", NODE_COMPILE_CACHE: compileCache, ...env };
+  const envVars: Record<string, string> = {
+    PULUMI_SKIP_UPDATE_CHECK: "true",
+    NODE_COMPILE_CACHE: compileCache,
+    ...env,
+  };
   if (!process.env.PULUMI_BACKEND_URL) {
     envVars.PULUMI_BACKEND_URL = `file://${join(home, "pulumi")}`;
     dropDeadLocks(home, name, say);
   }
-  if (!process.env.PULUMI_CONFIG_PASSPHRASE && !process.env.PULUMI_CONFIG_PASSPHRASE_FILE) envVars.PULUMI_CONFIG_PASSPHRASE_FILE = passphraseFile(home);
-  const workspace = await LocalWorkspace.create({ workDir: projectFolder(home, name), envVars, pulumiCommand: command });
+  if (!process.env.PULUMI_CONFIG_PASSPHRASE && !process.env.PULUMI_CONFIG_PASSPHRASE_FILE)
+    envVars.PULUMI_CONFIG_PASSPHRASE_FILE = passphraseFile(home);
+  const workspace = await LocalWorkspace.create({
+    workDir: projectFolder(home, name),
+    envVars,
+    pulumiCommand: command,
+  });
   // Pulumi would have to try whether there is such a stack, which is a process more.
-  const isNew = envVars.PULUMI_BACKEND_URL && !existsSync(join(home, "pulumi/.pulumi/stacks", projectName(), `${name}.json`));
+  const isNew =
+    envVars.PULUMI_BACKEND_URL && !existsSync(join(home, "pulumi/.pulumi/stacks", projectName(), `${name}.json`));
   return await (isNew ? Stack.create(name, workspace) : Stack.createOrSelect(name, workspace));
 }
 
@@ -47,7 +57,11 @@ export async function openStack(name: string, say: (line: string) => void): Prom
 function dropDeadLocks(home: string, stack: string, say: (line: string) => void): void {
   const folder = join(home, "pulumi/.pulumi/locks/organization", projectName(), stack);
   for (const file of existsSync(folder) ? readdirSync(folder).filter((entry) => entry.endsWith(".json")) : []) {
-    const lock = JSON.parse(readFileSync(join(folder, file), "utf8")) as { pid: number; hostname: string; timestamp: string };
+    const lock = JSON.parse(readFileSync(join(folder, file), "utf8")) as {
+      pid: number;
+      hostname: string;
+      timestamp: string;
+    };
     if (lock.hostname !== hostname() || isPulumi(lock.pid)) continue;
     say(`an earlier run was interrupted (process ${lock.pid}, ${lock.timestamp}); its lock is removed`);
     rmSync(join(folder, file));
@@ -95,7 +109,10 @@ export function setRelease(name: string, version: string): () => void {
 
 /** A stack's options: in the folder that the command runs in, or beside the program. */
 function settingsFile(name: string): string {
-  return [process.cwd(), root].map((folder) => join(folder, `Pulumi.${name}.yaml`)).find((file) => existsSync(file)) ?? join(root, `Pulumi.${name}.yaml`);
+  return (
+    [process.cwd(), root].map((folder) => join(folder, `Pulumi.${name}.yaml`)).find((file) => existsSync(file)) ??
+    join(root, `Pulumi.${name}.yaml`)
+  );
 }
 
 function projectName(): string {
@@ -112,8 +129,15 @@ function projectFolder(home: string, stack: string): string {
   mkdirSync(folder, { recursive: true, mode: 0o700 });
   const settings = `Pulumi.${stack}.yaml`;
   const { encryptionsalt } = readYaml(join(folder, settings));
-  writeFileSync(join(folder, "Pulumi.yaml"), stringify({ ...readYaml(join(root, "Pulumi.yaml")), main: join(root, `index${extname(import.meta.filename)}`) }));
-  writeFileSync(join(folder, settings), stringify({ ...readYaml(settingsFile(stack)), ...(encryptionsalt ? { encryptionsalt } : {}) }), { mode: 0o600 });
+  writeFileSync(
+    join(folder, "Pulumi.yaml"),
+    stringify({ ...readYaml(join(root, "Pulumi.yaml")), main: join(root, `index${extname(import.meta.filename)}`) }),
+  );
+  writeFileSync(
+    join(folder, settings),
+    stringify({ ...readYaml(settingsFile(stack)), ...(encryptionsalt ? { encryptionsalt } : {}) }),
+    { mode: 0o600 },
+  );
   return folder;
 }
 
@@ -125,10 +149,17 @@ function passphraseFile(home: string): string {
 }
 
 /** The user's own Pulumi, with its language host, where it is new enough; else the one that is built here, with the project's own small plugins. */
-export async function pulumiCommand(say: (line: string) => void): Promise<{ command: PulumiCommand; env: Record<string, string> }> {
+export async function pulumiCommand(
+  say: (line: string) => void,
+): Promise<{ command: PulumiCommand; env: Record<string, string> }> {
   const pinned = moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3");
-  const [pulumi, host] = await Promise.all(["pulumi", "pulumi-language-nodejs"].map((program) => runsWell("which", [program])));
-  const version = pulumi && host && (await runsWell("pulumi", ["version"], { env: { PULUMI_SKIP_UPDATE_CHECK: "true" } }))?.trim().replace(/^v/, "");
+  const [pulumi, host] = await Promise.all(
+    ["pulumi", "pulumi-language-nodejs"].map((program) => runsWell("which", [program])),
+  );
+  const version =
+    pulumi &&
+    host &&
+    (await runsWell("pulumi", ["version"], { env: { PULUMI_SKIP_UPDATE_CHECK: "true" } }))?.trim().replace(/^v/, "");
   if (version && gte(version, pinned)) return { command: await PulumiCommand.get(), env: {} };
 
   const [cli, plugins] = [await build({ name: "pulumi" }, say), await build({ name: "plugins" }, say)];
@@ -143,8 +174,23 @@ export async function pulumiCommand(say: (line: string) => void): Promise<{ comm
     copyFileSync(join(cli, "pulumi"), program);
     copyFileSync(join(plugins, "pulumi-language-nodejs"), join(folder, "bin/pulumi-language-nodejs"));
     for (const name of ["command", "kubernetes"]) {
-      const { version } = JSON.parse(readFileSync(createRequire(import.meta.url).resolve(`@pulumi/${name}/package.json`), "utf8")) as { version: string };
-      await run(program, ["plugin", "install", "resource", name, version, "--reinstall", "--file", join(plugins, `pulumi-resource-${name}`)], { env: { ...env, PULUMI_SKIP_UPDATE_CHECK: "true" } });
+      const { version } = JSON.parse(
+        readFileSync(createRequire(import.meta.url).resolve(`@pulumi/${name}/package.json`), "utf8"),
+      ) as { version: string };
+      await run(
+        program,
+        [
+          "plugin",
+          "install",
+          "resource",
+          name,
+          version,
+          "--reinstall",
+          "--file",
+          join(plugins, `pulumi-resource-${name}`),
+        ],
+        { env: { ...env, PULUMI_SKIP_UPDATE_CHECK: "true" } },
+      );
     }
     writeFileSync(ready, "");
   }

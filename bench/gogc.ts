@@ -25,7 +25,9 @@ export async function measureGogc(ref: SandboxRef, settle: number): Promise<Gogc
       revision: `bench ${i}`,
     };
     await initIn(ref, ["service", "put"], { input: JSON.stringify(service), timeout: 60_000 });
-    await execIn(ref, [server, "ready", "--config", inSandbox.nodeConfig, "--stage", "node", "--wait", "60"], { timeout: 90_000 });
+    await execIn(ref, [server, "ready", "--config", inSandbox.nodeConfig, "--stage", "node", "--wait", "60"], {
+      timeout: 90_000,
+    });
     const ready = (performance.now() - start) / 1000;
     await sleep(settle * 1000);
     const { memory, cpuSeconds } = readUsage(ref.name);

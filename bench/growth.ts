@@ -52,7 +52,8 @@ const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-growth-"));
 process.env.GVISOR_K3S_HOME = home;
 const name = "growth";
 const interruption = new AbortController();
-for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => interruption.abort(new Error(`ended by ${signal}`)));
+for (const signal of ["SIGINT", "SIGTERM"] as const)
+  process.on(signal, () => interruption.abort(new Error(`ended by ${signal}`)));
 
 const stack = await openStack(name, say);
 try {
@@ -74,7 +75,10 @@ try {
 async function measure(pods: number, before: number): Promise<Step> {
   const { kubeconfig } = sandboxPaths(name);
   const starts = await startPods(kubeconfig, pods - before, interruption.signal, before + 1, (api, pod) =>
-    api.createNamespacedService({ namespace: "default", body: { metadata: { name: pod }, spec: { selector: { [LABEL]: pod }, ports: [{ port: 80, targetPort: 8080 }] } } }),
+    api.createNamespacedService({
+      namespace: "default",
+      body: { metadata: { name: pod }, spec: { selector: { [LABEL]: pod }, ports: [{ port: 80, targetPort: 8080 }] } },
+    }),
   );
   await sleep(SETTLE * 1000, undefined, { signal: interruption.signal });
   const cpu = readUsage(name).cpuSeconds;
@@ -92,15 +96,28 @@ async function measure(pods: number, before: number): Promise<Step> {
   const target = `bench-${pods}`;
   const { status } = await client.readNamespacedPod({ namespace: "default", name: target });
   const from = async (url: string) => {
-    const { stdout } = await run(join(artifactFolder({ name: "server" }), "gvisor-k3s-node"), ["kubectl", `--kubeconfig=${kubeconfig}`, "exec", "bench-1", "--", "/testpod", "measure", url], { timeout: 120_000 });
+    const { stdout } = await run(
+      join(artifactFolder({ name: "server" }), "gvisor-k3s-node"),
+      ["kubectl", `--kubeconfig=${kubeconfig}`, "exec", "bench-1", "--", "/testpod", "measure", url],
+      { timeout: 120_000 },
+    );
     return JSON.parse(stdout) as Measurement;
   };
-  return { pods, starts, memory: memory.used, idleCpu: (cpuSeconds - cpu) / SETTLE, api, direct: await from(`http://${status!.podIP}:8080`), service: await from(`http://${target}`) };
+  return {
+    pods,
+    starts,
+    memory: memory.used,
+    idleCpu: (cpuSeconds - cpu) / SETTLE,
+    api,
+    direct: await from(`http://${status!.podIP}:8080`),
+    service: await from(`http://${target}`),
+  };
 }
 
 function table(steps: Step[]): string {
   const [first, last] = [steps[0]!, steps.at(-1)!];
-  const both = (values: number[], digits: number) => [0.5, 0.95].map((share) => percentile(values, share)[0]!.toFixed(digits)).join(" / ");
+  const both = (values: number[], digits: number) =>
+    [0.5, 0.95].map((share) => percentile(values, share)[0]!.toFixed(digits)).join(" / ");
   const perPod = ({ memory, pods }: Step, from: Step) => ((memory - from.memory) / (pods - from.pods) / 1e6).toFixed(1);
   const rows: [string, (step: Step, i: number) => string][] = [
     ["pod start, p50 / p95, s", ({ starts }) => both(starts, 2)],
@@ -115,7 +132,11 @@ function table(steps: Step[]): string {
   ];
   const ratio = percentile(last.starts, 0.95)[0]! / percentile(first.starts, 0.95)[0]!;
   return [
-    markdown(["", ...steps.map(({ pods }) => `${pods} pods, ${pods} Services`)], rows.map(([label, cell]) => [label, ...steps.map(cell)]), true),
+    markdown(
+      ["", ...steps.map(({ pods }) => `${pods} pods, ${pods} Services`)],
+      rows.map(([label, cell]) => [label, ...steps.map(cell)]),
+      true,
+    ),
     "",
     `To reach: pod start p95 at ${last.pods} pods within twice that at ${first.pods}: ${ratio.toFixed(2)} times, ${ratio <= 2 ? "yes" : "**no**"}.`,
   ].join("\n");

@@ -63,7 +63,14 @@ export interface Results {
   date: string;
   /** The bench itself. */
   seconds: number;
-  machine: { system: string; kernel: string; cpu: string; cores: number; memoryGiB: number; /** When the bench began: other work on the machine. */ load: number };
+  machine: {
+    system: string;
+    kernel: string;
+    cpu: string;
+    cores: number;
+    memoryGiB: number /** When the bench began: other work on the machine. */;
+    load: number;
+  };
   versions: Record<string, string>;
   /** Pods started, and seconds waited before memory is read. */
   method: { pods: number; settle: number };

@@ -53,15 +53,29 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
 
 const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-bench-"));
 /** What the native node is told that it lacks: the same as gVisor, so that both get the same configuration. */
-const quirks: QuirkId[] = ["no-cgroup-mounts", "kernel-tunables", "dev-kmsg", "no-freezer", "old-kernel-cri", "no-netfilter"];
+const quirks: QuirkId[] = [
+  "no-cgroup-mounts",
+  "kernel-tunables",
+  "dev-kmsg",
+  "no-freezer",
+  "old-kernel-cri",
+  "no-netfilter",
+];
 const settings = (name: string) => join(root, `Pulumi.${name}.yaml`);
 const controlPlane = "bench-cp";
 const refs: Record<Side, SandboxRef & { runsc: string }> = {
-  gvisor: { name: "bench-gvisor", home: join(folder, "gvisor"), runsc: join(artifactFolder({ name: "runsc" }), "runsc") },
+  gvisor: {
+    name: "bench-gvisor",
+    home: join(folder, "gvisor"),
+    runsc: join(artifactFolder({ name: "runsc" }), "runsc"),
+  },
   native: { name: "bench-native", home: join(folder, "native"), runsc: join(folder, "runtime/runsc") },
 };
 try {
-  if (!existsSync("/sys/fs/cgroup/memory")) throw new Error("no /sys/fs/cgroup/memory: the native node needs the same cgroups (version 1) that gVisor gives it");
+  if (!existsSync("/sys/fs/cgroup/memory"))
+    throw new Error(
+      "no /sys/fs/cgroup/memory: the native node needs the same cgroups (version 1) that gVisor gives it",
+    );
   prepareNative();
   const runs: Run[] = [];
   for (let round = 1; round <= ROUNDS; round++) {
@@ -79,7 +93,15 @@ try {
   }
   say("GOGC, in gVisor");
   const gogc = await withNode("gvisor", () => measureGogc(refs.gvisor, SETTLE));
-  const all: Results = { date: new Date().toISOString(), seconds: (Date.now() - began) / 1000, ...surroundings(), method: { pods: PODS, settle: SETTLE }, runs, controlPlanes, gogc };
+  const all: Results = {
+    date: new Date().toISOString(),
+    seconds: (Date.now() - began) / 1000,
+    ...surroundings(),
+    method: { pods: PODS, settle: SETTLE },
+    runs,
+    controlPlanes,
+    gogc,
+  };
   writeFileSync(results, `${JSON.stringify(all, null, 2)}\n`);
   writeFileSync(readme, withTable(readFileSync(readme, "utf8"), all));
   say(`${results} and the table in ${readme} are written`);
@@ -95,7 +117,8 @@ try {
 function prepareNative(): void {
   const { runsc } = refs.native;
   mkdirSync(join(folder, "runtime"));
-  for (const file of ["runsc", "adapt.ts"]) symlinkSync(join(import.meta.dirname, "native", file), join(folder, "runtime", file));
+  for (const file of ["runsc", "adapt.ts"])
+    symlinkSync(join(import.meta.dirname, "native", file), join(folder, "runtime", file));
   symlinkSync(join(artifactFolder({ name: "runc" }), "runc"), join(folder, "runtime/runc"));
   writeSettings(refs.native.name, { sandbox: { runsc }, quirks });
 }
@@ -103,7 +126,12 @@ function prepareNative(): void {
 /** The options of a stack. */
 function writeSettings(stack: string, options: Record<string, unknown>): void {
   const { name: project } = parse(readFileSync(join(root, "Pulumi.yaml"), "utf8")) as { name: string };
-  writeFileSync(settings(stack), stringify({ config: Object.fromEntries(Object.entries(options).map(([key, value]) => [`${project}:${key}`, value])) }));
+  writeFileSync(
+    settings(stack),
+    stringify({
+      config: Object.fromEntries(Object.entries(options).map(([key, value]) => [`${project}:${key}`, value])),
+    }),
+  );
 }
 
 /** The API server alone, on one generation. */
@@ -114,7 +142,12 @@ async function measureControlPlane({ name: generation, runsc, sandbox }: Generat
     const up = await cli(ref, "up");
     await sleep(SETTLE * 1000, undefined, { signal: interruption.signal });
     const { apiReady, defaultServiceAccount } = serverStages(ref);
-    return { generation, apiReady: (apiReady! - up.start) / 1000, ready: (defaultServiceAccount! - up.start) / 1000, memory: readUsage(ref.name).memory };
+    return {
+      generation,
+      apiReady: (apiReady! - up.start) / 1000,
+      ready: (defaultServiceAccount! - up.start) / 1000,
+      memory: readUsage(ref.name).memory,
+    };
   } finally {
     await removeSandbox(ref);
     rmSync(ref.home, { recursive: true, force: true });
@@ -122,7 +155,9 @@ async function measureControlPlane({ name: generation, runsc, sandbox }: Generat
 }
 
 function serverStages({ name, home }: SandboxRef): Record<string, number> {
-  return JSON.parse(readFileSync(join(sandboxPaths(name, home).rootfs, inSandbox.nodeData, "server/stages.json"), "utf8")) as Record<string, number>;
+  return JSON.parse(
+    readFileSync(join(sandboxPaths(name, home).rootfs, inSandbox.nodeData, "server/stages.json"), "utf8"),
+  ) as Record<string, number>;
 }
 
 /** Brings a node up from nothing, and removes everything of it afterwards. */
@@ -132,7 +167,10 @@ async function withNode<T>(side: Side, act: (up: Output) => Promise<T>): Promise
   } finally {
     const ref = refs[side];
     // What is native ends with its first process, and nothing but runc knows which one that is.
-    if (side === "native") await execa(ref.runsc, [`--root=${sandboxPaths(ref.name, ref.home).runsc}`, "delete", "--force", ref.name], { reject: false });
+    if (side === "native")
+      await execa(ref.runsc, [`--root=${sandboxPaths(ref.name, ref.home).runsc}`, "delete", "--force", ref.name], {
+        reject: false,
+      });
     await removeSandbox(ref);
     rmSync(ref.home, { recursive: true, force: true });
   }
@@ -143,7 +181,15 @@ async function measure(side: Side, up: Output, withPods: boolean): Promise<Omit<
   const cpu = readUsage(name).cpuSeconds;
   await sleep(SETTLE * 1000, undefined, { signal: interruption.signal });
   const settled = readUsage(name);
-  const run: Omit<Run, "round" | "side"> = { up: up.seconds, ...stages(side, up), cpuSeconds: cpu, idleCpu: (settled.cpuSeconds - cpu) / SETTLE, memory: settled.memory, unchangedUp: [], preview: [] };
+  const run: Omit<Run, "round" | "side"> = {
+    up: up.seconds,
+    ...stages(side, up),
+    cpuSeconds: cpu,
+    idleCpu: (settled.cpuSeconds - cpu) / SETTLE,
+    memory: settled.memory,
+    unchangedUp: [],
+    preview: [],
+  };
   for (let i = 0; i < REPETITIONS; i++) {
     run.unchangedUp.push((await cli(refs[side], "up")).seconds);
     run.preview.push((await cli(refs[side], "preview")).seconds);
@@ -170,7 +216,12 @@ async function cli({ name, home }: SandboxRef, verb: "up" | "preview"): Promise<
   interruption.signal.throwIfAborted();
   const start = Date.now();
   const lines: Output["lines"] = [];
-  const child = execa("node", [join(root, "automation/cli.ts"), verb, name], { all: true, detached: true, stdin: "ignore", env: { GVISOR_K3S_HOME: home } });
+  const child = execa("node", [join(root, "automation/cli.ts"), verb, name], {
+    all: true,
+    detached: true,
+    stdin: "ignore",
+    env: { GVISOR_K3S_HOME: home },
+  });
   running = child.pid;
   try {
     for await (const text of child.iterable({ from: "all" })) lines.push({ at: Date.now(), text });
@@ -204,14 +255,27 @@ function stages(side: Side, { start, lines }: Output): Pick<Run, "stages" | "res
     "pod Running": done["testpod-pod"],
   };
   const missing = Object.entries(times).filter(([, time]) => time === undefined);
-  if (missing.length > 0) throw new Error(`nothing tells when: ${missing.map(([stage]) => stage).join(", ")}; \`up\` printed\n${lines.map(({ text }) => text).join("\n")}`);
-  return { resources, stages: Object.fromEntries(Object.entries(times).map(([stage, time]) => [stage, (time! - start) / 1000])) };
+  if (missing.length > 0)
+    throw new Error(
+      `nothing tells when: ${missing.map(([stage]) => stage).join(", ")}; \`up\` printed\n${lines.map(({ text }) => text).join("\n")}`,
+    );
+  return {
+    resources,
+    stages: Object.fromEntries(Object.entries(times).map(([stage, time]) => [stage, (time! - start) / 1000])),
+  };
 }
 
 function surroundings(): Pick<Results, "machine" | "versions"> {
   const system = readFileSync("/etc/os-release", "utf8").match(/^PRETTY_NAME="(.*)"$/m)?.[1] ?? "unknown";
   return {
-    machine: { system, kernel: release(), cpu: cpus()[0]!.model, cores: cpus().length, memoryGiB: Math.round(totalmem() / 2 ** 30), load },
+    machine: {
+      system,
+      kernel: release(),
+      cpu: cpus()[0]!.model,
+      cores: cpus().length,
+      memoryGiB: Math.round(totalmem() / 2 ** 30),
+      load,
+    },
     versions: {
       gVisor: moduleVersion("toolchain/runsc", "gvisor.dev/gvisor"),
       runc: moduleVersion("toolchain/runc", "github.com/opencontainers/runc"),

@@ -21,15 +21,26 @@ function figures({ date, seconds, machine, versions, method, runs, controlPlanes
     const [inGvisor, natively] = [of("gvisor", figure), of("native", figure)];
     const ratio = median(inGvisor) / median(natively);
     const reached = [
-      ...(target.inGvisor ? [`≤ ${shown(target.inGvisor, unit)} ${unit}: ${verdict(median(inGvisor), target.inGvisor)}`] : []),
+      ...(target.inGvisor
+        ? [`≤ ${shown(target.inGvisor, unit)} ${unit}: ${verdict(median(inGvisor), target.inGvisor)}`]
+        : []),
       ...(target.ratio ? [`ratio ≤ ${target.ratio}: ${verdict(ratio, target.ratio)}`] : []),
     ];
     return [label, spread(inGvisor, unit), spread(natively, unit), ratio.toFixed(2), reached.join("; ")];
   };
   const stageRows = Object.keys(runs[0]!.stages).map((stage) =>
-    row(`empty → ${stage}`, "s", ({ stages }) => [stages[stage]!], stage === "pod Running" ? { inGvisor: 20, ratio: 1.5 } : {}),
+    row(
+      `empty → ${stage}`,
+      "s",
+      ({ stages }) => [stages[stage]!],
+      stage === "pod Running" ? { inGvisor: 20, ratio: 1.5 } : {},
+    ),
   );
-  const podRows = Array.from({ length: method.pods / 10 }, (_, ten) => row(`pods ${ten * 10 + 1} to ${ten * 10 + 10}: p50`, "s", ({ pods = [] }) => percentile(pods.slice(ten * 10, ten * 10 + 10), 0.5)));
+  const podRows = Array.from({ length: method.pods / 10 }, (_, ten) =>
+    row(`pods ${ten * 10 + 1} to ${ten * 10 + 10}: p50`, "s", ({ pods = [] }) =>
+      percentile(pods.slice(ten * 10, ten * 10 + 10), 0.5),
+    ),
+  );
   const rows = [
     ...stageRows,
     row("of it: server starts → API ready", "s", ({ stages }) => [stages["API ready"]! - stages["server starts"]!]),
@@ -38,7 +49,9 @@ function figures({ date, seconds, machine, versions, method, runs, controlPlanes
     row("CPUs in use when idle", "CPU", ({ idleCpu }) => [idleCpu]),
     row("memory with one pod", "MB", ({ memory }) => [memory.used], { inGvisor: 400e6 }),
     row("the same with the file cache", "MB", ({ memory }) => [memory.usage]),
-    row(`memory with ${method.pods} pods more`, "MB", ({ memoryWithPods }) => (memoryWithPods ? [memoryWithPods.used] : [])),
+    row(`memory with ${method.pods} pods more`, "MB", ({ memoryWithPods }) =>
+      memoryWithPods ? [memoryWithPods.used] : [],
+    ),
     row(`pod start, p50 of ${method.pods}`, "s", ({ pods = [] }) => percentile(pods, 0.5)),
     row(`pod start, p95 of ${method.pods}`, "s", ({ pods = [] }) => percentile(pods, 0.95)),
     ...podRows,
@@ -52,25 +65,48 @@ function figures({ date, seconds, machine, versions, method, runs, controlPlanes
     return [
       generation,
       spread(apiReady, "s"),
-      spread(same.map(({ ready }) => ready), "s"),
+      spread(
+        same.map(({ ready }) => ready),
+        "s",
+      ),
       spread(memory, "MB"),
       `API ≤ 8 s: ${verdict(median(apiReady), 8)}; memory ≤ 250 MB: ${verdict(median(memory), 250e6)}`,
     ];
   });
   const gogcRows = [...new Set(gogc.map(({ gogc }) => gogc))].map((value) => {
     const same = gogc.filter((run) => run.gogc === value);
-    return [String(value), spread(same.map(({ memory }) => memory.used), "MB"), spread(same.map(({ cpuSeconds }) => cpuSeconds), "s"), spread(same.map(({ ready }) => ready), "s")];
+    return [
+      String(value),
+      spread(
+        same.map(({ memory }) => memory.used),
+        "MB",
+      ),
+      spread(
+        same.map(({ cpuSeconds }) => cpuSeconds),
+        "s",
+      ),
+      spread(
+        same.map(({ ready }) => ready),
+        "s",
+      ),
+    ];
   });
   return [
     `${date.slice(0, 10)}, ${Math.round(seconds / 60)} minutes on ${machine.cpu}, ${machine.cores} cores, ${machine.memoryGiB} GiB; ${machine.system}, Linux ${machine.kernel}; its load before was ${machine.load.toFixed(1)}.`,
-    `${Object.entries(versions).map(([name, version]) => `${name} ${version}`).join(", ")}.`,
+    `${Object.entries(versions)
+      .map(([name, version]) => `${name} ${version}`)
+      .join(", ")}.`,
     `Median, and (least–most) of ${of("gvisor", () => [1]).length} bring-ups on each side; pods in ${of("gvisor", ({ pods }) => (pods ? [1] : [])).length} of them.`,
     "",
     markdown(["", "gVisor", "native", "ratio", "to reach"], rows, true),
     "",
     `A control plane alone (\`mode: control-plane\`), in ${controlPlanes.length / generations.length} bring-ups on each generation of gVisor:`,
     "",
-    markdown(["gVisor", "empty → API ready", "empty → default service account", "memory", "to reach"], controlPlaneRows, true),
+    markdown(
+      ["gVisor", "empty → API ready", "empty → default service account", "memory", "to reach"],
+      controlPlaneRows,
+      true,
+    ),
     "",
     "The server with another GOGC, in gVisor, after a restart; CPU time from the restart to the reading:",
     "",
@@ -85,12 +121,16 @@ function verdict(value: number, limit: number): string {
 type Unit = "s" | "MB" | "CPU";
 
 function shown(value: number, unit: Unit): string {
-  return { s: () => value.toFixed(value < 2 ? 2 : 1), MB: () => (value / 1e6).toFixed(0), CPU: () => value.toFixed(2) }[unit]();
+  return { s: () => value.toFixed(value < 2 ? 2 : 1), MB: () => (value / 1e6).toFixed(0), CPU: () => value.toFixed(2) }[
+    unit
+  ]();
 }
 
 function spread(values: number[], unit: Unit): string {
   const middle = `${shown(median(values), unit)} ${unit}`;
-  return values.length < 2 ? middle : `${middle} (${shown(Math.min(...values), unit)}–${shown(Math.max(...values), unit)})`;
+  return values.length < 2
+    ? middle
+    : `${middle} (${shown(Math.min(...values), unit)}–${shown(Math.max(...values), unit)})`;
 }
 
 function median(values: number[]): number {

@@ -21,7 +21,32 @@ export interface AddonArgs {
  * @param parent the component that they are of
  * @param addon the name of the manifest and of the image that is built here
  */
-export function applyAddon(parent: pulumi.Resource, name: string, addon: OwnImage, { sandbox, node, image, after }: AddonArgs, render: (image: string) => string): void {
-  const own = image === undefined ? [step(`${name}-image`, { step: "images", params: { ...sandbox.reachedFromHere(), archives: [ownArchive(addon)] }, ...sandbox.again }, sandbox.inside(parent, ...after))] : [];
-  applyManifest(parent, name, { sandbox, node, manifest: addon, content: render(image ?? imageName(addon)), after: [...after, ...own] });
+export function applyAddon(
+  parent: pulumi.Resource,
+  name: string,
+  addon: OwnImage,
+  { sandbox, node, image, after }: AddonArgs,
+  render: (image: string) => string,
+): void {
+  const own =
+    image === undefined
+      ? [
+          step(
+            `${name}-image`,
+            {
+              step: "images",
+              params: { ...sandbox.reachedFromHere(), archives: [ownArchive(addon)] },
+              ...sandbox.again,
+            },
+            sandbox.inside(parent, ...after),
+          ),
+        ]
+      : [];
+  applyManifest(parent, name, {
+    sandbox,
+    node,
+    manifest: addon,
+    content: render(image ?? imageName(addon)),
+    after: [...after, ...own],
+  });
 }

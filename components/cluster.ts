@@ -4,7 +4,14 @@ import * as pulumi from "@pulumi/pulumi";
 import { externalKubeconfig } from "../config/external.ts";
 import { InputError } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
-import { CRUN, manifestName, needsEgress, parseStackConfig, type StackConfig, type StackConfigInput } from "../config/schema.ts";
+import {
+  CRUN,
+  manifestName,
+  needsEgress,
+  parseStackConfig,
+  type StackConfig,
+  type StackConfigInput,
+} from "../config/schema.ts";
 import { withFiles } from "../config/stackConfig.ts";
 import { preflight } from "../steps/preflight.ts";
 import { ClusterDns } from "./clusterDns.ts";
@@ -45,8 +52,17 @@ export class Cluster extends pulumi.ComponentResource {
 
   constructor(name: string, args: ClusterArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Cluster", name, {}, options);
-    const made = clusterParts(checkedConfig(withFiles({ name, ...args })), { own: (part) => `${name}-${part}`, under: { parent: this } });
-    ({ kubeconfig: this.kubeconfig, kubeconfigPath: this.kubeconfigPath, address: this.address, quirks: this.quirks, testPod: this.testPod } = made);
+    const made = clusterParts(checkedConfig(withFiles({ name, ...args })), {
+      own: (part) => `${name}-${part}`,
+      under: { parent: this },
+    });
+    ({
+      kubeconfig: this.kubeconfig,
+      kubeconfigPath: this.kubeconfigPath,
+      address: this.address,
+      quirks: this.quirks,
+      testPod: this.testPod,
+    } = made);
     this.registerOutputs({ ...made });
   }
 }
@@ -95,13 +111,20 @@ export function clusterParts(config: StackConfig, scope: Scope = { own: (part) =
   return config.mode === "external" ? external(config, scope) : sandboxed(config, scope);
 }
 
-const stateOf = (pod: TestPod | undefined): TestPodState | undefined => pod && { name: pod.podName, phase: pod.phase, logs: pod.logs };
+const stateOf = (pod: TestPod | undefined): TestPodState | undefined =>
+  pod && { name: pod.podName, phase: pod.phase, logs: pod.logs };
 
 /** A cluster that is there already, of which nothing is changed. */
 function external(config: StackConfig, { own, under }: Scope): ClusterParts {
   const kubeconfig = pulumi.secret(externalKubeconfig(config.external));
   const pod = config.pod.enabled ? new TestPod(own("testpod"), { kubeconfig, pod: config.pod }, under) : undefined;
-  return { address: undefined, quirks: undefined, kubeconfig, kubeconfigPath: config.external.kubeconfig!, testPod: stateOf(pod) };
+  return {
+    address: undefined,
+    quirks: undefined,
+    kubeconfig,
+    kubeconfigPath: config.external.kubeconfig!,
+    testPod: stateOf(pod),
+  };
 }
 
 /** A cluster of one node in a sandbox. */
@@ -110,38 +133,85 @@ function sandboxed(config: StackConfig, scope: Scope): ClusterParts {
   // Each part's commands depend on the parts that it is given. The parts themselves do not: their builds would wait for the sandbox.
   const hasEgress = needsEgress(config);
   const sandbox = new Sandbox(own("sandbox"), { ...config, egress: hasEgress }, under);
-  const egress = hasEgress ? new Egress(own("egress"), { sandbox, clusterCidr: config.node.clusterCidr }, under) : undefined;
+  const egress = hasEgress
+    ? new Egress(own("egress"), { sandbox, clusterCidr: config.node.clusterCidr }, under)
+    : undefined;
   const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
   const containerd = config.mode === "node" ? containerRuntime(config, scope, sandbox, probe) : undefined;
   const node = new K3sNode(own("node"), { ...config, sandbox, containerd }, under);
   const pod = containerd ? workloads(config, scope, sandbox, egress, node) : undefined;
-  if (!containerd) for (const [manifest, content] of manifests(config)) new Manifest(own(`manifest-${manifest}`), { sandbox, node, manifest, content, after: [] }, under);
-  return { address: sandbox.address, quirks: probe.found, kubeconfig: node.kubeconfig, kubeconfigPath: node.kubeconfigPath, testPod: stateOf(pod) };
+  if (!containerd)
+    for (const [manifest, content] of manifests(config))
+      new Manifest(own(`manifest-${manifest}`), { sandbox, node, manifest, content, after: [] }, under);
+  return {
+    address: sandbox.address,
+    quirks: probe.found,
+    kubeconfig: node.kubeconfig,
+    kubeconfigPath: node.kubeconfigPath,
+    testPod: stateOf(pod),
+  };
 }
 
 /** What runs containers; a control plane alone has none of it. */
-function containerRuntime(config: StackConfig, { own, under }: Scope, sandbox: Sandbox, probe: QuirkProbe): ContainerdConfig {
+function containerRuntime(
+  config: StackConfig,
+  { own, under }: Scope,
+  sandbox: Sandbox,
+  probe: QuirkProbe,
+): ContainerdConfig {
   const { name, path, patches, rules } = config.runtime;
   const facade = new KernelFacade(own("facade"), { sandbox, probe }, under);
-  const binary = name === "crun" ? new Crun(own("crun"), { sandbox, probe, path: path ?? CRUN }, under) : new PatchedRunc(own("runc"), { sandbox, probe, path, patches }, under);
+  const binary =
+    name === "crun"
+      ? new Crun(own("crun"), { sandbox, probe, path: path ?? CRUN }, under)
+      : new PatchedRunc(own("runc"), { sandbox, probe, path, patches }, under);
   const runtime = new RuntimeWrapper(own("runtime"), { sandbox, probe, facade, runtime: binary, rules }, under);
   const { containerd, registries, proxy, node } = config;
-  return new ContainerdConfig(own("containerd"), { sandbox, probe, runtime, containerd, registries, proxy, direct: [config.sandbox.subnet, node.clusterCidr, node.serviceCidr] }, under);
+  return new ContainerdConfig(
+    own("containerd"),
+    {
+      sandbox,
+      probe,
+      runtime,
+      containerd,
+      registries,
+      proxy,
+      direct: [config.sandbox.subnet, node.clusterCidr, node.serviceCidr],
+    },
+    under,
+  );
 }
 
 /** What pods take, and what runs in pods. */
-function workloads(config: StackConfig, { own, under }: Scope, sandbox: Sandbox, egress: Egress | undefined, node: K3sNode): TestPod | undefined {
-  const network = new PodNetwork(own("network"), { sandbox, node, network: config.network, clusterCidr: config.node.clusterCidr }, under);
+function workloads(
+  config: StackConfig,
+  { own, under }: Scope,
+  sandbox: Sandbox,
+  egress: Egress | undefined,
+  node: K3sNode,
+): TestPod | undefined {
+  const network = new PodNetwork(
+    own("network"),
+    { sandbox, node, network: config.network, clusterCidr: config.node.clusterCidr },
+    under,
+  );
   const images = new Images(own("images"), { sandbox, node, archives: config.images }, under);
   const proxy = new ServiceProxy(own("proxy"), { sandbox, node, link: config.network.bridge }, under);
   const reachable = egress ? [network, egress] : [network];
   const after = [...reachable, images, proxy];
   const { coredns, metricsServer } = config.addons;
-  if (coredns.enabled) new ClusterDns(own("coredns"), { sandbox, node, domain: config.node, image: coredns.image, after }, under);
-  if (metricsServer.enabled) new MetricsServer(own("metrics-server"), { sandbox, node, image: metricsServer.image, after }, under);
-  for (const [manifest, content] of manifests(config)) new Manifest(own(`manifest-${manifest}`), { sandbox, node, manifest, content, after }, under);
+  if (coredns.enabled)
+    new ClusterDns(own("coredns"), { sandbox, node, domain: config.node, image: coredns.image, after }, under);
+  if (metricsServer.enabled)
+    new MetricsServer(own("metrics-server"), { sandbox, node, image: metricsServer.image, after }, under);
+  for (const [manifest, content] of manifests(config))
+    new Manifest(own(`manifest-${manifest}`), { sandbox, node, manifest, content, after }, under);
   if (!config.pod.enabled) return undefined;
-  return new TestPod(own("testpod"), { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process }, { ...under, dependsOn: [...reachable, images] });
+  return new TestPod(
+    own("testpod"),
+    { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process },
+    { ...under, dependsOn: [...reachable, images] },
+  );
 }
 
 /** The user's manifests: their names, and what is in them. */

@@ -28,24 +28,56 @@ export class ContainerdConfig extends pulumi.ComponentResource {
   constructor(name: string, args: ContainerdConfigArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:ContainerdConfig", name, {}, options);
     const { sandbox, probe, runtime, containerd, registries } = args;
-    const own = (["containerd", "shim"] as const).flatMap((option) => (containerd[option] ? [{ source: containerd[option], name: fileName[option] }] : []));
-    const path = (option: keyof typeof fileName) =>
-      containerd[option] ? stagedPath(containerd[option], fileName[option]) : pathInSandbox({ name: "containerd" }, fileName[option]);
-    this.toml = pulumi.all([runtime.path, probe.found]).apply(([binary, found]) =>
-      renderContainerdConfig(
-        containerd,
-        { runtime: binary, cniPlugins: pathInSandbox({ name: "cni" }, ""), pauseImage: imageName("pause") },
-        containerdKeysFor(found),
-      ),
+    const own = (["containerd", "shim"] as const).flatMap((option) =>
+      containerd[option] ? [{ source: containerd[option], name: fileName[option] }] : [],
     );
+    const path = (option: keyof typeof fileName) =>
+      containerd[option]
+        ? stagedPath(containerd[option], fileName[option])
+        : pathInSandbox({ name: "containerd" }, fileName[option]);
+    this.toml = pulumi
+      .all([runtime.path, probe.found])
+      .apply(([binary, found]) =>
+        renderContainerdConfig(
+          containerd,
+          { runtime: binary, cniPlugins: pathInSandbox({ name: "cni" }, ""), pauseImage: imageName("pause") },
+          containerdKeysFor(found),
+        ),
+      );
     const build = sandbox.build(name, { artifacts: [{ name: "containerd" }, { name: "cni" }], own }, { parent: this });
     const credentials = renderCredentials(registries);
-    const params = { ...sandbox.ref, containerd: path("containerd"), shim: path("shim"), ...(credentials ? { credentials: pulumi.secret(credentials) } : {}), env: proxyEnvironment(args.proxy, args.direct) };
-    sandbox.step(`${name}-apply`, { step: "containerd", params, content: this.toml, incarnation: sandbox.incarnation, repairs: sandbox.repairs("containerd") }, sandbox.inside(this, runtime, build));
+    const params = {
+      ...sandbox.ref,
+      containerd: path("containerd"),
+      shim: path("shim"),
+      ...(credentials ? { credentials: pulumi.secret(credentials) } : {}),
+      env: proxyEnvironment(args.proxy, args.direct),
+    };
+    sandbox.step(
+      `${name}-apply`,
+      {
+        step: "containerd",
+        params,
+        content: this.toml,
+        incarnation: sandbox.incarnation,
+        repairs: sandbox.repairs("containerd"),
+      },
+      sandbox.inside(this, runtime, build),
+    );
     const files = renderRegistries(registries, (file) => readFileSync(file, "utf8"));
     const content = JSON.stringify(files, null, 2);
     const secret = Object.keys(files).some((file) => file.endsWith(".key"));
-    sandbox.step(`${name}-registries`, { step: "registries", params: sandbox.ref, content: secret ? pulumi.secret(content) : content, ...sandbox.again, repairs: sandbox.repairs("registries") }, sandbox.inside(this, sandbox));
+    sandbox.step(
+      `${name}-registries`,
+      {
+        step: "registries",
+        params: sandbox.ref,
+        content: secret ? pulumi.secret(content) : content,
+        ...sandbox.again,
+        repairs: sandbox.repairs("registries"),
+      },
+      sandbox.inside(this, sandbox),
+    );
     this.registerOutputs();
   }
 }
@@ -53,7 +85,9 @@ export class ContainerdConfig extends pulumi.ComponentResource {
 function proxyEnvironment({ http, https, noProxy }: StackConfig["proxy"], direct: string[]): string[] {
   const variables = { ...(http ? { HTTP_PROXY: http } : {}), ...(https ? { HTTPS_PROXY: https } : {}) };
   if (Object.keys(variables).length === 0) return [];
-  return Object.entries({ ...variables, NO_PROXY: ["localhost", "127.0.0.0/8", ...direct, ...noProxy].join(",") }).map(([name, value]) => `${name}=${value}`);
+  return Object.entries({ ...variables, NO_PROXY: ["localhost", "127.0.0.0/8", ...direct, ...noProxy].join(",") }).map(
+    ([name, value]) => `${name}=${value}`,
+  );
 }
 
 const fileName = { containerd: "containerd", shim: "containerd-shim-runc-v2" } as const;

@@ -21,7 +21,13 @@ export class Egress extends pulumi.ComponentResource {
     super("gvisor-k3s:index:Egress", name, {}, options);
     const { sandbox, clusterCidr } = args;
     const { home, name: of } = sandbox.ref;
-    const params = { name: of, home, program: `${artifactFolder({ name: "egress" })}/egress`, pods: clusterCidr, sandbox: sandbox.incarnation };
+    const params = {
+      name: of,
+      home,
+      program: `${artifactFolder({ name: "egress" })}/egress`,
+      pods: clusterCidr,
+      sandbox: sandbox.incarnation,
+    };
     const incarnation = nextIncarnation({ record: sandboxPaths(of, home).egress }, egressRevision(params));
     step(`${name}-apply`, { step: "egress", params, incarnation }, sandbox.inside(this, sandbox));
     this.registerOutputs();

@@ -16,9 +16,20 @@ export class Images extends pulumi.ComponentResource {
   constructor(name: string, args: ImagesArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Images", name, {}, options);
     const { sandbox, node } = args;
-    const build = step(`${name}-build`, { step: "build", params: { artifacts: [{ name: "images" }], own: [] } }, { parent: this });
-    const archives = [...["pause" as const, "testpod" as const].map(ownArchive), ...args.archives.map((path) => ({ path, sha256: fileDigest(path) }))];
-    step(`${name}-import`, { step: "images", params: { ...sandbox.reachedFromHere(), archives }, ...sandbox.again }, sandbox.inside(this, node, build));
+    const build = step(
+      `${name}-build`,
+      { step: "build", params: { artifacts: [{ name: "images" }], own: [] } },
+      { parent: this },
+    );
+    const archives = [
+      ...["pause" as const, "testpod" as const].map(ownArchive),
+      ...args.archives.map((path) => ({ path, sha256: fileDigest(path) })),
+    ];
+    step(
+      `${name}-import`,
+      { step: "images", params: { ...sandbox.reachedFromHere(), archives }, ...sandbox.again },
+      sandbox.inside(this, node, build),
+    );
     this.registerOutputs();
   }
 }

@@ -47,29 +47,75 @@ export class K3sNode extends pulumi.ComponentResource {
     this.runsPods = containerd !== undefined;
     const embedded = pathInSandbox({ name: "server" }, "gvisor-k3s-node");
     this.program = { server: distribution === "embedded" ? embedded : k3sPath(k3s), kubectl: embedded, distribution };
-    this.kubeconfigPath = sandbox.ssh ? sandboxPaths(sandbox.ref.name, sandbox.home).kubeconfig : hostPath(sandbox.ref, inSandbox.kubeconfig);
+    this.kubeconfigPath = sandbox.ssh
+      ? sandboxPaths(sandbox.ref.name, sandbox.home).kubeconfig
+      : hostPath(sandbox.ref, inSandbox.kubeconfig);
     const own = distribution === "k3s" && k3s.path ? [{ source: k3s.path, name: "k3s" }] : [];
     const builds = [sandbox.build(name, { artifacts: [{ name: "server" }], own }, { parent: this })];
-    if (distribution === "k3s" && !k3s.path) builds.push(step(`${name}-download`, { step: "k3s", params: { ...k3s, ...(sandbox.to ? { to: sandbox.to } : {}) }, ...sandbox.again }, { parent: this }));
-    const disable = [...(distribution === "k3s" ? K3S_ADDONS : []), ...(addons.localStorage.enabled ? [] : ["local-storage"])];
+    if (distribution === "k3s" && !k3s.path)
+      builds.push(
+        step(
+          `${name}-download`,
+          { step: "k3s", params: { ...k3s, ...(sandbox.to ? { to: sandbox.to } : {}) }, ...sandbox.again },
+          { parent: this },
+        ),
+      );
+    const disable = [
+      ...(distribution === "k3s" ? K3S_ADDONS : []),
+      ...(addons.localStorage.enabled ? [] : ["local-storage"]),
+    ];
     const server = sandbox.step(
       `${name}-server`,
-      { step: "server", params: { ...sandbox.ref, ...this.program, version: configuredVersion(args) }, content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, this.runsPods, disable), incarnation: sandbox.incarnation, repairs: sandbox.repairs("server") },
+      {
+        step: "server",
+        params: { ...sandbox.ref, ...this.program, version: configuredVersion(args) },
+        content: renderNodeConfig(sandbox.ref.name, sandbox.address, node, this.runsPods, disable),
+        incarnation: sandbox.incarnation,
+        repairs: sandbox.repairs("server"),
+      },
       sandbox.inside(this, containerd ?? sandbox, ...builds),
     );
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made through it.
     // A sandbox that is replaced, which its id tells, has another cluster with other keys; one that is restarted has the same.
     const content = pulumi.interpolate`${sandbox.address}:${node.httpsListenPort} ${sandbox.process.id}`;
-    const kubeconfig = sandbox.step(`${name}-kubeconfig`, { step: "kubeconfig", params: sandbox.ref, secretOutput: true, content, ...sandbox.again }, sandbox.inside(this, server));
-    this.kubeconfig = pulumi.secret(sandbox.ssh ? this.#throughTunnel(name, sandbox, sandbox.ssh, node.httpsListenPort, kubeconfig) : kubeconfig.stdout);
+    const kubeconfig = sandbox.step(
+      `${name}-kubeconfig`,
+      { step: "kubeconfig", params: sandbox.ref, secretOutput: true, content, ...sandbox.again },
+      sandbox.inside(this, server),
+    );
+    this.kubeconfig = pulumi.secret(
+      sandbox.ssh
+        ? this.#throughTunnel(name, sandbox, sandbox.ssh, node.httpsListenPort, kubeconfig)
+        : kubeconfig.stdout,
+    );
     this.registerOutputs({ kubeconfig: this.kubeconfig });
   }
 
   /** The kubeconfig of a node on another machine, as it works here. */
-  #throughTunnel(name: string, sandbox: Sandbox, ssh: SshTarget, port: number, kubeconfig: StepResource): pulumi.Output<string> {
+  #throughTunnel(
+    name: string,
+    sandbox: Sandbox,
+    ssh: SshTarget,
+    port: number,
+    kubeconfig: StepResource,
+  ): pulumi.Output<string> {
     const params = { name: sandbox.ref.name, home: sandbox.home, ssh, address: sandbox.address, port };
-    const incarnation = nextIncarnation({ record: sandboxPaths(params.name, params.home).tunnel }, tunnelRevision(params));
-    return step(`${name}-tunnel`, { step: "tunnel", undo: "tunnel-remove", params, content: pulumi.secret(kubeconfig.stdout), secretOutput: true, incarnation }, { parent: this, dependsOn: kubeconfig }).stdout;
+    const incarnation = nextIncarnation(
+      { record: sandboxPaths(params.name, params.home).tunnel },
+      tunnelRevision(params),
+    );
+    return step(
+      `${name}-tunnel`,
+      {
+        step: "tunnel",
+        undo: "tunnel-remove",
+        params,
+        content: pulumi.secret(kubeconfig.stdout),
+        secretOutput: true,
+        incarnation,
+      },
+      { parent: this, dependsOn: kubeconfig },
+    ).stdout;
   }
 }
 

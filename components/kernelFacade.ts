@@ -11,7 +11,11 @@ export class KernelFacade extends pulumi.ComponentResource {
     const { sandbox, probe } = args;
     sandbox.step(
       `${name}-apply`,
-      { step: "facade", params: { ...sandbox.ref, plan: probe.found.apply((found) => facadePlan(sandbox.ref.name, facadeFor(found))) }, incarnation: sandbox.incarnation },
+      {
+        step: "facade",
+        params: { ...sandbox.ref, plan: probe.found.apply((found) => facadePlan(sandbox.ref.name, facadeFor(found))) },
+        incarnation: sandbox.incarnation,
+      },
       sandbox.inside(this, sandbox, probe),
     );
     this.registerOutputs();

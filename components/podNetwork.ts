@@ -18,7 +18,13 @@ export class PodNetwork extends pulumi.ComponentResource {
     const { sandbox, node } = args;
     sandbox.step(
       `${name}-apply`,
-      { step: "network", params: { ...sandbox.ref, ...node.program }, content: renderConflist(args.network, args.clusterCidr, sandbox.address), incarnation: sandbox.incarnation, repairs: sandbox.repairs("network") },
+      {
+        step: "network",
+        params: { ...sandbox.ref, ...node.program },
+        content: renderConflist(args.network, args.clusterCidr, sandbox.address),
+        incarnation: sandbox.incarnation,
+        repairs: sandbox.repairs("network"),
+      },
       sandbox.inside(this, node),
     );
     this.registerOutputs();

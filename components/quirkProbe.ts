@@ -29,9 +29,15 @@ export class QuirkProbe extends pulumi.ComponentResource {
 
 function probed(parent: QuirkProbe, name: string, { sandbox, mode }: QuirkProbeArgs): pulumi.Output<QuirkId[]> {
   const params = { ...sandbox.ref, ...sandbox.kind, mode, probes };
-  const { stdout } = sandbox.step(`${name}-ask`, { step: "probe", params, ...sandbox.again }, sandbox.inside(parent, sandbox.process));
+  const { stdout } = sandbox.step(
+    `${name}-ask`,
+    { step: "probe", params, ...sandbox.again },
+    sandbox.inside(parent, sandbox.process),
+  );
   const answer = stdout.apply((ids) => JSON.parse(ids) as QuirkId[]);
   if (!pulumi.runtime.isDryRun()) return answer;
   // A preview cannot know what a command will print, and yet is to show the lines that follow from it.
-  return pulumi.output(foreseeQuirks({ ...params, ...sandbox.reachedFromHere() }).then((foreseen) => foreseen ?? answer));
+  return pulumi.output(
+    foreseeQuirks({ ...params, ...sandbox.reachedFromHere() }).then((foreseen) => foreseen ?? answer),
+  );
 }

@@ -36,12 +36,21 @@ export class RuntimeWrapper extends pulumi.ComponentResource {
     const { sandbox, probe, facade, runtime } = args;
     const rulesFile = pulumi.all([runtime.command, probe.found]).apply(([command, found]) => {
       const rules = [...runtime.rules, ...rulesFor(found), ...args.rules];
-      return rules.length === 0 && command.length === 1 ? "" : `${JSON.stringify({ runtime: command, rules }, null, 2)}\n`;
+      return rules.length === 0 && command.length === 1
+        ? ""
+        : `${JSON.stringify({ runtime: command, rules }, null, 2)}\n`;
     });
-    this.path = pulumi.all([runtime.command, rulesFile]).apply(([command, content]) => (content ? wrapperPath(content) : command[0]!));
+    this.path = pulumi
+      .all([runtime.command, rulesFile])
+      .apply(([command, content]) => (content ? wrapperPath(content) : command[0]!));
     sandbox.step(
       `${name}-check`,
-      { step: "runtime-check", params: { ...sandbox.ref, runtime: this.path }, content: rulesFile, incarnation: sandbox.incarnation },
+      {
+        step: "runtime-check",
+        params: { ...sandbox.ref, runtime: this.path },
+        content: rulesFile,
+        incarnation: sandbox.incarnation,
+      },
       sandbox.inside(this, facade, runtime),
     );
     this.registerOutputs({ path: this.path });

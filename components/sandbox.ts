@@ -58,15 +58,29 @@ export class Sandbox extends pulumi.ComponentResource {
     const { subnet } = args.sandbox;
     this.address = linkAddresses(subnet).node;
     this.ssh = sshTarget(args);
-    const made = args.target === "managed" ? managed(this.home, args) : inside(this.ssh ? remotePaths.home : this.home, this.address, args);
+    const made =
+      args.target === "managed"
+        ? managed(this.home, args)
+        : inside(this.ssh ? remotePaths.home : this.home, this.address, args);
     this.ref = made.ref;
     this.kind = made.kind;
     this.#observed = observe(this.reachedFromHere());
     this.incarnation = incarnationOf(this.#observed, args.name, this.home, made.revision);
     const machine = this.ssh ? [this.ssh.host, String(this.ssh.port)] : [];
-    const replaceOn = [args.name, this.ref.home, subnet, args.mode, ...(args.target === "managed" ? [] : [args.target]), ...machine];
+    const replaceOn = [
+      args.name,
+      this.ref.home,
+      subnet,
+      args.mode,
+      ...(args.target === "managed" ? [] : [args.target]),
+      ...machine,
+    ];
     const build = this.build(name, { artifacts: made.artifacts, own: [] }, { parent: this }, true);
-    this.process = this.step(`${name}-process`, { ...made.start, incarnation: this.incarnation, replaceOn }, { parent: this, dependsOn: build, deleteBeforeReplace: true });
+    this.process = this.step(
+      `${name}-process`,
+      { ...made.start, incarnation: this.incarnation, replaceOn },
+      { parent: this, dependsOn: build, deleteBeforeReplace: true },
+    );
     this.registerOutputs({ address: this.address });
   }
 
@@ -85,12 +99,21 @@ export class Sandbox extends pulumi.ComponentResource {
    * @param name the component's name
    * @param first whether it is the one whose end takes all that was brought away
    */
-  build(name: string, params: { [K in keyof BuildParams]: pulumi.Input<BuildParams[K]> }, options: pulumi.CustomResourceOptions, first = false): pulumi.Resource {
+  build(
+    name: string,
+    params: { [K in keyof BuildParams]: pulumi.Input<BuildParams[K]> },
+    options: pulumi.CustomResourceOptions,
+    first = false,
+  ): pulumi.Resource {
     if (!this.ssh) return step(`${name}-build`, { step: "build", params }, options);
     const { to } = this;
     const runner = first ? { runner: basename(runnerFolder()) } : {};
     const undo = first ? { undo: "build-remove" as const, replaceOn: [this.ssh.host, String(this.ssh.port)] } : {};
-    return step(`${name}-build`, { step: "build", ...undo, params: { ...params, to, ...runner }, incarnation: this.incarnation }, options);
+    return step(
+      `${name}-build`,
+      { step: "build", ...undo, params: { ...params, to, ...runner }, incarnation: this.incarnation },
+      options,
+    );
   }
 
   /** Where what is built is copied to; undefined if the sandbox finds it here. */
@@ -124,10 +147,27 @@ interface Target {
 }
 
 function managed(home: string, args: SandboxArgs): Target {
-  const { runsc = `${artifactFolder({ name: "runsc" })}/runsc`, subnet, memory, cpus, platform, network, hostPorts } = args.sandbox;
+  const {
+    runsc = `${artifactFolder({ name: "runsc" })}/runsc`,
+    subnet,
+    memory,
+    cpus,
+    platform,
+    network,
+    hostPorts,
+  } = args.sandbox;
   const own = args.sandbox.runsc ? { runscDigest: fileDigest(args.sandbox.runsc) } : {};
   const ref = { name: args.name, home, runsc };
-  const params: SandboxParams = { ...ref, ...own, subnet, limits: { memory, cpus }, platform, network, egress: args.egress ?? false, hostPorts };
+  const params: SandboxParams = {
+    ...ref,
+    ...own,
+    subnet,
+    limits: { memory, cpus },
+    platform,
+    network,
+    egress: args.egress ?? false,
+    hostPorts,
+  };
   return {
     ref,
     kind: { ...own, platform, network },

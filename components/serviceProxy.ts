@@ -21,8 +21,18 @@ export class ServiceProxy extends pulumi.ComponentResource {
   constructor(name: string, args: ServiceProxyArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:ServiceProxy", name, {}, options);
     const { sandbox, node, link } = args;
-    const params = { ...sandbox.ref, proxy: pathInSandbox({ name: "server" }, "service-proxy"), link, address: sandbox.address, distribution: node.program.distribution };
-    this.applied = sandbox.step(`${name}-apply`, { step: "proxy", params, incarnation: sandbox.incarnation }, sandbox.inside(this, node));
+    const params = {
+      ...sandbox.ref,
+      proxy: pathInSandbox({ name: "server" }, "service-proxy"),
+      link,
+      address: sandbox.address,
+      distribution: node.program.distribution,
+    };
+    this.applied = sandbox.step(
+      `${name}-apply`,
+      { step: "proxy", params, incarnation: sandbox.incarnation },
+      sandbox.inside(this, node),
+    );
     this.registerOutputs();
   }
 }

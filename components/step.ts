@@ -31,7 +31,11 @@ const program = relative(process.cwd(), `${import.meta.dirname}/../steps/main${e
 export type StepResource = pulumi.CustomResource & { readonly stdout: pulumi.Output<string> };
 
 /** A command that runs a step: to create, and again in place whenever an input changes. No shell is involved. */
-export function step<S extends StepName>(name: string, args: StepArgs<S>, options: pulumi.CustomResourceOptions): StepResource {
+export function step<S extends StepName>(
+  name: string,
+  args: StepArgs<S>,
+  options: pulumi.CustomResourceOptions,
+): StepResource {
   return new local.Command(
     name,
     {
@@ -50,9 +54,18 @@ export function step<S extends StepName>(name: string, args: StepArgs<S>, option
  * The same on another machine, by the runner that was copied there. What it gets comes by its standard input: an SSH server takes variables only
  * if it is told which, and they would be seen among its processes.
  */
-export function remoteStep<S extends StepName>(ssh: SshTarget, name: string, args: StepArgs<S>, options: pulumi.CustomResourceOptions): StepResource {
+export function remoteStep<S extends StepName>(
+  ssh: SshTarget,
+  name: string,
+  args: StepArgs<S>,
+  options: pulumi.CustomResourceOptions,
+): StepResource {
   const run = `${asRoot(ssh)}${remotePaths.runner}/run`;
-  const input: { [K in keyof StepInput]: pulumi.Input<unknown> } = { params: args.params, environment: variables(args), content: args.content };
+  const input: { [K in keyof StepInput]: pulumi.Input<unknown> } = {
+    params: args.params,
+    environment: variables(args),
+    content: args.content,
+  };
   return new remote.Command(
     name,
     {
@@ -78,14 +91,27 @@ function connectionTo(ssh: SshTarget): pulumi.Input<types.input.remote.Connectio
   };
 }
 
-function variables({ incarnation, repairs }: Pick<StepArgs<StepName>, "incarnation" | "repairs">): Record<string, string> {
-  return { ...(incarnation === undefined ? {} : { SANDBOX_INCARNATION: String(incarnation) }), ...(repairs ? { STEP_REPAIRS: String(repairs) } : {}) };
+function variables({
+  incarnation,
+  repairs,
+}: Pick<StepArgs<StepName>, "incarnation" | "repairs">): Record<string, string> {
+  return {
+    ...(incarnation === undefined ? {} : { SANDBOX_INCARNATION: String(incarnation) }),
+    ...(repairs ? { STEP_REPAIRS: String(repairs) } : {}),
+  };
 }
 
 function common({ secretOutput, replaceOn }: Pick<StepArgs<StepName>, "secretOutput" | "replaceOn">) {
-  return { ...(secretOutput ? { logging: "none" as const } : {}), ...(replaceOn ? { triggers: replaceOn } : {}), addPreviousOutputInEnv: false };
+  return {
+    ...(secretOutput ? { logging: "none" as const } : {}),
+    ...(replaceOn ? { triggers: replaceOn } : {}),
+    addPreviousOutputInEnv: false,
+  };
 }
 
-function resourceOptions({ secretOutput }: Pick<StepArgs<StepName>, "secretOutput">, options: pulumi.CustomResourceOptions): pulumi.CustomResourceOptions {
+function resourceOptions(
+  { secretOutput }: Pick<StepArgs<StepName>, "secretOutput">,
+  options: pulumi.CustomResourceOptions,
+): pulumi.CustomResourceOptions {
   return { ...options, ...(secretOutput ? { additionalSecretOutputs: ["stdout", "stderr"] } : {}) };
 }

@@ -30,7 +30,12 @@ export class TestPod extends pulumi.ComponentResource {
     // And a pod that an interrupted update made, and did not live to note, is taken over; one whose cluster is gone is gone with it.
     const provider = new kubernetes.Provider(
       `${name}-provider`,
-      { kubeconfig: args.kubeconfig, skipUpdateUnreachable: true, deleteUnreachable: true, upsertExistingObjects: true },
+      {
+        kubeconfig: args.kubeconfig,
+        skipUpdateUnreachable: true,
+        deleteUnreachable: true,
+        upsertExistingObjects: true,
+      },
       { parent: this },
     );
     const container = "main";
@@ -44,7 +49,12 @@ export class TestPod extends pulumi.ComponentResource {
               name: container,
               image: args.pod.image ?? imageName("testpod"),
               args: args.pod.args,
-              ...(args.pod.image ? {} : { imagePullPolicy: "Never", readinessProbe: { httpGet: { path: "/healthz", port: 8080 }, periodSeconds: 1 } }),
+              ...(args.pod.image
+                ? {}
+                : {
+                    imagePullPolicy: "Never",
+                    readinessProbe: { httpGet: { path: "/healthz", port: 8080 }, periodSeconds: 1 },
+                  }),
             },
           ],
         },
@@ -56,7 +66,11 @@ export class TestPod extends pulumi.ComponentResource {
     // The pod's uid is an input, so that another pod's log is read anew.
     const log = step(
       `${name}-logs`,
-      { step: "pod-logs", params: { namespace: args.pod.namespace, name: this.podName, container, uid: pod.metadata.uid }, content: args.kubeconfig },
+      {
+        step: "pod-logs",
+        params: { namespace: args.pod.namespace, name: this.podName, container, uid: pod.metadata.uid },
+        content: args.kubeconfig,
+      },
       { ...ends, dependsOn: pod },
     );
     this.logs = log.stdout;

@@ -20,17 +20,27 @@ export interface ContainerdKeys {
   enable_unprivileged_ports: boolean;
 }
 
-const ON_LINUX: ContainerdKeys = { snapshotter: "overlayfs", enable_unprivileged_icmp: true, enable_unprivileged_ports: true };
+const ON_LINUX: ContainerdKeys = {
+  snapshotter: "overlayfs",
+  enable_unprivileged_icmp: true,
+  enable_unprivileged_ports: true,
+};
 
 /** Plugins that cannot work in gVisor (no block devices, no NRI) and only cost start time. */
-const DISABLED = ["blockfile", "btrfs", "devmapper", "erofs", "zfs"].map((name) => `io.containerd.snapshotter.v1.${name}`);
+const DISABLED = ["blockfile", "btrfs", "devmapper", "erofs", "zfs"].map(
+  (name) => `io.containerd.snapshotter.v1.${name}`,
+);
 
 /**
  * containerd 2.x's config, version 3. A change of any line takes effect by a restart of containerd, which running pods survive.
  * Keys: containerd's docs/cri/config.md.
  * @param quirky keys that the sandbox's quirks ask for; see `containerdKeysFor`
  */
-export function renderContainerdConfig(options: StackConfig["containerd"], files: ContainerdFiles, quirky: Partial<ContainerdKeys>): string {
+export function renderContainerdConfig(
+  options: StackConfig["containerd"],
+  files: ContainerdFiles,
+  quirky: Partial<ContainerdKeys>,
+): string {
   const { snapshotter: suitable, ...unprivileged } = { ...ON_LINUX, ...quirky };
   const snapshotter = options.snapshotter === "auto" ? suitable : options.snapshotter;
   return stringify({

@@ -34,7 +34,10 @@ import /etc/coredns-custom/*.server
  * The manifest of the cluster's DNS. Names and labels are those of every other cluster (kube-system, kube-dns), which tools look for.
  * @param image CoreDNS's image
  */
-export function renderCoreDns(image: string, options: Pick<StackConfig["node"], "clusterDomain" | "clusterDns">): string {
+export function renderCoreDns(
+  image: string,
+  options: Pick<StackConfig["node"], "clusterDomain" | "clusterDns">,
+): string {
   const labels = { "k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS" };
   const name = (extra: object = {}) => ({ name: "coredns", namespace: "kube-system", labels, ...extra });
   const role = { apiGroup: "rbac.authorization.k8s.io", kind: "ClusterRole", name: "system:coredns" };
@@ -49,8 +52,19 @@ export function renderCoreDns(image: string, options: Pick<StackConfig["node"], 
         { apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: ["list", "watch"] },
       ],
     },
-    { apiVersion: "rbac.authorization.k8s.io/v1", kind: "ClusterRoleBinding", metadata: { name: role.name }, roleRef: role, subjects: [{ kind: "ServiceAccount", name: "coredns", namespace: "kube-system" }] },
-    { apiVersion: "v1", kind: "ConfigMap", metadata: name(), data: { Corefile: renderCorefile(options.clusterDomain) } },
+    {
+      apiVersion: "rbac.authorization.k8s.io/v1",
+      kind: "ClusterRoleBinding",
+      metadata: { name: role.name },
+      roleRef: role,
+      subjects: [{ kind: "ServiceAccount", name: "coredns", namespace: "kube-system" }],
+    },
+    {
+      apiVersion: "v1",
+      kind: "ConfigMap",
+      metadata: name(),
+      data: { Corefile: renderCorefile(options.clusterDomain) },
+    },
     {
       apiVersion: "apps/v1",
       kind: "Deployment",
@@ -65,7 +79,10 @@ export function renderCoreDns(image: string, options: Pick<StackConfig["node"], 
     {
       apiVersion: "v1",
       kind: "Service",
-      metadata: { ...name({ name: "kube-dns" }), annotations: { "prometheus.io/scrape": "true", "prometheus.io/port": "9153" } },
+      metadata: {
+        ...name({ name: "kube-dns" }),
+        annotations: { "prometheus.io/scrape": "true", "prometheus.io/port": "9153" },
+      },
       spec: {
         clusterIP: options.clusterDns,
         selector: { "k8s-app": "kube-dns" },

@@ -33,12 +33,24 @@ export function kubeconfigProblems({ kubeconfig: file, context }: StackConfig["e
   try {
     config = parseDocument(readFileSync(file!, "utf8"), { prettyErrors: false }).toJS() as typeof config;
   } catch (error) {
-    return problem((error as NodeJS.ErrnoException).code === "ENOENT" ? "there is no such file" : `it cannot be read (${(error as Error).message})`);
+    return problem(
+      (error as NodeJS.ErrnoException).code === "ENOENT"
+        ? "there is no such file"
+        : `it cannot be read (${(error as Error).message})`,
+    );
   }
   const contexts = (typeof config === "object" ? (config?.contexts ?? []) : []).map(({ name }) => name);
   if (contexts.length === 0) return problem("it is no kubeconfig, or has no context in it");
   const wanted = context ?? config?.["current-context"];
   if (wanted !== undefined && contexts.includes(wanted)) return [];
-  const option = context === undefined ? { option: "external.kubeconfig", value: file } : { option: "external.context", value: context };
-  return [{ ...option, message: `${context === undefined ? "it has no current context; set external.context" : "there is no such context in the kubeconfig"}; there are: ${contexts.join(", ")}` }];
+  const option =
+    context === undefined
+      ? { option: "external.kubeconfig", value: file }
+      : { option: "external.context", value: context };
+  return [
+    {
+      ...option,
+      message: `${context === undefined ? "it has no current context; set external.context" : "there is no such context in the kubeconfig"}; there are: ${contexts.join(", ")}`,
+    },
+  ];
 }

@@ -28,7 +28,14 @@ const CONTROLLERS = ["cpu", "cpuacct", "cpuset", "devices", "memory", "pids"];
 const upper = "/run/gvisor-k3s/proc-sys/upper";
 const work = "/run/gvisor-k3s/proc-sys/work";
 
-const mount = (type: string, source: string, target: string, options: string, folders: string[] = [], optional = false) => ({
+const mount = (
+  type: string,
+  source: string,
+  target: string,
+  options: string,
+  folders: string[] = [],
+  optional = false,
+) => ({
   type,
   source,
   target,
@@ -46,7 +53,12 @@ export const tunables: FacadeParts = {
 /** Each controller of cgroup v1 that the kernel has. The file tells the probe for cgroups that they are the facade's (node/init/probe). */
 export const cgroupMounts: FacadeParts = {
   files: [{ path: "/run/gvisor-k3s/cgroup-mounts", content: "" }],
-  mounts: [mount("tmpfs", "cgroup", "/sys/fs/cgroup", "mode=0755"), ...CONTROLLERS.map((controller) => mount("cgroup", controller, `/sys/fs/cgroup/${controller}`, controller, [], true))],
+  mounts: [
+    mount("tmpfs", "cgroup", "/sys/fs/cgroup", "mode=0755"),
+    ...CONTROLLERS.map((controller) =>
+      mount("cgroup", controller, `/sys/fs/cgroup/${controller}`, controller, [], true),
+    ),
+  ],
 };
 
 /** The kubelet's OOM watcher reads the kernel log; there is none, so it reads what /dev/null gives: nothing. */
@@ -58,8 +70,12 @@ export const kernelLog: FacadeParts = { nodes: [{ path: "/dev/kmsg", major: 1, m
  * @param parts what the sandbox's quirks ask for; see `facadeFor`
  */
 export function facadePlan(name: string, parts: readonly FacadeParts[]): FacadePlan {
-  const machineId = { path: "/etc/machine-id", content: `${createHash("sha256").update(`gvisor-k3s machine ${name}`).digest("hex").slice(0, 32)}\n` };
-  const all = <K extends keyof FacadePlan>(kind: K) => parts.flatMap((part) => (part[kind] ?? []) as FacadePlan[K][number][]);
+  const machineId = {
+    path: "/etc/machine-id",
+    content: `${createHash("sha256").update(`gvisor-k3s machine ${name}`).digest("hex").slice(0, 32)}\n`,
+  };
+  const all = <K extends keyof FacadePlan>(kind: K) =>
+    parts.flatMap((part) => (part[kind] ?? []) as FacadePlan[K][number][]);
   return {
     // Through an overlay over /proc/sys a write would read back and do nothing.
     settings: [{ path: "/proc/sys/net/ipv4/ip_forward", content: "1" }, ...all("settings")],

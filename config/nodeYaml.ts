@@ -8,7 +8,13 @@ import type { StackConfig } from "./schema.ts";
  * @param agent whether there is a kubelet, and so a container runtime
  * @param disable what of the server's own addons is switched off, by k3s's names
  */
-export function renderNodeConfig(name: string, address: string, options: StackConfig["node"], agent: boolean, disable: string[] = []): string {
+export function renderNodeConfig(
+  name: string,
+  address: string,
+  options: StackConfig["node"],
+  agent: boolean,
+  disable: string[] = [],
+): string {
   const lists = {
     disable,
     "node-label": Object.entries(options.labels).map(([key, value]) => `${key}=${value}`),
@@ -17,27 +23,32 @@ export function renderNodeConfig(name: string, address: string, options: StackCo
     "kube-controller-manager-arg": options.controllerManagerArgs,
     "kube-scheduler-arg": options.schedulerArgs,
   };
-  return stringify({
-    "data-dir": inSandbox.nodeData,
-    "node-name": name,
-    "node-ip": address,
-    "bind-address": address,
-    "https-listen-port": options.httpsListenPort,
-    "write-kubeconfig": inSandbox.kubeconfig,
-    "write-kubeconfig-mode": "0600",
-    "cluster-cidr": options.clusterCidr,
-    "service-cidr": options.serviceCidr,
-    "cluster-dns": options.clusterDns,
-    "cluster-domain": options.clusterDomain,
-    ...(agent ? { "container-runtime-endpoint": `unix://${inSandbox.containerdSocket}`, "resolv-conf": "/etc/resolv.conf" } : { "disable-agent": true }),
-    // Without netfilter none of these can work in gVisor, and the embedded server does not have them.
-    "flannel-backend": "none",
-    "disable-kube-proxy": true,
-    "disable-network-policy": true,
-    "disable-helm-controller": true,
-    "disable-cloud-controller": true,
-    ...Object.fromEntries(Object.entries(lists).filter(([, values]) => values.length > 0)),
-  }, { version: "1.1" }); // which is what the server reads: a node named "on" or "no" would be a truth value
+  return stringify(
+    {
+      "data-dir": inSandbox.nodeData,
+      "node-name": name,
+      "node-ip": address,
+      "bind-address": address,
+      "https-listen-port": options.httpsListenPort,
+      "write-kubeconfig": inSandbox.kubeconfig,
+      "write-kubeconfig-mode": "0600",
+      "cluster-cidr": options.clusterCidr,
+      "service-cidr": options.serviceCidr,
+      "cluster-dns": options.clusterDns,
+      "cluster-domain": options.clusterDomain,
+      ...(agent
+        ? { "container-runtime-endpoint": `unix://${inSandbox.containerdSocket}`, "resolv-conf": "/etc/resolv.conf" }
+        : { "disable-agent": true }),
+      // Without netfilter none of these can work in gVisor, and the embedded server does not have them.
+      "flannel-backend": "none",
+      "disable-kube-proxy": true,
+      "disable-network-policy": true,
+      "disable-helm-controller": true,
+      "disable-cloud-controller": true,
+      ...Object.fromEntries(Object.entries(lists).filter(([, values]) => values.length > 0)),
+    },
+    { version: "1.1" },
+  ); // which is what the server reads: a node named "on" or "no" would be a truth value
 }
 
 /**

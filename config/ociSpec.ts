@@ -40,11 +40,26 @@ const CAPABILITIES = [
 export const SANDBOX_PATH = "/usr/local/bin:/bin:/sbin:/usr/bin:/usr/sbin";
 
 /** The environment of everything that runs in the sandbox. */
-export const SANDBOX_ENVIRONMENT = [`PATH=${SANDBOX_PATH}`, "HOME=/root", `KUBECONFIG=${inSandbox.kubeconfig}`, `CONTAINERD_ADDRESS=${inSandbox.containerdSocket}`];
+export const SANDBOX_ENVIRONMENT = [
+  `PATH=${SANDBOX_PATH}`,
+  "HOME=/root",
+  `KUBECONFIG=${inSandbox.kubeconfig}`,
+  `CONTAINERD_ADDRESS=${inSandbox.containerdSocket}`,
+];
 
 const capabilities = (names: string[]) => ({ bounding: names, effective: names, permitted: names, inheritable: names });
-const mount = (destination: string, type: string, options: string[] = []) => ({ destination, type, source: type, options });
-const bind = (source: string, destination: string, mode: "ro" | "rw") => ({ destination, type: "bind", source, options: ["rbind", mode] });
+const mount = (destination: string, type: string, options: string[] = []) => ({
+  destination,
+  type,
+  source: type,
+  options,
+});
+const bind = (source: string, destination: string, mode: "ro" | "rw") => ({
+  destination,
+  type: "bind",
+  source,
+  options: ["rbind", mode],
+});
 
 export interface SandboxSpec {
   name: string;
@@ -83,7 +98,10 @@ export function sandboxSpec({ name, paths, artifacts, init, limits }: SandboxSpe
       bind(artifacts, inSandbox.artifacts, "ro"),
     ],
     linux: {
-      namespaces: [...["pid", "ipc", "uts", "mount"].map((type) => ({ type })), { type: "network", path: paths.networkNamespace }],
+      namespaces: [
+        ...["pid", "ipc", "uts", "mount"].map((type) => ({ type })),
+        { type: "network", path: paths.networkNamespace },
+      ],
       cgroupsPath: `/gvisor-k3s/${name}`,
       resources: {
         ...(memory === null ? {} : { memory: { limit: bytes(memory) } }),
@@ -101,17 +119,44 @@ export function runtimeCheckSpec(args: string[]) {
   const granted = ["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETUID"];
   return {
     ociVersion: "1.2.0",
-    process: { user: { uid: 0, gid: 0 }, args, env: ["PATH=/bin"], cwd: "/", capabilities: capabilities(granted), noNewPrivileges: true },
+    process: {
+      user: { uid: 0, gid: 0 },
+      args,
+      env: ["PATH=/bin"],
+      cwd: "/",
+      capabilities: capabilities(granted),
+      noNewPrivileges: true,
+    },
     root: { path: "rootfs", readonly: true },
     hostname: "runtime-check",
-    mounts: [mount("/proc", "proc"), mount("/dev", "tmpfs", ["nosuid", "mode=755"]), { ...mount("/sys", "sysfs", ["nosuid", "noexec", "nodev", "ro"]) }],
+    mounts: [
+      mount("/proc", "proc"),
+      mount("/dev", "tmpfs", ["nosuid", "mode=755"]),
+      { ...mount("/sys", "sysfs", ["nosuid", "noexec", "nodev", "ro"]) },
+    ],
     linux: {
       cgroupsPath: "/runtime-check",
       // No cgroup namespace: gVisor has none, and containerd asks for one only where cgroups are version 2.
-      namespaces: [...["pid", "ipc", "uts", "mount"].map((type) => ({ type })), { type: "network", path: "/proc/1/ns/net" }], // a pod's comes by its path as well
-      maskedPaths: ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"],
+      namespaces: [
+        ...["pid", "ipc", "uts", "mount"].map((type) => ({ type })),
+        { type: "network", path: "/proc/1/ns/net" },
+      ], // a pod's comes by its path as well
+      maskedPaths: [
+        "/proc/acpi",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/latency_stats",
+        "/proc/timer_list",
+        "/proc/sched_debug",
+        "/proc/scsi",
+        "/sys/firmware",
+      ],
       readonlyPaths: ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
-      seccomp: { defaultAction: "SCMP_ACT_ALLOW", architectures: [], syscalls: [{ names: ["acct"], action: "SCMP_ACT_ERRNO" }] },
+      seccomp: {
+        defaultAction: "SCMP_ACT_ALLOW",
+        architectures: [],
+        syscalls: [{ names: ["acct"], action: "SCMP_ACT_ERRNO" }],
+      },
       resources: { memory: { limit: 67_108_864 }, pids: { limit: 100 } },
     },
   };

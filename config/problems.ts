@@ -14,7 +14,12 @@ export class InputError extends Error {
 
   constructor(problems: readonly Problem[]) {
     const lines = problems.map((problem) => `  - ${problem.option}${shown(problem.value)}: ${problem.message}`);
-    super([`${problems.length} ${problems.length === 1 ? "problem" : "problems"} with the configuration; nothing was changed:`, ...lines].join("\n"));
+    super(
+      [
+        `${problems.length} ${problems.length === 1 ? "problem" : "problems"} with the configuration; nothing was changed:`,
+        ...lines,
+      ].join("\n"),
+    );
     this.name = "InputError";
     this.problems = problems;
   }

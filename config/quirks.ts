@@ -54,7 +54,8 @@ export const quirks = {
     source: "gVisor: pkg/sentry/fsimpl/cgroupfs",
   },
   "kernel-tunables": {
-    symptom: "kubelet: Failed to start ContainerManager: write /proc/sys/vm/overcommit_memory: input/output error, open /proc/sys/vm/panic_on_oom: no such file",
+    symptom:
+      "kubelet: Failed to start ContainerManager: write /proc/sys/vm/overcommit_memory: input/output error, open /proc/sys/vm/panic_on_oom: no such file",
     needs: "the kubelet",
     probe: ["can", "tune", ...Object.keys(TUNABLES)],
     remedy: { facade: tunables },
@@ -131,7 +132,8 @@ export const quirks = {
     source: measured,
   },
   "cgroup-statfs": {
-    symptom: "runc: unable to apply cgroup configuration: statfs /sys/fs/cgroup/cpuset/…/cpuset.cpus: function not implemented",
+    symptom:
+      "runc: unable to apply cgroup configuration: statfs /sys/fs/cgroup/cpuset/…/cpuset.cpus: function not implemented",
     needs: "every container",
     probe: ["can", "stat-cgroups"],
     remedy: { patch: "cgroup-statfs" },
@@ -167,7 +169,8 @@ export const quirks = {
     source: measured,
   },
   "old-kernel-cri": {
-    symptom: "containerd: CRI plugin: unprivileged_icmp and unprivileged_port require kernel version greater than or equal to 4.11",
+    symptom:
+      "containerd: CRI plugin: unprivileged_icmp and unprivileged_port require kernel version greater than or equal to 4.11",
     needs: "containerd's CRI plugin",
     probe: ["can", "tune", "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range"],
     remedy: { containerd: { enable_unprivileged_icmp: false, enable_unprivileged_ports: false } },
@@ -258,11 +261,13 @@ export const rulesFor = (found: readonly QuirkId[]) => remedies("rule", found);
 /** The global options that crun needs. */
 export const crunOptionsFor = (found: readonly QuirkId[]): string[] => remedies("crun", found).flat();
 /** The keys of containerd's config that differ from what it takes on Linux. */
-export const containerdKeysFor = (found: readonly QuirkId[]): Partial<ContainerdKeys> => Object.assign({}, ...remedies("containerd", found));
+export const containerdKeysFor = (found: readonly QuirkId[]): Partial<ContainerdKeys> =>
+  Object.assign({}, ...remedies("containerd", found));
 /** What the kernel facade has to put there. */
 export const facadeFor = (found: readonly QuirkId[]): FacadeParts[] => remedies("facade", found);
 /** The quirks for which nothing helps, and with which a pod cannot run. */
-export const blockersAmong = (found: readonly QuirkId[]) => probedQuirks.filter((id) => found.includes(id) && "blocked" in quirk(id).remedy);
+export const blockersAmong = (found: readonly QuirkId[]) =>
+  probedQuirks.filter((id) => found.includes(id) && "blocked" in quirk(id).remedy);
 
 /** A remedy in words, and who can change what it is for. */
 export function describeRemedy(remedy: Remedy): { remedy: string; by: string } {
@@ -270,7 +275,12 @@ export function describeRemedy(remedy: Remedy): { remedy: string; by: string } {
   if ("patch" in remedy) return ours(`runc patch ${remedy.patch}`);
   if ("rule" in remedy) return ours(`wrapper rule ${JSON.stringify(remedy.rule)}`);
   if ("crun" in remedy) return ours(`crun ${remedy.crun.join(" ")}`);
-  if ("containerd" in remedy) return ours(`containerd ${Object.entries(remedy.containerd).map(([key, value]) => `${key} = ${value}`).join(", ")}`);
+  if ("containerd" in remedy)
+    return ours(
+      `containerd ${Object.entries(remedy.containerd)
+        .map(([key, value]) => `${key} = ${value}`)
+        .join(", ")}`,
+    );
   if ("facade" in remedy) return ours("kernel facade");
   if ("always" in remedy) return ours(remedy.always);
   if ("blocked" in remedy) return { remedy: "none: no pods", by: remedy.blocked };
@@ -279,5 +289,10 @@ export function describeRemedy(remedy: Remedy): { remedy: string; by: string } {
 
 /** What a node cannot run without and this sandbox does not have, a line for each quirk. */
 export function whyNoNode(blockers: readonly QuirkId[]): string {
-  return blockers.map((id) => `${id}: ${quirk(id).needs} cannot run here ("${quirk(id).symptom}"); who can change it: ${(quirk(id).remedy as { blocked: string }).blocked}`).join("\n");
+  return blockers
+    .map(
+      (id) =>
+        `${id}: ${quirk(id).needs} cannot run here ("${quirk(id).symptom}"); who can change it: ${(quirk(id).remedy as { blocked: string }).blocked}`,
+    )
+    .join("\n");
 }

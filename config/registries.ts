@@ -5,7 +5,12 @@
 import { stringify } from "smol-toml";
 import { z } from "zod";
 
-const host = z.string().regex(/^(\*|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d+)?)$/, "a registry's host, with its port if it has one, is allowed");
+const host = z
+  .string()
+  .regex(
+    /^(\*|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d+)?)$/,
+    "a registry's host, with its port if it has one, is allowed",
+  );
 const endpoint = z.url({ protocol: /^https?$/, error: "a URL such as https://mirror.example:5000 is allowed" });
 const file = z.string().regex(/^\//, "an absolute path is allowed");
 
@@ -17,7 +22,9 @@ export const registriesSchema = z.strictObject({
       z.strictObject({
         endpoint: z.array(endpoint).default([]),
         // k3s's own containerd has it, and containerd's releases do not.
-        rewrite: z.undefined("containerd's releases cannot rewrite names; give the mirror's path in its endpoint instead").optional(),
+        rewrite: z
+          .undefined("containerd's releases cannot rewrite names; give the mirror's path in its endpoint instead")
+          .optional(),
       }),
     )
     .default({}),
@@ -25,8 +32,22 @@ export const registriesSchema = z.strictObject({
     .record(
       host,
       z.strictObject({
-        auth: z.strictObject({ username: z.string().optional(), password: z.string().optional(), auth: z.string().optional(), identity_token: z.string().optional() }).optional(),
-        tls: z.strictObject({ ca_file: file.optional(), cert_file: file.optional(), key_file: file.optional(), insecure_skip_verify: z.boolean().optional() }).optional(),
+        auth: z
+          .strictObject({
+            username: z.string().optional(),
+            password: z.string().optional(),
+            auth: z.string().optional(),
+            identity_token: z.string().optional(),
+          })
+          .optional(),
+        tls: z
+          .strictObject({
+            ca_file: file.optional(),
+            cert_file: file.optional(),
+            key_file: file.optional(),
+            insecure_skip_verify: z.boolean().optional(),
+          })
+          .optional(),
       }),
     )
     .default({}),
@@ -38,7 +59,9 @@ export type Registries = z.output<typeof registriesSchema>;
 /** The files on the host that the registries' TLS takes, by the option that names each. */
 export function tlsFiles({ configs }: Registries): { option: string; path: string }[] {
   return Object.entries(configs).flatMap(([host, { tls }]) =>
-    (["ca_file", "cert_file", "key_file"] as const).flatMap((key) => (tls?.[key] ? [{ option: `registries.configs[${host}].tls.${key}`, path: tls[key] }] : [])),
+    (["ca_file", "cert_file", "key_file"] as const).flatMap((key) =>
+      tls?.[key] ? [{ option: `registries.configs[${host}].tls.${key}`, path: tls[key] }] : [],
+    ),
   );
 }
 
@@ -46,7 +69,10 @@ export function tlsFiles({ configs }: Registries): { option: string; path: strin
  * The files below containerd's folder of registries, by their paths there. They are read at each pull, so that a change takes effect at once.
  * @param read returns the content of a file on the host
  */
-export function renderRegistries({ mirrors, configs }: Registries, read: (path: string) => string): Record<string, string> {
+export function renderRegistries(
+  { mirrors, configs }: Registries,
+  read: (path: string) => string,
+): Record<string, string> {
   const files: Record<string, string> = {};
   const tlsOf = (name: string) => {
     const { ca_file, cert_file, key_file, insecure_skip_verify } = configs[name]?.tls ?? {};
@@ -65,7 +91,10 @@ export function renderRegistries({ mirrors, configs }: Registries, read: (path: 
     const hosts = Object.fromEntries(
       endpoints.map((url) => {
         const path = url.pathname === "/" ? "" : url.pathname;
-        return [`${url.origin}${path}`, { capabilities: ["pull", "resolve"], ...(path === "" ? {} : { override_path: true }), ...tlsOf(url.host) }];
+        return [
+          `${url.origin}${path}`,
+          { capabilities: ["pull", "resolve"], ...(path === "" ? {} : { override_path: true }), ...tlsOf(url.host) },
+        ];
       }),
     );
     // Without `server` an image's own registry is asked last; its TLS is said at the top.
@@ -83,5 +112,8 @@ export function renderCredentials({ configs }: Registries): string | undefined {
     return [[host, { auth: { ...rest, ...(identitytoken ? { identitytoken } : {}) } }] as const];
   });
   if (entries.length === 0) return undefined;
-  return stringify({ version: 3, plugins: { "io.containerd.cri.v1.images": { registry: { configs: Object.fromEntries(entries) } } } });
+  return stringify({
+    version: 3,
+    plugins: { "io.containerd.cri.v1.images": { registry: { configs: Object.fromEntries(entries) } } },
+  });
 }

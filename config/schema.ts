@@ -7,7 +7,12 @@ import { blockersAmong, probedQuirks, type QuirkId, quirk } from "./quirks.ts";
 import { registriesSchema } from "./registries.ts";
 
 /** Ports that the node's own servers take beside `node.httpsListenPort`, by who takes them. */
-export const NODE_PORTS = { kubelet: 10250, "kubelet health": 10248, "controller manager": 10257, scheduler: 10259 } as const;
+export const NODE_PORTS = {
+  kubelet: 10250,
+  "kubelet health": 10248,
+  "controller manager": 10257,
+  scheduler: 10259,
+} as const;
 
 /** Where Debian's crun is. */
 export const CRUN = "/usr/bin/crun";
@@ -15,23 +20,43 @@ export const CRUN = "/usr/bin/crun";
 /** Sandboxes without a `sandbox.subnet` of their own get one from here, chosen by their name. */
 const SUBNET_POOL = parseNetwork("10.107.0.0/16")!;
 
-const quantity = z.string().regex(/^[1-9]\d*(Mi|Gi)$/, "a whole number with Mi or Gi behind it, such as 4Gi, is allowed");
-const cidr = z.string().refine((text) => parseNetwork(text) !== undefined, "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed");
+const quantity = z
+  .string()
+  .regex(/^[1-9]\d*(Mi|Gi)$/, "a whole number with Mi or Gi behind it, such as 4Gi, is allowed");
+const cidr = z
+  .string()
+  .refine(
+    (text) => parseNetwork(text) !== undefined,
+    "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed",
+  );
 const wholeNumber = (least: number, most: number) => {
   const allowed = `a whole number from ${least} to ${most} is allowed`;
   return z.int(allowed).min(least, allowed).max(most, allowed);
 };
 const port = wholeNumber(1, 65535);
 const absolutePath = z.string().regex(/^\//, "an absolute path is allowed");
-const dnsLabel = z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/, "up to 63 lower-case letters, digits and dashes are allowed, no dash at either end");
-const imageName = z.string().regex(/^[a-z0-9.-]+(:\d+)?\/[a-z0-9._/-]+(:[\w.-]+|@sha256:[0-9a-f]{64})$/, "a full image name with registry and tag or digest is allowed, such as registry.example/team/app:1.2");
+const dnsLabel = z
+  .string()
+  .regex(
+    /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/,
+    "up to 63 lower-case letters, digits and dashes are allowed, no dash at either end",
+  );
+const imageName = z
+  .string()
+  .regex(
+    /^[a-z0-9.-]+(:\d+)?\/[a-z0-9._/-]+(:[\w.-]+|@sha256:[0-9a-f]{64})$/,
+    "a full image name with registry and tag or digest is allowed, such as registry.example/team/app:1.2",
+  );
 const componentArguments = (program: string) =>
   z
     .array(z.string().regex(/^[a-z][a-z0-9-]*=.*$/s, `name=value without leading dashes is allowed, such as v=2`))
     .default([])
-    .describe(`Arguments for ${program} as \`name=value\`, over those that this project sets. Changing them restarts the node's server; pods live on.`);
+    .describe(
+      `Arguments for ${program} as \`name=value\`, over those that this project sets. Changing them restarts the node's server; pods live on.`,
+    );
 
-const RULE_FORMS = "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
+const RULE_FORMS =
+  "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
 const field = z.string().min(1, "a path such as linux.seccomp is allowed");
 
 const ociRule = z.union([
@@ -52,60 +77,95 @@ export type OciRule = z.infer<typeof ociRule>;
 export const stackSchema = z.strictObject({
   name: z
     .string()
-    .regex(/^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$/, "up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last")
-    .describe("The sandbox's name, one per machine; also the node's name. Default: the stack's name. Changing it replaces the sandbox, and the cluster in it is lost."),
+    .regex(
+      /^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$/,
+      "up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last",
+    )
+    .describe(
+      "The sandbox's name, one per machine; also the node's name. Default: the stack's name. Changing it replaces the sandbox, and the cluster in it is lost.",
+    ),
   mode: z
     .enum(["node", "control-plane", "external"])
     .default("node")
-    .describe("`node` runs pods. `control-plane` is the API server, the controllers and the scheduler alone: for Helm, RBAC, CRDs, admission and server-side dry runs; pods stay Pending. `external` is a cluster that is there already (see `external`): nothing is installed, and the outputs and the test pod are the same. Changing it replaces the sandbox, and the cluster in it is lost."),
+    .describe(
+      "`node` runs pods. `control-plane` is the API server, the controllers and the scheduler alone: for Helm, RBAC, CRDs, admission and server-side dry runs; pods stay Pending. `external` is a cluster that is there already (see `external`): nothing is installed, and the outputs and the test pod are the same. Changing it replaces the sandbox, and the cluster in it is lost.",
+    ),
   external: z
     .strictObject({
-      kubeconfig: absolutePath.optional().describe("The kubeconfig of a cluster that is there already: k3d's, kind's, a cloud's, another stack's."),
-      context: z.string().min(1, "a context's name is allowed").optional().describe("Which of its contexts is taken. Default: its current one."),
+      kubeconfig: absolutePath
+        .optional()
+        .describe("The kubeconfig of a cluster that is there already: k3d's, kind's, a cloud's, another stack's."),
+      context: z
+        .string()
+        .min(1, "a context's name is allowed")
+        .optional()
+        .describe("Which of its contexts is taken. Default: its current one."),
     })
     .prefault({}),
   quirks: z
     .union([z.literal("auto"), z.array(z.string())])
     .default("auto")
-    .describe("What the sandbox's gVisor lacks, by the ids of [docs/quirks.md](docs/quirks.md): `auto` probes the sandbox, once; a list is taken as it is, so that a preview of a new sandbox shows every line. Changing it changes what they ask for: runc, the wrapper, containerd's config."),
+    .describe(
+      "What the sandbox's gVisor lacks, by the ids of [docs/quirks.md](docs/quirks.md): `auto` probes the sandbox, once; a list is taken as it is, so that a preview of a new sandbox shows every line. Changing it changes what they ask for: runc, the wrapper, containerd's config.",
+    ),
   target: z
     .enum(["managed", "inside", "ssh"])
     .default("managed")
-    .describe("Where the node lives: in a sandbox that is made here (`managed`), on the machine that Pulumi runs on, which is a gVisor sandbox itself (`inside`), or on another machine that is one (`ssh`). With the latter two there is no runsc, no network namespace, and no way out for pods. Changing it replaces the sandbox, and the cluster in it is lost."),
+    .describe(
+      "Where the node lives: in a sandbox that is made here (`managed`), on the machine that Pulumi runs on, which is a gVisor sandbox itself (`inside`), or on another machine that is one (`ssh`). With the latter two there is no runsc, no network namespace, and no way out for pods. Changing it replaces the sandbox, and the cluster in it is lost.",
+    ),
   ssh: z
     .strictObject({
       host: z
         .string()
         .regex(/^[A-Za-z0-9][A-Za-z0-9.:-]*$/, "a host's name or address is allowed")
         .optional()
-        .describe("The machine, with `target: ssh`; it needs an SSH server and what [a node takes](#on-another-machine). Changing it, or the port, replaces the sandbox, and the cluster in it is lost."),
+        .describe(
+          "The machine, with `target: ssh`; it needs an SSH server and what [a node takes](#on-another-machine). Changing it, or the port, replaces the sandbox, and the cluster in it is lost.",
+        ),
       port: port.default(22).describe("The port of its SSH server."),
       user: z
         .string()
         .regex(/^[a-z_][a-z0-9_-]{0,31}$/, "a user's name is allowed")
         .default("root")
         .describe("Who is logged in; a user other than root needs sudo without a password."),
-      privateKey: absolutePath.optional().describe("The file of a private key without a passphrase; it is kept as a secret of the stack. Default: the keys of the SSH agent."),
-      knownHosts: absolutePath.optional().describe("The file that the machine's own key is noted in, as OpenSSH writes it; a machine with another key is refused. Default: `~/.ssh/known_hosts`."),
+      privateKey: absolutePath
+        .optional()
+        .describe(
+          "The file of a private key without a passphrase; it is kept as a secret of the stack. Default: the keys of the SSH agent.",
+        ),
+      knownHosts: absolutePath
+        .optional()
+        .describe(
+          "The file that the machine's own key is noted in, as OpenSSH writes it; a machine with another key is refused. Default: `~/.ssh/known_hosts`.",
+        ),
       sudo: z.boolean().optional().describe("Whether commands are run by `sudo -n`. Default: for any user but root."),
     })
     .prefault({}),
   distribution: z
     .enum(["embedded", "k3s"])
     .default("embedded")
-    .describe("The server: `embedded` is built from the Kubernetes modules; `k3s` is the official release (see `k3s`), with the same containerd, network, proxy and config file. Changing it on a cluster that exists is refused: the two keep their state differently."),
+    .describe(
+      "The server: `embedded` is built from the Kubernetes modules; `k3s` is the official release (see `k3s`), with the same containerd, network, proxy and config file. Changing it on a cluster that exists is refused: the two keep their state differently.",
+    ),
   k3s: z
     .strictObject({
       version: z
         .string()
         .regex(/^v1\.\d+\.\d+(-rc\d+)?\+k3s\d+$/, "a release's tag such as v1.36.4+k3s1 is allowed")
         .default("v1.36.4+k3s1")
-        .describe("The release of k3s, by its tag. It is downloaded once and verified with the release's own SHA-256. Changing it restarts the node's server; pods live on. A downgrade, or more than one minor version at a time, is refused; a release that does not become ready makes way for the one of before, with its data."),
+        .describe(
+          "The release of k3s, by its tag. It is downloaded once and verified with the release's own SHA-256. Changing it restarts the node's server; pods live on. A downgrade, or more than one minor version at a time, is refused; a release that does not become ready makes way for the one of before, with its data.",
+        ),
       mirror: z
         .url({ protocol: /^https?$/, error: "an http or https address is allowed" })
         .optional()
         .describe("What stands before VERSION/FILE in place of GitHub's address."),
-      airgap: absolutePath.optional().describe("A folder with the release's files (`k3s` or `k3s-arm64`, and `sha256sum-ARCH.txt`), in place of a download."),
+      airgap: absolutePath
+        .optional()
+        .describe(
+          "A folder with the release's files (`k3s` or `k3s-arm64`, and `sha256sum-ARCH.txt`), in place of a download.",
+        ),
       path: absolutePath.optional().describe("A k3s binary that is taken as it is, in place of a release."),
     })
     .prefault({}),
@@ -113,17 +173,23 @@ export const stackSchema = z.strictObject({
     .strictObject({
       subnet: cidr
         .optional()
-        .describe("The link between host and sandbox: an IPv4 network of 4 to 256 addresses; the host takes the first address, the node the second. Default: four addresses of 10.107.0.0/16, chosen by `name`. Changing it replaces the sandbox."),
+        .describe(
+          "The link between host and sandbox: an IPv4 network of 4 to 256 addresses; the host takes the first address, the node the second. Default: four addresses of 10.107.0.0/16, chosen by `name`. Changing it replaces the sandbox.",
+        ),
       memory: quantity
         .nullable()
         .default("4Gi")
-        .describe("What the whole sandbox may use at most, from 512Mi; `null` for no limit. Changing it restarts the sandbox."),
+        .describe(
+          "What the whole sandbox may use at most, from 512Mi; `null` for no limit. Changing it restarts the sandbox.",
+        ),
       cpus: z
         .number()
         .min(0.1, "a number from 0.1 is allowed")
         .nullable()
         .default(null)
-        .describe("How many CPUs' worth of time the sandbox may use, from 0.1; `null` for no limit. Changing it restarts the sandbox."),
+        .describe(
+          "How many CPUs' worth of time the sandbox may use, from 0.1; `null` for no limit. Changing it restarts the sandbox.",
+        ),
       platform: z
         .enum(["systrap", "kvm", "ptrace"])
         .default("systrap")
@@ -131,14 +197,20 @@ export const stackSchema = z.strictObject({
       network: z
         .enum(["sandbox", "host"])
         .default("sandbox")
-        .describe("Whose network stack the sandbox uses: gVisor's own (`sandbox`), or the host kernel's (`host`), in the sandbox's own network namespace either way. `host` is for old gVisors that refuse the other on a newer kernel; it has no veth, so it carries a control plane and no pods. Changing it restarts the sandbox."),
+        .describe(
+          "Whose network stack the sandbox uses: gVisor's own (`sandbox`), or the host kernel's (`host`), in the sandbox's own network namespace either way. `host` is for old gVisors that refuse the other on a newer kernel; it has no veth, so it carries a control plane and no pods. Changing it restarts the sandbox.",
+        ),
       hostPorts: z
         .union([z.literal("all"), z.array(port)])
         .default([])
-        .describe("The host's ports that the sandbox reaches at the host's end of the link, by TCP and UDP: those of a registry on the host, say. Others of the host's services are kept from it, also those that listen on every address; the host reaches the sandbox either way. `all` filters nothing, for hosts whose kernel lacks nftables' egress hook (Linux 5.16). Changing it restarts nothing."),
+        .describe(
+          "The host's ports that the sandbox reaches at the host's end of the link, by TCP and UDP: those of a registry on the host, say. Others of the host's services are kept from it, also those that listen on every address; the host reaches the sandbox either way. `all` filters nothing, for hosts whose kernel lacks nftables' egress hook (Linux 5.16). Changing it restarts nothing.",
+        ),
       runsc: absolutePath
         .optional()
-        .describe("A `runsc` to use in place of the one that is built from the pinned module. Changing it restarts the sandbox."),
+        .describe(
+          "A `runsc` to use in place of the one that is built from the pinned module. Changing it restarts the sandbox.",
+        ),
     })
     .prefault({}),
   runtime: z
@@ -146,18 +218,26 @@ export const stackSchema = z.strictObject({
       name: z
         .enum(["runc", "crun"])
         .default("runc")
-        .describe("The OCI runtime: `runc`, built here with the patches that the sandbox's quirks ask for, or `crun`, the one that is installed on the host. Changing it restarts containerd; running pods live on, and are stopped by the runtime that started them."),
+        .describe(
+          "The OCI runtime: `runc`, built here with the patches that the sandbox's quirks ask for, or `crun`, the one that is installed on the host. Changing it restarts containerd; running pods live on, and are stopped by the runtime that started them.",
+        ),
       path: absolutePath
         .optional()
-        .describe(`A program to use in place of the runtime that is built (\`runc\`, which must be static) or installed (\`crun\`, default \`${CRUN}\`; it is taken with its libraries).`),
+        .describe(
+          `A program to use in place of the runtime that is built (\`runc\`, which must be static) or installed (\`crun\`, default \`${CRUN}\`; it is taken with its libraries).`,
+        ),
       patches: z
         .array(z.string())
         .default([])
-        .describe("Patches by id (`toolchain/runc/patches/ID.patch`) that runc is built with beside those that the quirks ask for. Changing them restarts containerd; running pods keep their runc's containers."),
+        .describe(
+          "Patches by id (`toolchain/runc/patches/ID.patch`) that runc is built with beside those that the quirks ask for. Changing them restarts containerd; running pods keep their runc's containers.",
+        ),
       rules: z
         .array(ociRule)
         .default([])
-        .describe("Changes to every container's OCI spec, in order, after those that the quirks ask for: `{dropNamespace}`, `{dropMaskedPath}`, `{dropMount}`, `{unset}` or `{set, value}`. Without any there is no wrapper."),
+        .describe(
+          "Changes to every container's OCI spec, in order, after those that the quirks ask for: `{dropNamespace}`, `{dropMaskedPath}`, `{dropMount}`, `{unset}` or `{set, value}`. Without any there is no wrapper.",
+        ),
     })
     .prefault({}),
   containerd: z
@@ -165,33 +245,68 @@ export const stackSchema = z.strictObject({
       snapshotter: z
         .enum(["auto", "overlayfs", "native"])
         .default("auto")
-        .describe("How image layers become a container's root: `overlayfs` shares them, `native` copies them; `auto` is `overlayfs` unless the sandbox has the quirk overlay-upper. Changing it restarts containerd; running pods live on."),
-      logLevel: z.enum(["debug", "info", "warn", "error"]).default("info").describe("Changing it restarts containerd; running pods live on."),
-      containerd: absolutePath.optional().describe("A static `containerd` to use in place of the one that is built; `shim` must then be of the same version."),
-      shim: absolutePath.optional().describe("A static `containerd-shim-runc-v2` to use in place of the one that is built; it must be of containerd's version."),
+        .describe(
+          "How image layers become a container's root: `overlayfs` shares them, `native` copies them; `auto` is `overlayfs` unless the sandbox has the quirk overlay-upper. Changing it restarts containerd; running pods live on.",
+        ),
+      logLevel: z
+        .enum(["debug", "info", "warn", "error"])
+        .default("info")
+        .describe("Changing it restarts containerd; running pods live on."),
+      containerd: absolutePath
+        .optional()
+        .describe(
+          "A static `containerd` to use in place of the one that is built; `shim` must then be of the same version.",
+        ),
+      shim: absolutePath
+        .optional()
+        .describe(
+          "A static `containerd-shim-runc-v2` to use in place of the one that is built; it must be of containerd's version.",
+        ),
     })
     .prefault({}),
   registries: registriesSchema
     .prefault({})
-    .describe("Mirrors, credentials and TLS of image registries: the path of a file in the format of k3s's registries.yaml, or its content; the files that it names are the host's. Changing credentials restarts containerd; the rest holds for the next pull."),
+    .describe(
+      "Mirrors, credentials and TLS of image registries: the path of a file in the format of k3s's registries.yaml, or its content; the files that it names are the host's. Changing credentials restarts containerd; the rest holds for the next pull.",
+    ),
   proxy: z
     .strictObject({
-      http: z.url({ protocol: /^https?$/, error: "a URL such as http://proxy.example:3128 is allowed" }).optional().describe("The proxy for pulls by http. Changing it restarts containerd."),
-      https: z.url({ protocol: /^https?$/, error: "a URL such as http://proxy.example:3128 is allowed" }).optional().describe("The proxy for pulls by https. Changing it restarts containerd."),
-      noProxy: z.array(z.string()).default([]).describe("Hosts, domains and networks that are pulled from without a proxy, beside the node's own. Changing it restarts containerd."),
+      http: z
+        .url({ protocol: /^https?$/, error: "a URL such as http://proxy.example:3128 is allowed" })
+        .optional()
+        .describe("The proxy for pulls by http. Changing it restarts containerd."),
+      https: z
+        .url({ protocol: /^https?$/, error: "a URL such as http://proxy.example:3128 is allowed" })
+        .optional()
+        .describe("The proxy for pulls by https. Changing it restarts containerd."),
+      noProxy: z
+        .array(z.string())
+        .default([])
+        .describe(
+          "Hosts, domains and networks that are pulled from without a proxy, beside the node's own. Changing it restarts containerd.",
+        ),
     })
     .prefault({}),
   node: z
     .strictObject({
-      httpsListenPort: port.default(6443).describe("The API server's port, on the node's address only. Changing it restarts the node's server."),
+      httpsListenPort: port
+        .default(6443)
+        .describe("The API server's port, on the node's address only. Changing it restarts the node's server."),
       clusterDomain: z
         .string()
         .regex(/^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$/, "a DNS name is allowed")
         .default("cluster.local")
         .describe("The DNS domain of Services and pods."),
-      clusterCidr: cidr.default("10.42.0.0/16").describe("The pods' addresses; 256 addresses (a /24) are the node's. Changing it does not move pods that run."),
+      clusterCidr: cidr
+        .default("10.42.0.0/16")
+        .describe(
+          "The pods' addresses; 256 addresses (a /24) are the node's. Changing it does not move pods that run.",
+        ),
       serviceCidr: cidr.default("10.43.0.0/16").describe("The Services' addresses."),
-      clusterDns: z.ipv4("an IPv4 address is allowed").optional().describe("The address of the cluster's DNS Service, inside `serviceCidr`. Default: its tenth address."),
+      clusterDns: z
+        .ipv4("an IPv4 address is allowed")
+        .optional()
+        .describe("The address of the cluster's DNS Service, inside `serviceCidr`. Default: its tenth address."),
       labels: z.record(z.string(), z.string()).default({}).describe("Labels that the node registers with."),
       kubeletArgs: componentArguments("the kubelet"),
       apiServerArgs: componentArguments("kube-apiserver"),
@@ -206,7 +321,11 @@ export const stackSchema = z.strictObject({
         .regex(/^[a-z][a-z0-9-]{0,14}$/, "up to 15 lower-case letters, digits and dashes are allowed, a letter first")
         .default("cni0")
         .describe("The bridge in the sandbox that pods are attached to."),
-      mtu: wholeNumber(1280, 65521).default(65000).describe("The largest packet of pods that start from now on. Nothing leaves the sandbox's memory between pods, so a large one is several times faster."),
+      mtu: wholeNumber(1280, 65521)
+        .default(65000)
+        .describe(
+          "The largest packet of pods that start from now on. Nothing leaves the sandbox's memory between pods, so a large one is several times faster.",
+        ),
     })
     .prefault({}),
   egress: z
@@ -214,44 +333,87 @@ export const stackSchema = z.strictObject({
       enabled: z
         .boolean()
         .default(true)
-        .describe("Whether the node and its pods reach what the host reaches, less the host itself (see `sandbox.hostPorts`) and link-local addresses: TCP, UDP, and DNS by the host's name servers. A process on the host makes the connections; nothing of the host's own network is changed. A control plane alone has none. Changing it restarts the sandbox."),
+        .describe(
+          "Whether the node and its pods reach what the host reaches, less the host itself (see `sandbox.hostPorts`) and link-local addresses: TCP, UDP, and DNS by the host's name servers. A process on the host makes the connections; nothing of the host's own network is changed. A control plane alone has none. Changing it restarts the sandbox.",
+        ),
     })
     .prefault({}),
   addons: z
     .strictObject({
       coredns: z
         .strictObject({
-          enabled: z.boolean().default(true).describe("Whether CoreDNS answers pods: names of Services and pods, and others by the name servers of the host."),
-          image: imageName.optional().describe("CoreDNS's image. Default: one that is built here from CoreDNS's module, with the plugins that a cluster takes. Changing it is a rolling update."),
+          enabled: z
+            .boolean()
+            .default(true)
+            .describe(
+              "Whether CoreDNS answers pods: names of Services and pods, and others by the name servers of the host.",
+            ),
+          image: imageName
+            .optional()
+            .describe(
+              "CoreDNS's image. Default: one that is built here from CoreDNS's module, with the plugins that a cluster takes. Changing it is a rolling update.",
+            ),
         })
         .prefault({}),
       localStorage: z
         .strictObject({
-          enabled: z.boolean().default(true).describe("Whether claims are bound to folders of the node, by the default StorageClass `local-path`, as in k3s. They outlive the sandbox's restarts, and end with their claims. Changing it restarts the node's server; volumes that exist stay."),
+          enabled: z
+            .boolean()
+            .default(true)
+            .describe(
+              "Whether claims are bound to folders of the node, by the default StorageClass `local-path`, as in k3s. They outlive the sandbox's restarts, and end with their claims. Changing it restarts the node's server; volumes that exist stay.",
+            ),
         })
         .prefault({}),
       metricsServer: z
         .strictObject({
-          enabled: z.boolean().default(true).describe("Whether metrics-server tells what the node and its pods use, for `kubectl top` and HorizontalPodAutoscalers: from a quarter of a minute after its start on."),
-          image: imageName.optional().describe("metrics-server's image. Default: one that is built here from its module. Changing it is a rolling update."),
+          enabled: z
+            .boolean()
+            .default(true)
+            .describe(
+              "Whether metrics-server tells what the node and its pods use, for `kubectl top` and HorizontalPodAutoscalers: from a quarter of a minute after its start on.",
+            ),
+          image: imageName
+            .optional()
+            .describe(
+              "metrics-server's image. Default: one that is built here from its module. Changing it is a rolling update.",
+            ),
         })
         .prefault({}),
     })
     .prefault({}),
   manifests: z
-    .array(absolutePath.regex(/\/[a-z0-9]([a-z0-9.-]*[a-z0-9])?\.ya?ml$/, "an absolute path of a .yaml file is allowed, its name in lower-case letters, digits, dots and dashes"))
+    .array(
+      absolutePath.regex(
+        /\/[a-z0-9]([a-z0-9.-]*[a-z0-9])?\.ya?ml$/,
+        "an absolute path of a .yaml file is allowed, its name in lower-case letters, digits, dots and dashes",
+      ),
+    )
     .default([])
-    .describe("Files with Kubernetes objects, which are applied and kept applied; their Deployments, DaemonSets and StatefulSets are awaited. What leaves a file, or the list, is deleted."),
+    .describe(
+      "Files with Kubernetes objects, which are applied and kept applied; their Deployments, DaemonSets and StatefulSets are awaited. What leaves a file, or the list, is deleted.",
+    ),
   images: z
     .array(absolutePath)
     .default([])
-    .describe("Archives (OCI layout or docker save, a tar archive that may be compressed with gzip or zstd) to import before the test pod starts. Images that are already there stay when an archive is taken off the list."),
+    .describe(
+      "Archives (OCI layout or docker save, a tar archive that may be compressed with gzip or zstd) to import before the test pod starts. Images that are already there stay when an archive is taken off the list.",
+    ),
   pod: z
     .strictObject({
       enabled: z.boolean().default(true).describe("Whether the test pod is part of the stack."),
-      namespace: dnsLabel.default("default").describe("The test pod's namespace, which must exist. Changing it replaces the pod."),
-      image: imageName.optional().describe("The test pod's image. Default: the project's own test image, which is built here. Changing it replaces the pod."),
-      args: z.array(z.string()).default([]).describe("Arguments for the image's entry point. Changing them replaces the pod."),
+      namespace: dnsLabel
+        .default("default")
+        .describe("The test pod's namespace, which must exist. Changing it replaces the pod."),
+      image: imageName
+        .optional()
+        .describe(
+          "The test pod's image. Default: the project's own test image, which is built here. Changing it replaces the pod.",
+        ),
+      args: z
+        .array(z.string())
+        .default([])
+        .describe("Arguments for the image's entry point. Changing them replaces the pod."),
     })
     .prefault({}),
 });
@@ -275,14 +437,21 @@ export function parseStackConfig(input: unknown) {
     // Every id is one of the catalogue, or the checks below refuse it.
     quirks: config.quirks as "auto" | QuirkId[],
     sandbox: { ...config.sandbox, subnet: config.sandbox.subnet ?? defaultSubnet(config.name) },
-    node: { ...config.node, clusterDns: config.node.clusterDns ?? addressAt(parseNetwork(config.node.serviceCidr)!, 10) },
+    node: {
+      ...config.node,
+      clusterDns: config.node.clusterDns ?? addressAt(parseNetwork(config.node.serviceCidr)!, 10),
+    },
   };
   refuse(crossChecks(complete));
   return complete;
 }
 
 /** The manifests that addons bring, by the addons' options. */
-const addonManifests: Record<keyof Complete["addons"], string> = { coredns: "coredns", localStorage: "local-storage", metricsServer: "metrics-server" };
+const addonManifests: Record<keyof Complete["addons"], string> = {
+  coredns: "coredns",
+  localStorage: "local-storage",
+  metricsServer: "metrics-server",
+};
 
 /** The name of a manifest of the user's, by which the server knows it. */
 export function manifestName(path: string): string {
@@ -300,61 +469,159 @@ export function defaultSubnet(name: string): string {
   return `${addressAt(SUBNET_POOL, slot * 4)}/30`;
 }
 
-type Complete = Omit<z.output<typeof stackSchema>, "quirks"> & { quirks: "auto" | QuirkId[]; sandbox: { subnet: string }; node: { clusterDns: string } };
+type Complete = Omit<z.output<typeof stackSchema>, "quirks"> & {
+  quirks: "auto" | QuirkId[];
+  sandbox: { subnet: string };
+  node: { clusterDns: string };
+};
 
-function crossChecks({ target, ssh, mode, external, pod, images, quirks, sandbox, runtime, node, containerd, distribution, k3s, manifests }: Complete): Problem[] {
+function crossChecks({
+  target,
+  ssh,
+  mode,
+  external,
+  pod,
+  images,
+  quirks,
+  sandbox,
+  runtime,
+  node,
+  containerd,
+  distribution,
+  k3s,
+  manifests,
+}: Complete): Problem[] {
   const problems: Problem[] = quirkProblems(quirks, mode);
-  const named = { "sandbox.subnet": sandbox.subnet, "node.clusterCidr": node.clusterCidr, "node.serviceCidr": node.serviceCidr };
+  const named = {
+    "sandbox.subnet": sandbox.subnet,
+    "node.clusterCidr": node.clusterCidr,
+    "node.serviceCidr": node.serviceCidr,
+  };
   const networks = Object.entries(named).map(([option, text]) => ({ option, ...parseNetwork(text)! }));
   for (const [i, a] of networks.entries()) {
     for (const b of networks.slice(i + 1)) {
-      if (overlap(a, b)) problems.push({ option: b.option, value: b.cidr, message: `it overlaps ${a.option} (${a.cidr}); choose networks that share no address` });
+      if (overlap(a, b))
+        problems.push({
+          option: b.option,
+          value: b.cidr,
+          message: `it overlaps ${a.option} (${a.cidr}); choose networks that share no address`,
+        });
     }
   }
   const [subnet, cluster, service] = networks;
-  if (subnet!.size < 4 || subnet!.size > 256) problems.push({ option: "sandbox.subnet", value: sandbox.subnet, message: "a prefix from /24 to /30 is allowed" });
-  if (cluster!.size < 256) problems.push({ option: "node.clusterCidr", value: node.clusterCidr, message: "a prefix up to /24 is allowed: the node needs 256 addresses" });
-  if (service!.size < 16 || service!.size > 2 ** 20) problems.push({ option: "node.serviceCidr", value: node.serviceCidr, message: "a prefix from /12 to /28 is allowed" });
-  else if (!contains(service!, node.clusterDns)) problems.push({ option: "node.clusterDns", value: node.clusterDns, message: `it must lie in node.serviceCidr (${node.serviceCidr})` });
+  if (subnet!.size < 4 || subnet!.size > 256)
+    problems.push({ option: "sandbox.subnet", value: sandbox.subnet, message: "a prefix from /24 to /30 is allowed" });
+  if (cluster!.size < 256)
+    problems.push({
+      option: "node.clusterCidr",
+      value: node.clusterCidr,
+      message: "a prefix up to /24 is allowed: the node needs 256 addresses",
+    });
+  if (service!.size < 16 || service!.size > 2 ** 20)
+    problems.push({
+      option: "node.serviceCidr",
+      value: node.serviceCidr,
+      message: "a prefix from /12 to /28 is allowed",
+    });
+  else if (!contains(service!, node.clusterDns))
+    problems.push({
+      option: "node.clusterDns",
+      value: node.clusterDns,
+      message: `it must lie in node.serviceCidr (${node.serviceCidr})`,
+    });
   for (const [owner, taken] of Object.entries(NODE_PORTS)) {
-    if (node.httpsListenPort === taken) problems.push({ option: "node.httpsListenPort", value: taken, message: `the port is in use by the node's ${owner}; choose another` });
+    if (node.httpsListenPort === taken)
+      problems.push({
+        option: "node.httpsListenPort",
+        value: taken,
+        message: `the port is in use by the node's ${owner}; choose another`,
+      });
   }
   if (sandbox.memory !== null && bytes(sandbox.memory) < bytes("512Mi")) {
-    problems.push({ option: "sandbox.memory", value: sandbox.memory, message: "at least 512Mi is allowed: the node alone needs about 350 MiB" });
+    problems.push({
+      option: "sandbox.memory",
+      value: sandbox.memory,
+      message: "at least 512Mi is allowed: the node alone needs about 350 MiB",
+    });
   }
   if ((containerd.containerd === undefined) !== (containerd.shim === undefined)) {
-    const [given, missing] = containerd.shim === undefined ? (["containerd", "shim"] as const) : (["shim", "containerd"] as const);
-    problems.push({ option: `containerd.${given}`, value: containerd[given], message: `containerd and its shim belong together: set containerd.${missing} as well, or neither` });
+    const [given, missing] =
+      containerd.shim === undefined ? (["containerd", "shim"] as const) : (["shim", "containerd"] as const);
+    problems.push({
+      option: `containerd.${given}`,
+      value: containerd[given],
+      message: `containerd and its shim belong together: set containerd.${missing} as well, or neither`,
+    });
   }
   if (target !== "managed" && sandbox.hostPorts !== "all" && sandbox.hostPorts.length > 0) {
-    problems.push({ option: "sandbox.hostPorts", value: sandbox.hostPorts, message: `the link that they are for is made with target: managed only, and not with target: ${target}; leave it out` });
+    problems.push({
+      option: "sandbox.hostPorts",
+      value: sandbox.hostPorts,
+      message: `the link that they are for is made with target: managed only, and not with target: ${target}; leave it out`,
+    });
   }
   if (target !== "managed" && sandbox.runsc !== undefined) {
-    problems.push({ option: "sandbox.runsc", value: sandbox.runsc, message: `a sandbox is made with it, and none is made with target: ${target}; leave it out` });
+    problems.push({
+      option: "sandbox.runsc",
+      value: sandbox.runsc,
+      message: `a sandbox is made with it, and none is made with target: ${target}; leave it out`,
+    });
   }
-  if (target === "ssh" && ssh.host === undefined) problems.push({ option: "ssh.host", value: undefined, message: "target: ssh needs the host to log in to" });
-  if (target !== "ssh" && ssh.host !== undefined) problems.push({ option: "ssh.host", value: ssh.host, message: "it is for target: ssh; set that, or leave it out" });
+  if (target === "ssh" && ssh.host === undefined)
+    problems.push({ option: "ssh.host", value: undefined, message: "target: ssh needs the host to log in to" });
+  if (target !== "ssh" && ssh.host !== undefined)
+    problems.push({ option: "ssh.host", value: ssh.host, message: "it is for target: ssh; set that, or leave it out" });
   if (runtime.patches.length > 0 && (runtime.name === "crun" || runtime.path !== undefined)) {
-    problems.push({ option: "runtime.patches", value: runtime.patches, message: "only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches" });
+    problems.push({
+      option: "runtime.patches",
+      value: runtime.patches,
+      message: "only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches",
+    });
   }
   for (const [i, path] of manifests.entries()) {
     const name = manifestName(path);
     const addon = Object.entries(addonManifests).find(([, manifest]) => manifest === name)?.[0];
-    const twin = addon !== undefined ? `addons.${addon}` : manifests.slice(0, i).find((other) => manifestName(other) === name);
-    if (twin !== undefined) problems.push({ option: "manifests", value: path, message: `its name, ${name}, is that of ${twin} too; rename the file` });
+    const twin =
+      addon !== undefined ? `addons.${addon}` : manifests.slice(0, i).find((other) => manifestName(other) === name);
+    if (twin !== undefined)
+      problems.push({
+        option: "manifests",
+        value: path,
+        message: `its name, ${name}, is that of ${twin} too; rename the file`,
+      });
   }
   if (mode === "external") {
-    if (external.kubeconfig === undefined) problems.push({ option: "external.kubeconfig", value: undefined, message: "mode: external needs the kubeconfig of the cluster" });
-    if (pod.enabled && pod.image === undefined) problems.push({ option: "pod.image", value: undefined, message: "with mode: external an image is needed that the cluster has or can pull; or set pod.enabled to false" });
+    if (external.kubeconfig === undefined)
+      problems.push({
+        option: "external.kubeconfig",
+        value: undefined,
+        message: "mode: external needs the kubeconfig of the cluster",
+      });
+    if (pod.enabled && pod.image === undefined)
+      problems.push({
+        option: "pod.image",
+        value: undefined,
+        message: "with mode: external an image is needed that the cluster has or can pull; or set pod.enabled to false",
+      });
     for (const [option, value] of Object.entries({ manifests, images })) {
-      if (value.length > 0) problems.push({ option, value, message: "nothing is installed with mode: external; leave it out" });
+      if (value.length > 0)
+        problems.push({ option, value, message: "nothing is installed with mode: external; leave it out" });
     }
   } else if (external.kubeconfig !== undefined) {
-    problems.push({ option: "external.kubeconfig", value: external.kubeconfig, message: "it is for mode: external; set that, or leave it out" });
+    problems.push({
+      option: "external.kubeconfig",
+      value: external.kubeconfig,
+      message: "it is for mode: external; set that, or leave it out",
+    });
   }
   const sources = (["mirror", "airgap", "path"] as const).filter((source) => k3s[source] !== undefined);
   for (const source of sources) {
-    const message = distribution !== "k3s" ? "it is for distribution: k3s; set that, or leave it out" : sources.length > 1 ? `one of ${sources.map((name) => `k3s.${name}`).join(" and ")} is allowed: each is where k3s comes from` : undefined;
+    const message =
+      distribution !== "k3s"
+        ? "it is for distribution: k3s; set that, or leave it out"
+        : sources.length > 1
+          ? `one of ${sources.map((name) => `k3s.${name}`).join(" and ")} is allowed: each is where k3s comes from`
+          : undefined;
     if (message !== undefined) problems.push({ option: `k3s.${source}`, value: k3s[source], message });
   }
   return problems;
@@ -363,9 +630,20 @@ function crossChecks({ target, ssh, mode, external, pod, images, quirks, sandbox
 function quirkProblems(quirks: "auto" | string[], mode: StackConfigInput["mode"]): Problem[] {
   if (quirks === "auto") return [];
   const known: readonly string[] = probedQuirks;
-  const problems = quirks.filter((id) => !known.includes(id)).map((id) => ({ option: "quirks", value: id, message: `there is no such quirk; auto is allowed, or a list of ${known.join(", ")}` }));
+  const problems = quirks
+    .filter((id) => !known.includes(id))
+    .map((id) => ({
+      option: "quirks",
+      value: id,
+      message: `there is no such quirk; auto is allowed, or a list of ${known.join(", ")}`,
+    }));
   const blockers = mode === "node" ? blockersAmong(quirks as QuirkId[]) : [];
-  if (blockers.length > 0) problems.push({ option: "quirks", value: blockers.join(", "), message: `a sandbox with these cannot run pods (${blockers.map((id) => quirk(id).needs).join(", ")}); set mode: control-plane, or use another gVisor` });
+  if (blockers.length > 0)
+    problems.push({
+      option: "quirks",
+      value: blockers.join(", "),
+      message: `a sandbox with these cannot run pods (${blockers.map((id) => quirk(id).needs).join(", ")}); set mode: control-plane, or use another gVisor`,
+    });
   return problems;
 }
 
@@ -375,24 +653,42 @@ export function bytes(text: string): number {
 }
 
 function toProblems(issue: z.core.$ZodIssue): Problem[] {
-  const option = issue.path.map((part) => (typeof part === "number" ? `[${part}]` : `.${String(part)}`)).join("").replace(/^\./, "");
+  const option = issue.path
+    .map((part) => (typeof part === "number" ? `[${part}]` : `.${String(part)}`))
+    .join("")
+    .replace(/^\./, "");
   switch (issue.code) {
     case "unrecognized_keys": {
       if (typeof issue.path.at(-1) === "number") return [{ option, value: issue.input, message: RULE_FORMS }];
       const allowed = knownKeys(issue.path).join(", ");
-      return issue.keys.map((key) => ({ option: option ? `${option}.${key}` : key, message: `there is no such option; allowed here: ${allowed}` }));
+      return issue.keys.map((key) => ({
+        option: option ? `${option}.${key}` : key,
+        message: `there is no such option; allowed here: ${allowed}`,
+      }));
     }
     case "invalid_type":
       if (issue.input === undefined) return [{ option, message: "it is missing" }];
-      if (option === "registries") return [{ option, value: issue.input, message: "the path of a YAML file, or its content as an object, is allowed" }];
+      if (option === "registries")
+        return [
+          { option, value: issue.input, message: "the path of a YAML file, or its content as an object, is allowed" },
+        ];
       if (issue.path.includes("auth")) return [{ option, message: `a value of type ${issue.expected} is allowed` }]; // what was given may be a password
-      return [{ option, value: issue.input, message: issue.message.startsWith("Invalid") ? `a value of type ${issue.expected} is allowed` : issue.message }];
+      return [
+        {
+          option,
+          value: issue.input,
+          message: issue.message.startsWith("Invalid") ? `a value of type ${issue.expected} is allowed` : issue.message,
+        },
+      ];
     case "invalid_value":
       return [{ option, value: issue.input, message: `allowed: ${issue.values.map(String).join(", ")}` }];
     case "invalid_key":
       return [{ option, message: issue.issues[0]!.message }];
     case "invalid_union": {
-      const forms: Record<string, string> = { quirks: "auto, or a list of quirk ids, is allowed", "sandbox.hostPorts": "all, or a list of ports from 1 to 65535, is allowed" };
+      const forms: Record<string, string> = {
+        quirks: "auto, or a list of quirk ids, is allowed",
+        "sandbox.hostPorts": "all, or a list of ports from 1 to 65535, is allowed",
+      };
       return [{ option, value: issue.input, message: forms[option] ?? RULE_FORMS }];
     }
     default:
@@ -404,7 +700,10 @@ function knownKeys(path: readonly PropertyKey[]): string[] {
   let schema: z.ZodType = stackSchema;
   for (const part of path) {
     const inner = unwrap(schema);
-    schema = inner instanceof z.ZodRecord ? (inner.valueType as z.ZodType) : ((inner as z.ZodObject).shape[String(part)] as z.ZodType);
+    schema =
+      inner instanceof z.ZodRecord
+        ? (inner.valueType as z.ZodType)
+        : ((inner as z.ZodObject).shape[String(part)] as z.ZodType);
   }
   return Object.keys((unwrap(schema) as z.ZodObject).shape);
 }

@@ -31,6 +31,13 @@ export const remotePaths = {
 /** The options `ssh` with their defaults; undefined with another target. */
 export function sshTarget({ mode, target, ssh }: Pick<StackConfig, "mode" | "target" | "ssh">): SshTarget | undefined {
   if (mode === "external" || target !== "ssh") return undefined;
-  const { host, port, user, privateKey, knownHosts = join(homedir(), ".ssh/known_hosts"), sudo = user !== "root" } = ssh;
+  const {
+    host,
+    port,
+    user,
+    privateKey,
+    knownHosts = join(homedir(), ".ssh/known_hosts"),
+    sudo = user !== "root",
+  } = ssh;
   return { host: host!, port, user, ...(privateKey === undefined ? {} : { privateKey }), knownHosts, sudo };
 }

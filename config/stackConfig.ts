@@ -9,13 +9,18 @@ import { parse } from "yaml";
  */
 export function readStackConfig(all: Record<string, unknown>, project: string, name: string): Record<string, unknown> {
   const own = Object.entries(all).filter(([key]) => key.startsWith(`${project}:`));
-  return withFiles({ name, ...Object.fromEntries(own.map(([key, value]) => [key.slice(project.length + 1), parsed(value)])) });
+  return withFiles({
+    name,
+    ...Object.fromEntries(own.map(([key, value]) => [key.slice(project.length + 1), parsed(value)])),
+  });
 }
 
 /** Options with what they give as a file's path in its place. */
 export function withFiles(options: Record<string, unknown>): Record<string, unknown> {
   const { registries } = options;
-  return typeof registries === "string" && existsSync(registries) ? { ...options, registries: fileContent(registries) } : options;
+  return typeof registries === "string" && existsSync(registries)
+    ? { ...options, registries: fileContent(registries) }
+    : options;
 }
 
 /** A file that is no YAML is given as its path, which the schema refuses. */

@@ -28,8 +28,10 @@ interface Image {
 
 const e2e = "registry.k8s.io/e2e-test-images";
 const users = {
-  "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nwww-data:x:33:33::/var/www:/bin/false\nuser-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n",
-  "/etc/group": "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n",
+  "/etc/passwd":
+    "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nwww-data:x:33:33::/var/www:/bin/false\nuser-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n",
+  "/etc/group":
+    "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n",
   "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 };
 const folders = { "/tmp": 0o1777, "/root": 0o700, "/home": 0o755, "/run": 0o755, "/var/log": 0o755 };
@@ -40,11 +42,22 @@ const dnsTools = [...shell, "dash", "bind9-dnsutils", "libc-bin"];
 const images: Image[] = [
   // Some tests look for variables with a dash in their names, which Debian's older busybox, as a shell, does not hand on; they ask for `sh` by PATH. Others know
   // its words, and ask for /bin/sh.
-  { names: [`${e2e}/busybox:1.37.0-2`], packages: [...shell, "bash-static"], links: { "/usr/local/bin/sh": "/bin/bash-static" }, texts: users, modes: folders, cmd: ["/bin/sh"] },
+  {
+    names: [`${e2e}/busybox:1.37.0-2`],
+    packages: [...shell, "bash-static"],
+    links: { "/usr/local/bin/sh": "/bin/bash-static" },
+    texts: users,
+    modes: folders,
+    cmd: ["/bin/sh"],
+  },
   {
     names: [`${e2e}/agnhost:2.66.1`, `${e2e}/agnhost:2.55`],
     packages: [...dnsTools, "curl", "netcat-openbsd", "iproute2"],
-    files: { "/agnhost": "agnhost", "/localhost.crt": "agnhost/porter/localhost.crt", "/localhost.key": "agnhost/porter/localhost.key" },
+    files: {
+      "/agnhost": "agnhost",
+      "/localhost.crt": "agnhost/porter/localhost.crt",
+      "/localhost.key": "agnhost/porter/localhost.key",
+    },
     texts: users,
     links: { "/agnhost-2": "agnhost", "/usr/bin/nc": "nc.openbsd" },
     modes: { ...folders, "/agnhost": 0o755, "/uploads": 0o755 },
@@ -57,27 +70,47 @@ const images: Image[] = [
     packages: [...shell, "nginx"],
     texts: {
       ...users,
-      "/etc/nginx/nginx.conf": "events {}\nhttp { access_log off; server { listen 80; root /usr/share/nginx/html; } }\n",
+      "/etc/nginx/nginx.conf":
+        "events {}\nhttp { access_log off; server { listen 80; root /usr/share/nginx/html; } }\n",
     },
     modes: { ...folders, "/var/log/nginx": 0o755, "/var/lib/nginx": 0o755 },
     cmd: ["nginx", "-e", "stderr", "-g", "daemon off;"],
   },
-  { names: [`${e2e}/nonewprivs:1.4`], files: { "/usr/local/bin/nnp": "nonewprivs" }, modes: { "/usr/local/bin/nnp": 0o4755 }, cmd: ["nnp"] },
+  {
+    names: [`${e2e}/nonewprivs:1.4`],
+    files: { "/usr/local/bin/nnp": "nonewprivs" },
+    modes: { "/usr/local/bin/nnp": 0o4755 },
+    cmd: ["nnp"],
+  },
   { names: [`${e2e}/nonroot:1.5`], packages: shell, texts: users, modes: folders, cmd: ["sh"], user: "1234" },
   ...["kitten", "nautilus"].map((name) => ({
     names: [`${e2e}/${name}:1.8`],
-    files: { "/agnhost": "agnhost", [`/${name}.jpg`]: `${name}/html/${name}.jpg`, "/data.json": `${name}/html/data.json` },
+    files: {
+      "/agnhost": "agnhost",
+      [`/${name}.jpg`]: `${name}/html/${name}.jpg`,
+      "/data.json": `${name}/html/data.json`,
+    },
     modes: { "/tmp": 0o1777, "/agnhost": 0o755 },
     entrypoint: ["/agnhost"],
     cmd: ["test-webserver"],
   })),
-  { names: ["registry.k8s.io/pause:3.10.2"], files: { "/pause": "pause" }, modes: { "/pause": 0o755 }, entrypoint: ["/pause"], user: "65535:65535" },
+  {
+    names: ["registry.k8s.io/pause:3.10.2"],
+    files: { "/pause": "pause" },
+    modes: { "/pause": 0o755 },
+    entrypoint: ["/pause"],
+    user: "65535:65535",
+  },
 ];
 
 /** Where the images' files are: programs that are built here, and what the sources of Kubernetes have beside theirs. */
 async function sources(): Promise<(file: string) => string> {
   const { stdout } = await run("go", ["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"], { cwd: module });
-  const [programs, images, kubernetes] = [artifactFolder({ name: "conformance" }), artifactFolder({ name: "images" }), join(stdout.trim(), "test/images")];
+  const [programs, images, kubernetes] = [
+    artifactFolder({ name: "conformance" }),
+    artifactFolder({ name: "images" }),
+    join(stdout.trim(), "test/images"),
+  ];
   return (file) => [join(programs, file), join(images, file), join(kubernetes, file)].find((path) => existsSync(path))!;
 }
 
@@ -94,11 +127,26 @@ export async function makeImages(folder: string, say: (line: string) => void): P
     const root = join(folder, "root");
     await makeRoot(image, root, source, join(folder, "packages"));
     const words = (option: string, list: string[] = []) => list.flatMap((word) => [`--${option}`, word]);
-    const config = [...words("entrypoint", image.entrypoint), ...words("cmd", image.cmd), ...words("env", ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]), ...(image.user ? ["--user", image.user] : [])];
+    const config = [
+      ...words("entrypoint", image.entrypoint),
+      ...words("cmd", image.cmd),
+      ...words("env", ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]),
+      ...(image.user ? ["--user", image.user] : []),
+    ];
     // Each name is an image of its own, and they share their only layer.
     for (const name of image.names) {
       const archive = join(folder, `${name.split("/").at(-1)!.replace(":", "_")}.tar`);
-      await run(join(artifactFolder({ name: "images" }), "mkimage"), ["--name", name, "--platform", `linux/${goArch()}`, "--root", root, ...config, "-o", archive]);
+      await run(join(artifactFolder({ name: "images" }), "mkimage"), [
+        "--name",
+        name,
+        "--platform",
+        `linux/${goArch()}`,
+        "--root",
+        root,
+        ...config,
+        "-o",
+        archive,
+      ]);
       archives.push(archive);
     }
   }

@@ -20,7 +20,11 @@ import { makeImages } from "./images.ts";
 const groups: Record<string, { match: RegExp; usual?: true }> = {
   services: { match: /^\[sig-network\] Services/, usual: true },
   dns: { match: /^\[sig-network\] DNS/, usual: true },
-  pods: { match: /^\[sig-node\] (Pods|InitContainer|Containers|Variable Expansion|Container Lifecycle Hook|PodTemplates|PreStop)/, usual: true },
+  pods: {
+    match:
+      /^\[sig-node\] (Pods|InitContainer|Containers|Variable Expansion|Container Lifecycle Hook|PodTemplates|PreStop)/,
+    usual: true,
+  },
   kubelet: { match: /^\[sig-node\] Kubelet/, usual: true },
   probes: { match: /^\[sig-node\] Probing/, usual: true },
   "container runtime": { match: /^\[sig-node\] Container Runtime/, usual: true },
@@ -42,10 +46,19 @@ const groups: Record<string, { match: RegExp; usual?: true }> = {
 
 /** What is not tried, and why. */
 const leftOut: { match: RegExp; reason: string }[] = [
-  { match: /should have at least two untainted nodes|Daemon set should rollback without unnecessary restarts/, reason: "needs two nodes" },
-  { match: /ImageVolume .* pull policy of Always|Projected PodCertificate .*mTLS connection/, reason: "pulls from a registry (pull policy Always)" },
+  {
+    match: /should have at least two untainted nodes|Daemon set should rollback without unnecessary restarts/,
+    reason: "needs two nodes",
+  },
+  {
+    match: /ImageVolume .* pull policy of Always|Projected PodCertificate .*mTLS connection/,
+    reason: "pulls from a registry (pull policy Always)",
+  },
   { match: /Aggregator Should be able to support/, reason: "its images sample-apiserver and etcd are not made here" },
-  { match: /HostPort validates that there is no conflict/, reason: "host ports need the port map plugin, and that netfilter, which gVisor lacks" },
+  {
+    match: /HostPort validates that there is no conflict/,
+    reason: "host ports need the port map plugin, and that netfilter, which gVisor lacks",
+  },
   { match: /\[Disruptive\]/, reason: "taints the only node, which evicts the cluster's own pods" },
 ];
 
@@ -74,7 +87,13 @@ interface Result {
 
 const began = Date.now();
 const say = (line: string) => console.log(`[${((Date.now() - began) / 1000).toFixed(0)} s] ${line}`);
-const { values: options } = parseArgs({ options: { groups: { type: "string" }, procs: { type: "string", default: "2" }, list: { type: "boolean", default: false } } });
+const { values: options } = parseArgs({
+  options: {
+    groups: { type: "string" },
+    procs: { type: "string", default: "2" },
+    list: { type: "boolean", default: false },
+  },
+});
 const chosenGroups = groupsOf(options.groups);
 const work = mkdtempSync(join(tmpdir(), "gvisor-k3s-conformance-"));
 const stackName = "conform";
@@ -120,7 +139,10 @@ function groupsOf(text?: string): string[] {
   if (!text) return Object.keys(groups).filter((group) => groups[group]!.usual);
   const asked = text.split(",");
   const unknown = asked.filter((group) => !Object.hasOwn(groups, group));
-  if (unknown.length > 0) throw new Error(`--groups: there is no group ${unknown.join(", ")}; allowed are all, or some of: ${Object.keys(groups).join(", ")}`);
+  if (unknown.length > 0)
+    throw new Error(
+      `--groups: there is no group ${unknown.join(", ")}; allowed are all, or some of: ${Object.keys(groups).join(", ")}`,
+    );
   return asked;
 }
 
@@ -131,14 +153,20 @@ function specsIn(file: string): Spec[] {
 /** Every conformance test that the program knows; nothing is run. */
 async function conformanceTests(): Promise<Spec[]> {
   const file = join(work, "tests.json");
-  await execa(join(programs, "e2e.test"), ["--ginkgo.dry-run", "--ginkgo.label-filter=Conformance", `--ginkgo.json-report=${file}`]);
+  await execa(join(programs, "e2e.test"), [
+    "--ginkgo.dry-run",
+    "--ginkgo.label-filter=Conformance",
+    `--ginkgo.json-report=${file}`,
+  ]);
   return specsIn(file).filter((spec) => spec.LeafNodeType === "It" && labelsOf(spec).includes("Conformance"));
 }
 
 function list(all: Spec[]): void {
   for (const [group, { usual }] of Object.entries(groups)) {
     const specs = all.filter((spec) => groupOf(spec) === group);
-    console.log(`${group}: ${specs.length} tests, ${specs.filter((spec) => !reasonFor(leftOut, spec)).length} tried${usual ? ", usually" : ""}`);
+    console.log(
+      `${group}: ${specs.length} tests, ${specs.filter((spec) => !reasonFor(leftOut, spec)).length} tried${usual ? ", usually" : ""}`,
+    );
   }
 }
 
@@ -148,7 +176,10 @@ async function inCluster<T>(use: () => Promise<T>): Promise<T> {
   mkdirSync(folder);
   const images = await makeImages(folder, say);
   const stack = await openStack(stackName, say);
-  await stack.setAllConfig({ images: { value: JSON.stringify(images) }, pod: { value: JSON.stringify({ enabled: false }) } });
+  await stack.setAllConfig({
+    images: { value: JSON.stringify(images) },
+    pod: { value: JSON.stringify({ enabled: false }) },
+  });
   try {
     say("up");
     await stack.up();
@@ -163,14 +194,43 @@ async function inCluster<T>(use: () => Promise<T>): Promise<T> {
 async function runTests(specs: Spec[]): Promise<Spec[]> {
   say(`${specs.length} tests`);
   const kubectl = join(work, "kubectl");
-  writeFileSync(kubectl, `#!/bin/sh\nexec ${join(artifactFolder({ name: "server" }), "gvisor-k3s-node")} kubectl "$@"\n`, { mode: 0o755 });
+  writeFileSync(
+    kubectl,
+    `#!/bin/sh\nexec ${join(artifactFolder({ name: "server" }), "gvisor-k3s-node")} kubectl "$@"\n`,
+    { mode: 0o755 },
+  );
   const focus = `(?:${specs.map((spec) => textOf(spec).replace(/[\\^$.*+?()[\]{}|]/g, "\\$&")).join("|")})$`;
-  const ginkgo = ["run", `--procs=${options.procs}`, "--label-filter=Conformance", `--focus=${focus}`, "--timeout=12h", "--no-color", "--silence-skips", "--json-report=ginkgo.json", `--output-dir=${work}`];
-  const framework = [
-    `--kubeconfig=${sandboxPaths(stackName).kubeconfig}`, `--kubectl-path=${kubectl}`, "--provider=skeleton", "--num-nodes=1", "--dns-domain=cluster.local", `--node-os-arch=${goArch()}`,
-    "--node-schedulable-timeout=1m", "--system-pods-startup-timeout=2m", "--disable-log-dump", "--dump-logs-on-failure=false",
+  const ginkgo = [
+    "run",
+    `--procs=${options.procs}`,
+    "--label-filter=Conformance",
+    `--focus=${focus}`,
+    "--timeout=12h",
+    "--no-color",
+    "--silence-skips",
+    "--json-report=ginkgo.json",
+    `--output-dir=${work}`,
   ];
-  await execa(join(programs, "ginkgo"), [...ginkgo, join(programs, "e2e.test"), "--", ...framework], { cwd: work, stdin: "ignore", stdout: "inherit", stderr: "inherit", reject: false, buffer: false });
+  const framework = [
+    `--kubeconfig=${sandboxPaths(stackName).kubeconfig}`,
+    `--kubectl-path=${kubectl}`,
+    "--provider=skeleton",
+    "--num-nodes=1",
+    "--dns-domain=cluster.local",
+    `--node-os-arch=${goArch()}`,
+    "--node-schedulable-timeout=1m",
+    "--system-pods-startup-timeout=2m",
+    "--disable-log-dump",
+    "--dump-logs-on-failure=false",
+  ];
+  await execa(join(programs, "ginkgo"), [...ginkgo, join(programs, "e2e.test"), "--", ...framework], {
+    cwd: work,
+    stdin: "ignore",
+    stdout: "inherit",
+    stderr: "inherit",
+    reject: false,
+    buffer: false,
+  });
   return specsIn(join(work, "ginkgo.json"));
 }
 
@@ -181,9 +241,21 @@ function report(ran: Spec[], chosen: Spec[]): boolean {
   console.log(`\n${table}`);
   if (options.groups === undefined || options.groups === "all") {
     const readme = join(import.meta.dirname, "README.md");
-    const about = { date: new Date().toISOString().slice(0, 10), minutes: Math.round((Date.now() - began) / 60_000), kubernetes: version, gvisor: moduleVersion("toolchain/runsc", "gvisor.dev/gvisor") };
+    const about = {
+      date: new Date().toISOString().slice(0, 10),
+      minutes: Math.round((Date.now() - began) / 60_000),
+      kubernetes: version,
+      gvisor: moduleVersion("toolchain/runsc", "gvisor.dev/gvisor"),
+    };
     writeFileSync(join(import.meta.dirname, "results.json"), `${JSON.stringify({ ...about, results }, null, 2)}\n`);
-    writeFileSync(readme, putTable(readFileSync(readme, "utf8"), "results", `${about.date}, ${about.minutes} minutes; Kubernetes ${about.kubernetes}, gVisor ${about.gvisor}.\n\n${table}`));
+    writeFileSync(
+      readme,
+      putTable(
+        readFileSync(readme, "utf8"),
+        "results",
+        `${about.date}, ${about.minutes} minutes; Kubernetes ${about.kubernetes}, gVisor ${about.gvisor}.\n\n${table}`,
+      ),
+    );
   }
   return results.some(({ state }, index) => state === "failed" && !reasonFor(known, chosen[index]!));
 }
@@ -191,23 +263,42 @@ function report(ran: Spec[], chosen: Spec[]): boolean {
 function resultOf(ran: Spec[]): (spec: Spec) => Result {
   const byName = new Map(ran.map((spec) => [nameOf(spec), spec]));
   const before = ran.find((spec) => spec.LeafNodeType.includes("BeforeSuite") && spec.Failure);
-  const firstLine = (text?: string) => text?.split("\n").map((line) => line.trim()).find((line) => line !== "")?.slice(0, 300);
+  const firstLine = (text?: string) =>
+    text
+      ?.split("\n")
+      .map((line) => line.trim())
+      .find((line) => line !== "")
+      ?.slice(0, 300);
   return (spec) => {
     const [own, common] = [byName.get(nameOf(spec)), { group: groupOf(spec), name: nameOf(spec) }];
     const notTried = reasonFor(leftOut, spec);
     if (notTried !== undefined) return { ...common, state: "skipped", reason: notTried };
     const seconds = Math.round((own?.RunTime ?? 0) / 1e8) / 10;
     if (own?.State === "passed") return { ...common, state: "passed", seconds };
-    if (own?.State === "skipped" && own.Failure) return { ...common, state: "skipped", reason: firstLine(own.Failure.Message)! };
-    const reason = reasonFor(known, spec) ?? firstLine(own?.Failure?.Message) ?? `did not run: ${firstLine(before?.Failure?.Message) ?? "the run ended early"}`;
+    if (own?.State === "skipped" && own.Failure)
+      return { ...common, state: "skipped", reason: firstLine(own.Failure.Message)! };
+    const reason =
+      reasonFor(known, spec) ??
+      firstLine(own?.Failure?.Message) ??
+      `did not run: ${firstLine(before?.Failure?.Message) ?? "the run ended early"}`;
     return { ...common, state: "failed", seconds, reason };
   };
 }
 
 function tableOf(results: Result[]): string {
   const states = ["passed", "failed", "skipped"] as const;
-  const row = (title: string, of: Result[]) => [title, ...states.map((state) => String(of.filter((one) => one.state === state).length))];
-  const rows = Object.keys(groups).map((group) => row(group, results.filter((one) => one.group === group))).filter(([, ...counts]) => counts.some((count) => count !== "0"));
+  const row = (title: string, of: Result[]) => [
+    title,
+    ...states.map((state) => String(of.filter((one) => one.state === state).length)),
+  ];
+  const rows = Object.keys(groups)
+    .map((group) =>
+      row(
+        group,
+        results.filter((one) => one.group === group),
+      ),
+    )
+    .filter(([, ...counts]) => counts.some((count) => count !== "0"));
   const reasons = (["failed", "skipped"] as const).flatMap((state) => {
     const of = results.filter((one) => one.state === state);
     return of.length > 0 ? ["", `${state}:`, "", ...of.map(({ name, reason }) => `- ${name}: ${reason}`)] : [];

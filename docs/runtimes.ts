@@ -13,7 +13,15 @@ import { applyFacade, checkExec, checkRuntime } from "../steps/parts.ts";
 import { ask, inTrialSandbox, probes, quirksIn } from "../steps/probe.ts";
 import { CommandError, run } from "../steps/run.ts";
 import { initIn, type SandboxRef } from "../steps/sandbox.ts";
-import { type Artifact, build, moduleVersion, pathInSandbox, stage, stagedProgram, wrapperPath } from "../toolchain/artifacts.ts";
+import {
+  type Artifact,
+  build,
+  moduleVersion,
+  pathInSandbox,
+  stage,
+  stagedProgram,
+  wrapperPath,
+} from "../toolchain/artifacts.ts";
 import { generations } from "../toolchain/generations.ts";
 import { markdown, putTable } from "./tables.ts";
 
@@ -38,7 +46,10 @@ async function candidates(): Promise<Candidate[]> {
   const { stdout } = await run(CRUN, ["--version"]);
   return [
     { name: `runc ${version}, as it is`, command: () => builtRunc([]) },
-    { name: `runc ${version}, with the patches that the probes ask for`, command: (found) => builtRunc(patchesFor(found)) },
+    {
+      name: `runc ${version}, with the patches that the probes ask for`,
+      command: (found) => builtRunc(patchesFor(found)),
+    },
     {
       name: `crun ${/version (\S+)/.exec(stdout)![1]}, Debian's`,
       rules: crunRules,
@@ -93,7 +104,9 @@ try {
   for (const { name, runsc, sandbox } of generations) {
     say(`gVisor ${name}`);
     const { platform = "systrap", network = "sandbox" } = sandbox;
-    const { found, outcomes } = await inTrialSandbox({ home, runsc: await runsc(say), platform, network }, (trial) => tryAll(trial, all));
+    const { found, outcomes } = await inTrialSandbox({ home, runsc: await runsc(say), platform, network }, (trial) =>
+      tryAll(trial, all),
+    );
     rows.push(...outcomes.map(([runtime, runs, execs]) => [name, runtime!, runs!, execs!]));
     lacks.push([name, found.join(", ")]);
   }
@@ -101,5 +114,9 @@ try {
   await rm(home, { recursive: true, force: true });
 }
 const file = join(import.meta.dirname, "runtimes.md");
-const text = putTable(await readFile(file, "utf8"), "outcomes", markdown(["gVisor", "OCI runtime", "runs a container", "runs a second process in it"], rows));
+const text = putTable(
+  await readFile(file, "utf8"),
+  "outcomes",
+  markdown(["gVisor", "OCI runtime", "runs a container", "runs a second process in it"], rows),
+);
 await writeFile(file, putTable(text, "lacks", markdown(["gVisor", "quirks that the probes find"], lacks)));

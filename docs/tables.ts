@@ -28,14 +28,20 @@ export function withTable(file: string): string {
  */
 export function putTable(text: string, name: string, table: string): string {
   const [begin, end] = [new RegExp(`<!-- ${name}: [^>]*-->\n`).exec(text), text.indexOf(`<!-- end of ${name} -->`)];
-  if (!begin || end < begin.index) throw new Error(`there is no place for the table ${name}: <!-- ${name}: … --> … <!-- end of ${name} -->`);
+  if (!begin || end < begin.index)
+    throw new Error(`there is no place for the table ${name}: <!-- ${name}: … --> … <!-- end of ${name} -->`);
   return `${text.slice(0, begin.index)}${begin[0]}${table}\n${text.slice(end)}`;
 }
 
 /** A table in Markdown; its first column is text, and the others are numbers where `numbers` says so. */
 export function markdown(head: string[], rows: string[][], numbers = false): string {
-  const line = (cells: string[]) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|").replaceAll("\n", " ")).join(" | ")} |`;
-  return [line(head), `|${head.map((_, column) => (numbers && column > 0 ? "---:|" : "---|")).join("")}`, ...rows.map(line)].join("\n");
+  const line = (cells: string[]) =>
+    `| ${cells.map((cell) => cell.replaceAll("|", "\\|").replaceAll("\n", " ")).join(" | ")} |`;
+  return [
+    line(head),
+    `|${head.map((_, column) => (numbers && column > 0 ? "---:|" : "---|")).join("")}`,
+    ...rows.map(line),
+  ].join("\n");
 }
 
 function optionsTable(): string {
@@ -59,7 +65,14 @@ function quirksTable(): string {
   const rows = (Object.keys(quirks) as QuirkId[]).map((id) => {
     const { symptom, needs, probe, remedy, source } = quirk(id);
     const { remedy: words, by } = describeRemedy(remedy);
-    return [probedQuirks.includes(id) ? `\`${id}\`` : id, symptom, needs, probe ? `\`${probe.join(" ")}\`` : "every gVisor has it", "blocked" in remedy || "missing" in remedy ? `${words}; ${by}` : words, source];
+    return [
+      probedQuirks.includes(id) ? `\`${id}\`` : id,
+      symptom,
+      needs,
+      probe ? `\`${probe.join(" ")}\`` : "every gVisor has it",
+      "blocked" in remedy || "missing" in remedy ? `${words}; ${by}` : words,
+      source,
+    ];
   });
   return markdown(["Quirk", "Symptom", "Needed by", "Probe", "Remedy", "Source"], rows);
 }

@@ -7,7 +7,9 @@ import { Cluster } from "../components/cluster.ts";
 import { InputError } from "../config/problems.ts";
 import { packageSchema } from "./schema.ts";
 
-const { version } = JSON.parse(readFileSync(join(import.meta.dirname, "../package.json"), "utf8")) as { version: string };
+const { version } = JSON.parse(readFileSync(join(import.meta.dirname, "../package.json"), "utf8")) as {
+  version: string;
+};
 
 // Not awaited: it ends with the engine.
 void main(
@@ -38,6 +40,12 @@ async function known(inputs: pulumi.Inputs): Promise<Record<string, unknown>> {
     }),
   );
   const unknown = given.filter(({ known }) => !known);
-  if (unknown.length > 0) throw new InputError(unknown.map(({ option }) => ({ option, message: "it must be known before anything is made; give a value, or one of the program's configuration" })));
+  if (unknown.length > 0)
+    throw new InputError(
+      unknown.map(({ option }) => ({
+        option,
+        message: "it must be known before anything is made; give a value, or one of the program's configuration",
+      })),
+    );
   return Object.fromEntries(given.map(({ option, value }) => [option, value]));
 }

@@ -10,8 +10,12 @@ export function packageSchema(version: string): object {
   const inputProperties = Object.entries(stackSchema.shape).map(([option, schema]) => {
     const { type } = unwrap(schema).def;
     const name: keyof StackConfig = option as keyof StackConfig;
-    const form = SCALARS.has(type) || type === "enum" ? { type: type === "enum" ? "string" : type } : { $ref: "pulumi.json#/Any" };
-    return [name, { ...form, description: schema.description ?? `The options \`${option}.*\`; see this project's README.` }];
+    const form =
+      SCALARS.has(type) || type === "enum" ? { type: type === "enum" ? "string" : type } : { $ref: "pulumi.json#/Any" };
+    return [
+      name,
+      { ...form, description: schema.description ?? `The options \`${option}.*\`; see this project's README.` },
+    ];
   });
   const text = { type: "string" };
   const properties = {

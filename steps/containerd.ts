@@ -27,7 +27,8 @@ export const ctr = () => pathInSandbox({ name: "containerd" }, "ctr");
  * @throws Error with the end of containerd's log if it does not answer or its CRI plugin did not load
  */
 export async function ensureContainerd(params: ContainerdParams, config: string): Promise<void> {
-  for (const folder of [inSandbox.registries, inSandbox.cniConfig]) await mkdir(hostPath(params, folder), { recursive: true, mode: 0o755 });
+  for (const folder of [inSandbox.registries, inSandbox.cniConfig])
+    await mkdir(hostPath(params, folder), { recursive: true, mode: 0o755 });
   const credentials = params.credentials ?? "version = 3\n";
   await writeOwnFiles(params, "containerd", [
     { path: inSandbox.containerdConfig, content: config, mode: 0o644 },
@@ -36,15 +37,34 @@ export async function ensureContainerd(params: ContainerdParams, config: string)
   const command = [params.containerd, "--config", inSandbox.containerdConfig];
   // First on PATH, so that a shim of another version is never taken.
   const path = `PATH=${[dirname(params.shim), SANDBOX_PATH].join(":")}`;
-  const state = await ensureService(params, { name: "containerd", command, env: [path, ...params.env], config: `${config}${credentials}${repairsNow()}`, stopSeconds: 10 });
-  const plugins = await serviceAnswers(params, "containerd", 60, () =>
-    // ctr waits by itself for a socket that is about to appear.
-    worked(execIn(params, [ctr(), "--connect-timeout=2s", "plugins", "list"], { timeout: 20_000 })),
+  const state = await ensureService(params, {
+    name: "containerd",
+    command,
+    env: [path, ...params.env],
+    config: `${config}${credentials}${repairsNow()}`,
+    stopSeconds: 10,
+  });
+  const plugins = await serviceAnswers(
+    params,
+    "containerd",
+    60,
+    () =>
+      // ctr waits by itself for a socket that is about to appear.
+      worked(execIn(params, [ctr(), "--connect-timeout=2s", "plugins", "list"], { timeout: 20_000 })),
     state,
   );
-  const failed = plugins.split("\n").map((row) => row.trim().split(/\s+/)).filter(([type, id, , status]) => type?.includes(".cri") && id && status === "error");
+  const failed = plugins
+    .split("\n")
+    .map((row) => row.trim().split(/\s+/))
+    .filter(([type, id, , status]) => type?.includes(".cri") && id && status === "error");
   if (failed.length > 0) {
-    const { stdout } = await execIn(params, [ctr(), "plugins", "list", "--detailed", ...failed.map(([, id]) => `id==${id}`)]);
+    const { stdout } = await execIn(params, [
+      ctr(),
+      "plugins",
+      "list",
+      "--detailed",
+      ...failed.map(([, id]) => `id==${id}`),
+    ]);
     throw new Error(`containerd's CRI plugin did not load:\n${stdout}`);
   }
 }

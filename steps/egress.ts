@@ -26,7 +26,9 @@ export interface EgressParams {
 
 /** A hash of everything that it is started with. */
 export function egressRevision(params: EgressParams): string {
-  return createHash("sha256").update(JSON.stringify([params, tapAddresses])).digest("hex");
+  return createHash("sha256")
+    .update(JSON.stringify([params, tapAddresses]))
+    .digest("hex");
 }
 
 /** Has the egress run as described: starts one that is new or dead, replaces one that was described otherwise. */
@@ -40,17 +42,29 @@ export async function ensureEgress(params: EgressParams): Promise<void> {
   const { device, gateway, node, prefix, mtu } = tapAddresses;
   const log = join(paths.logs, "egress.log");
   const output = openSync(log, "w", 0o600);
-  const args = [egressArgument(paths), `-tap=${device}`, `-address=${gateway}/${prefix}`, `-node=${node}`, `-pods=${params.pods}`, `-mtu=${mtu}`];
+  const args = [
+    egressArgument(paths),
+    `-tap=${device}`,
+    `-address=${gateway}/${prefix}`,
+    `-node=${node}`,
+    `-pods=${params.pods}`,
+    `-mtu=${mtu}`,
+  ];
   const child = spawn(params.program, args, { detached: true, stdio: ["ignore", output, output], env: {} });
   closeSync(output);
   child.unref();
   const { pid } = child;
   if (pid === undefined) throw new Error(`${params.program} cannot be started`);
   const said = () => readFileSync(log, "utf8");
-  await waitFor("the egress is ready", 10, () => {
-    if (processStart(pid) === undefined) throw new Error(`the egress ended\n${lastLines(said())}`);
-    return said().includes("ready on") || undefined;
-  }, said);
+  await waitFor(
+    "the egress is ready",
+    10,
+    () => {
+      if (processStart(pid) === undefined) throw new Error(`the egress ended\n${lastLines(said())}`);
+      return said().includes("ready on") || undefined;
+    },
+    said,
+  );
   await writeRecord(paths.egress, { incarnation, revision, pid, startTime: processStart(pid)! });
 }
 

@@ -51,7 +51,10 @@ export async function writeOwnFiles(ref: SandboxRef, step: StepName, files: read
     await mkdir(dirname(file), { recursive: true, mode: 0o755 });
     await writeFile(file, content, { mode });
   }
-  const note: Note = { repairs: repairsNow(), files: Object.fromEntries(files.map(({ path, content }) => [path, hash(content)])) };
+  const note: Note = {
+    repairs: repairsNow(),
+    files: Object.fromEntries(files.map(({ path, content }) => [path, hash(content)])),
+  };
   await mkdir(folderOf(ref), { recursive: true, mode: 0o700 });
   await writeFile(join(folderOf(ref), `${step}.json`), JSON.stringify(note), { mode: 0o600 });
 }
@@ -64,7 +67,9 @@ export function driftOf(ref: SandboxRef): Drift[] {
 /** How often the files of each step are found edited, this time included: an input of the step, which then writes them again. */
 export function repairsOf(ref: SandboxRef): Partial<Record<StepName, number>> {
   const drifted = new Set(driftOf(ref).map(({ step }) => step));
-  return Object.fromEntries(notedSteps(ref).map((step) => [step, (readNote(ref, step)?.repairs ?? 0) + (drifted.has(step) ? 1 : 0)]));
+  return Object.fromEntries(
+    notedSteps(ref).map((step) => [step, (readNote(ref, step)?.repairs ?? 0) + (drifted.has(step) ? 1 : 0)]),
+  );
 }
 
 /** The same as the step that runs is told it: what reads the files at its start is started again when it changes. */

@@ -49,7 +49,9 @@ const STOP = 30;
 
 /** A hash of everything that it is started with. */
 export function insideRevision({ name, home, address }: InsideParams): string {
-  return createHash("sha256").update(JSON.stringify([name, home, address, pathInSandbox({ name: "init" }, "")])).digest("hex");
+  return createHash("sha256")
+    .update(JSON.stringify([name, home, address, pathInSandbox({ name: "init" }, "")]))
+    .digest("hex");
 }
 
 /**
@@ -74,7 +76,8 @@ export async function ensureInside(params: InsideParams): Promise<SandboxRecord>
     await run("mount", ["-t", "tmpfs", "-o", "mode=0755", "gvisor-k3s", RUN]);
   }
   const held = (await run("ip", ["-oneline", "address", "show", "dev", "lo"])).stdout;
-  if (!held.includes(` ${params.address}/32 `)) await run("ip", ["address", "add", `${params.address}/32`, "dev", "lo"]);
+  if (!held.includes(` ${params.address}/32 `))
+    await run("ip", ["address", "add", `${params.address}/32`, "dev", "lo"]);
   await run("ip", ["link", "set", "lo", "up"]);
   const record = { incarnation, revision, ...(await startInit(params)) };
   await writeRecord(paths.record, record);
@@ -89,12 +92,19 @@ export async function removeInside(params: InsideParams): Promise<void> {
   await stopInit(record);
   await killPods();
   const namespaces = existsSync("/run/netns") ? readdirSync("/run/netns") : [];
-  for (const namespace of namespaces.filter((name) => name.startsWith("cni-") || name === params.bridge)) await run("ip", ["netns", "delete", namespace]);
+  for (const namespace of namespaces.filter((name) => name.startsWith("cni-") || name === params.bridge))
+    await run("ip", ["netns", "delete", namespace]);
   await runsWell("ip", ["link", "delete", params.bridge]);
   await runsWell("ip", ["address", "del", `${params.address}/32`, "dev", "lo"]);
   await removeFacade(params.name);
   for (const folder of ownFolders) await unmountBelow(folder);
-  for (const path of [...ownFolders, "/run/sandbox-init.sock", `/run/gvisor-bridge-${params.bridge}.lock`, inSandbox.artifacts]) await rm(path, { recursive: true, force: true });
+  for (const path of [
+    ...ownFolders,
+    "/run/sandbox-init.sock",
+    `/run/gvisor-bridge-${params.bridge}.lock`,
+    inSandbox.artifacts,
+  ])
+    await rm(path, { recursive: true, force: true });
   await removeState(params);
 }
 
@@ -104,7 +114,8 @@ async function linkArtifacts(): Promise<void> {
   const link = inSandbox.artifacts;
   const stat = lstatSync(link, { throwIfNoEntry: false });
   if (stat?.isSymbolicLink() && readlinkSync(link) === target) return;
-  if (stat && !stat.isSymbolicLink()) throw new Error(`${link} is in the way: the node's programs are linked there; move it elsewhere`);
+  if (stat && !stat.isSymbolicLink())
+    throw new Error(`${link} is in the way: the node's programs are linked there; move it elsewhere`);
   await rm(link, { force: true });
   await mkdir(dirname(link), { recursive: true });
   await symlink(target, link);
@@ -113,7 +124,12 @@ async function linkArtifacts(): Promise<void> {
 async function startInit(params: InsideParams): Promise<Pick<SandboxRecord, "pid" | "startTime">> {
   const init = pathInSandbox({ name: "init" }, "sandbox-init");
   const output = openSync(join(inSandbox.logs, "sandbox.log"), "a", 0o600);
-  const child = spawn(init, ["run"], { detached: true, stdio: ["ignore", output, output], cwd: "/", env: Object.fromEntries(SANDBOX_ENVIRONMENT.map((entry) => entry.split("=", 2) as [string, string])) });
+  const child = spawn(init, ["run"], {
+    detached: true,
+    stdio: ["ignore", output, output],
+    cwd: "/",
+    env: Object.fromEntries(SANDBOX_ENVIRONMENT.map((entry) => entry.split("=", 2) as [string, string])),
+  });
   closeSync(output);
   child.unref();
   const { pid } = child;
@@ -123,7 +139,8 @@ async function startInit(params: InsideParams): Promise<Pick<SandboxRecord, "pid
     "sandbox-init answers",
     20,
     async () => {
-      if (startTime === undefined || processStart(pid) !== startTime) throw new Error(`sandbox-init ended\n${serviceLog(params, "sandbox")}`);
+      if (startTime === undefined || processStart(pid) !== startTime)
+        throw new Error(`sandbox-init ended\n${serviceLog(params, "sandbox")}`);
       return await runsWell(init, ["service", "status"]);
     },
     () => serviceLog(params, "sandbox"),
@@ -140,7 +157,10 @@ async function stopInit(record: SandboxRecord): Promise<void> {
 
 /** Kills what containerd has left running: containers and their shims live on without it. */
 async function killPods(): Promise<void> {
-  const matching = () => readdirSync("/proc").filter((entry) => /^\d+$/.test(entry) && processStart(Number(entry)) !== undefined && isOfPod(entry));
+  const matching = () =>
+    readdirSync("/proc").filter(
+      (entry) => /^\d+$/.test(entry) && processStart(Number(entry)) !== undefined && isOfPod(entry),
+    );
   await waitFor("the pods' processes end", 20, () => {
     const pids = matching();
     for (const pid of pids) {
@@ -160,17 +180,28 @@ function isOfPod(pid: string): boolean {
       return "";
     }
   };
-  return /:\/k8s\.io\//.test(read("cgroup")) || read("cmdline").startsWith(`${inSandbox.artifacts}/`) || read("cmdline").includes("\0-address\0/run/containerd/containerd.sock\0");
+  return (
+    /:\/k8s\.io\//.test(read("cgroup")) ||
+    read("cmdline").startsWith(`${inSandbox.artifacts}/`) ||
+    read("cmdline").includes("\0-address\0/run/containerd/containerd.sock\0")
+  );
 }
 
 /** Takes off what the facade has mounted and made, and nothing that was there before it. */
 async function removeFacade(name: string): Promise<void> {
   const cgroups = existsSync(`${RUN}/cgroup-mounts`);
-  const mounts = readFileSync("/proc/self/mounts", "utf8").split("\n").map((line) => line.split(" "));
-  const ours = mounts.filter(([, target = "", type]) => (target === "/proc/sys" && type === "overlay") || (cgroups && target.startsWith("/sys/fs/cgroup")));
+  const mounts = readFileSync("/proc/self/mounts", "utf8")
+    .split("\n")
+    .map((line) => line.split(" "));
+  const ours = mounts.filter(
+    ([, target = "", type]) =>
+      (target === "/proc/sys" && type === "overlay") || (cgroups && target.startsWith("/sys/fs/cgroup")),
+  );
   // gVisor takes a hierarchy of cgroups for busy as long as anything was ever in it; nothing uses it any more.
   for (const [, target] of ours.reverse()) await run("umount", ["--lazy", target!]);
-  for (const { path, content } of facadePlan(name, []).files) if ((await readFile(path, "utf8").catch(() => "")) === content) await rm(path);
+  for (const { path, content } of facadePlan(name, []).files)
+    if ((await readFile(path, "utf8").catch(() => "")) === content) await rm(path);
   // The kernel's own log has another number.
-  for (const { path, major, minor } of kernelLog.nodes ?? []) if (lstatSync(path, { throwIfNoEntry: false })?.rdev === major * 256 + minor) await rm(path);
+  for (const { path, major, minor } of kernelLog.nodes ?? [])
+    if (lstatSync(path, { throwIfNoEntry: false })?.rdev === major * 256 + minor) await rm(path);
 }

@@ -50,7 +50,8 @@ export const steps = {
   manifest: ensureManifest,
   "manifest-remove": removeManifest,
   // Kubernetes' client takes longer to load than most steps to run, so only the step that needs it loads it.
-  "pod-logs": async (params: PodLogsParams, kubeconfig: string) => (await import("./pod.ts")).podLogs(params, kubeconfig),
+  "pod-logs": async (params: PodLogsParams, kubeconfig: string) =>
+    (await import("./pod.ts")).podLogs(params, kubeconfig),
 } satisfies Record<string, Step>;
 
 export type StepName = keyof typeof steps;
@@ -74,7 +75,11 @@ if (import.meta.main) {
     if (!step) throw new Error(`no step ${JSON.stringify(name)}; there are ${Object.keys(steps).join(", ")}`);
     const given = process.env.STEP_PARAMS;
     const input = await text(process.stdin);
-    const { params, environment = {}, content = "" } = given === undefined ? (JSON.parse(input) as StepInput) : { params: JSON.parse(given), content: input };
+    const {
+      params,
+      environment = {},
+      content = "",
+    } = given === undefined ? (JSON.parse(input) as StepInput) : { params: JSON.parse(given), content: input };
     Object.assign(process.env, environment);
     const result = await step(params, content);
     if (result !== undefined) process.stdout.write(typeof result === "string" ? result : `${JSON.stringify(result)}\n`);

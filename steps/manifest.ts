@@ -48,7 +48,10 @@ interface PodStatus {
   status: {
     phase?: string;
     conditions?: { status: string; message?: string }[];
-    containerStatuses?: { state?: { waiting?: { reason?: string; message?: string } }; lastState?: { terminated?: { message?: string } } }[];
+    containerStatuses?: {
+      state?: { waiting?: { reason?: string; message?: string } };
+      lastState?: { terminated?: { message?: string } };
+    }[];
   };
 }
 
@@ -88,16 +91,22 @@ async function applyByServer(params: ManifestParams, content: string): Promise<v
  */
 async function applyWithKubectl(params: ManifestParams, content: string): Promise<void> {
   const last = join(sandboxPaths(params.name, params.home).state, "manifests", fileOf(params.manifest));
-  if (content !== "") await kubectlOf(params, ["apply", "--server-side", "--force-conflicts", "--filename=-"], { input: content });
+  if (content !== "")
+    await kubectlOf(params, ["apply", "--server-side", "--force-conflicts", "--filename=-"], { input: content });
   const stays = new Set(objectsOf(content).map(identity));
   const gone = objectsOf(await readFile(last, "utf8").catch(() => "")).filter((object) => !stays.has(identity(object)));
-  if (gone.length > 0) await kubectlOf(params, ["delete", "--ignore-not-found", "--filename=-"], { input: JSON.stringify({ apiVersion: "v1", kind: "List", items: gone }) });
+  if (gone.length > 0)
+    await kubectlOf(params, ["delete", "--ignore-not-found", "--filename=-"], {
+      input: JSON.stringify({ apiVersion: "v1", kind: "List", items: gone }),
+    });
   await mkdir(dirname(last), { recursive: true, mode: 0o700 });
   await writeFile(last, content, { mode: 0o600 });
 }
 
 function objectsOf(content: string): KubernetesObject[] {
-  const documents = parseAllDocuments(content).map((document) => document.toJS() as (KubernetesObject & { items?: KubernetesObject[] }) | null);
+  const documents = parseAllDocuments(content).map(
+    (document) => document.toJS() as (KubernetesObject & { items?: KubernetesObject[] }) | null,
+  );
   return documents.flatMap((object) => (object === null ? [] : (object.items ?? [object])));
 }
 
@@ -108,7 +117,11 @@ function identity({ apiVersion = "", kind, metadata }: KubernetesObject): string
 }
 
 function kubectlOf(params: ManifestParams, args: string[], options: RunOptions = {}) {
-  return run(pathOnHost(params.kubectl), ["kubectl", `--kubeconfig=${hostPath(params, inSandbox.kubeconfig)}`, ...args], options);
+  return run(
+    pathOnHost(params.kubectl),
+    ["kubectl", `--kubeconfig=${hostPath(params, inSandbox.kubeconfig)}`, ...args],
+    options,
+  );
 }
 
 /** Takes a manifest away, and with it what the server has made of it. */
@@ -118,7 +131,9 @@ export async function removeManifest(params: ManifestParams): Promise<void> {
     return;
   }
   await initIn(params, ["remove", `${folder}/${fileOf(params.manifest)}`]);
-  await waitFor(`the server removes what ${fileOf(params.manifest)} brought`, APPLY, async () => ((await states(params))[fileOf(params.manifest)] ? undefined : true));
+  await waitFor(`the server removes what ${fileOf(params.manifest)} brought`, APPLY, async () =>
+    (await states(params))[fileOf(params.manifest)] ? undefined : true,
+  );
 }
 
 async function states(params: ManifestParams): Promise<Record<string, ManifestState>> {
@@ -131,15 +146,23 @@ async function rolledOut(params: ManifestParams, object: KubernetesObject): Prom
   if (!["Deployment", "DaemonSet", "StatefulSet"].includes(kind ?? "")) return;
   const kubectl = (...args: string[]) => kubectlOf(params, [`--namespace=${namespace}`, ...args]);
   await kubectl("rollout", "status", `${kind}/${name}`, `--timeout=${ROLLOUT}s`).catch(async (error: Error) => {
-    const selector = Object.entries(spec?.selector?.matchLabels ?? {}).map(([key, value]) => `${key}=${value}`).join(",");
+    const selector = Object.entries(spec?.selector?.matchLabels ?? {})
+      .map(([key, value]) => `${key}=${value}`)
+      .join(",");
     const { stdout } = await kubectl("get", "pods", "--selector", selector, "--output=json");
-    const pods = (JSON.parse(stdout) as { items: PodStatus[] }).items.map((pod) => `${pod.metadata.name}: ${reasons(pod).join("; ") || pod.status.phase}`);
+    const pods = (JSON.parse(stdout) as { items: PodStatus[] }).items.map(
+      (pod) => `${pod.metadata.name}: ${reasons(pod).join("; ") || pod.status.phase}`,
+    );
     throw new Error([error.message, ...pods].join("\n"), { cause: error });
   });
 }
 
 /** What a pod waits for. */
 function reasons({ status: { containerStatuses = [], conditions = [] } }: PodStatus): string[] {
-  const containers = containerStatuses.map(({ state, lastState }) => [state?.waiting?.reason, state?.waiting?.message, lastState?.terminated?.message].filter(Boolean).join(": "));
-  return [...containers, ...conditions.flatMap(({ status, message }) => (status === "False" ? [message] : []))].filter((text) => text !== undefined && text !== "") as string[];
+  const containers = containerStatuses.map(({ state, lastState }) =>
+    [state?.waiting?.reason, state?.waiting?.message, lastState?.terminated?.message].filter(Boolean).join(": "),
+  );
+  return [...containers, ...conditions.flatMap(({ status, message }) => (status === "False" ? [message] : []))].filter(
+    (text) => text !== undefined && text !== "",
+  ) as string[];
 }

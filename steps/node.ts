@@ -34,7 +34,10 @@ const PATIENCE = 180;
  */
 export async function ensureServer(params: ServerParams, config: string): Promise<void> {
   const { version, distribution, server } = params;
-  const [last, next]: [ReadyServer | undefined, ReadyServer] = [lastReady(params), { ...(version === undefined ? {} : { version }), distribution, server, config }];
+  const [last, next]: [ReadyServer | undefined, ReadyServer] = [
+    lastReady(params),
+    { ...(version === undefined ? {} : { version }), distribution, server, config },
+  ];
   const upgrades = last !== undefined && last.server !== server;
   if (upgrades) await keepData(params);
   try {
@@ -54,9 +57,22 @@ export async function ensureServer(params: ServerParams, config: string): Promis
 async function startServer(params: ServerParams, config: string): Promise<void> {
   const command = (verb: string) => [params.server, verb, "--config", inSandbox.nodeConfig];
   const official = params.distribution === "k3s";
-  const kubelet = { path: `${inSandbox.nodeData}/agent/etc/kubelet.conf.d/10-gvisor-k3s.conf`, content: renderKubeletConfig(), mode: 0o600 };
-  await writeOwnFiles(params, "server", [{ path: inSandbox.nodeConfig, content: config, mode: 0o600 }, ...(official ? [kubelet] : [])]);
-  const state = await ensureService(params, { name: "server", command: command("server"), ...(official ? {} : { check: command("check") }), config: `${config}${repairsNow()}`, stopSeconds: 15 });
+  const kubelet = {
+    path: `${inSandbox.nodeData}/agent/etc/kubelet.conf.d/10-gvisor-k3s.conf`,
+    content: renderKubeletConfig(),
+    mode: 0o600,
+  };
+  await writeOwnFiles(params, "server", [
+    { path: inSandbox.nodeConfig, content: config, mode: 0o600 },
+    ...(official ? [kubelet] : []),
+  ]);
+  const state = await ensureService(params, {
+    name: "server",
+    command: command("server"),
+    ...(official ? {} : { check: command("check") }),
+    config: `${config}${repairsNow()}`,
+    stopSeconds: 15,
+  });
   await reached(params, "defaultServiceAccount", state);
 }
 
@@ -82,7 +98,11 @@ interface Stages {
  * Waits until the server that runs now has noted a stage. To ask the API server takes a process in the sandbox, which has to start
  * just when the server needs every CPU; so that is done only to tell what is missing when the time is up.
  */
-async function reached(params: ServerParams, stage: "defaultServiceAccount" | "nodeReady", known?: ServiceState): Promise<void> {
+async function reached(
+  params: ServerParams,
+  stage: "defaultServiceAccount" | "nodeReady",
+  known?: ServiceState,
+): Promise<void> {
   if (params.distribution === "k3s") {
     await serviceAnswers(params, "server", PATIENCE, () => asked(params, stage), known);
     return;
@@ -93,17 +113,29 @@ async function reached(params: ServerParams, stage: "defaultServiceAccount" | "n
     return (stages.pid === pid && stages[stage] !== undefined) || undefined;
   };
   await serviceAnswers(params, "server", PATIENCE, noted, known).catch(async (error: Error) => {
-    const asked = await execIn(params, [params.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage === "nodeReady" ? "node" : "api"], { timeout: 30_000 }).catch((reason: unknown) => reason);
+    const asked = await execIn(
+      params,
+      [params.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage === "nodeReady" ? "node" : "api"],
+      { timeout: 30_000 },
+    ).catch((reason: unknown) => reason);
     const missing = asked instanceof CommandError ? lastLines(asked.output, 1) : "";
     throw new Error([missing, error.message].filter(Boolean).join("\n"), { cause: error });
   });
 }
 
 /** Asks the API server itself how far it is: k3s notes nothing of the kind. */
-async function asked({ name, home, runsc, kubectl }: ServerParams, stage: "defaultServiceAccount" | "nodeReady"): Promise<string | undefined> {
+async function asked(
+  { name, home, runsc, kubectl }: ServerParams,
+  stage: "defaultServiceAccount" | "nodeReady",
+): Promise<string | undefined> {
   const kubeconfig = hostPath({ name, home, ...(runsc === undefined ? {} : { runsc }) }, inSandbox.kubeconfig);
-  const question = stage === "nodeReady" ? ["wait", `node/${name}`, "--for=condition=Ready", "--timeout=2s"] : ["get", "serviceaccount", "default", "--output=name"];
-  const answer = await worked(run(pathOnHost(kubectl), ["kubectl", `--kubeconfig=${kubeconfig}`, "--request-timeout=5s", ...question]));
+  const question =
+    stage === "nodeReady"
+      ? ["wait", `node/${name}`, "--for=condition=Ready", "--timeout=2s"]
+      : ["get", "serviceaccount", "default", "--output=name"];
+  const answer = await worked(
+    run(pathOnHost(kubectl), ["kubectl", `--kubeconfig=${kubeconfig}`, "--request-timeout=5s", ...question]),
+  );
   if (answer === undefined) await delay(500); // each question is a process, beside a server that needs every CPU
   return answer;
 }

@@ -33,7 +33,13 @@ export interface Observed {
 export function observe(ref: SandboxRef, fresh = false): Observed {
   if (ref.ssh) return machineOf(ref.ssh, ref.name, fresh).observed ?? { alive: false, drift: [], repairs: {} };
   const [record, ready] = [readRecord(sandboxPaths(ref.name, ref.home)), lastReady(ref)];
-  return { ...(record ? { record } : {}), alive: isAlive(record), drift: driftOf(ref), repairs: repairsOf(ref), ...(ready ? { ready } : {}) };
+  return {
+    ...(record ? { record } : {}),
+    alive: isAlive(record),
+    drift: driftOf(ref),
+    repairs: repairsOf(ref),
+    ...(ready ? { ready } : {}),
+  };
 }
 
 /** Another machine, as it is found. */
@@ -82,7 +88,8 @@ df -P -k /var/lib | { read -r header; read -r device size used free rest; echo "
 [ ! -x ${runner}/run ] || { printf 'observed '; printf '%s' ${quoted(params)} | ${runner}/run observe; } || exit 1
 `,
   ).split("\n");
-  const all = (word: string) => lines.filter((line) => line.startsWith(`${word} `)).map((line) => line.slice(word.length + 1));
+  const all = (word: string) =>
+    lines.filter((line) => line.startsWith(`${word} `)).map((line) => line.slice(word.length + 1));
   const observed = all("observed")[0];
   return {
     arch: all("arch")[0] ?? "",
@@ -96,5 +103,7 @@ df -P -k /var/lib | { read -r header; read -r device size used free rest; echo "
 
 /** The start of the sandbox that the next `up` is for. */
 export function incarnationOf({ record, alive }: Observed, name: string, home: string, revision: string): number {
-  return record === undefined ? (notedMachine({ name, home })?.incarnation ?? 0) + 1 : incarnationAfter(record, alive, revision);
+  return record === undefined
+    ? (notedMachine({ name, home })?.incarnation ?? 0) + 1
+    : incarnationAfter(record, alive, revision);
 }

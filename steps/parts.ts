@@ -56,7 +56,9 @@ export async function applyFacade(params: SandboxRef & { plan: FacadePlan }): Pr
  */
 export async function checkRuntime(params: RuntimeRef, rules: string): Promise<void> {
   if (rules !== "") await stageWrapper(rules);
-  await inContainerBundle(params, ["/bin/busybox", "echo", WORD], async (runtime) => expectWord(params, await runtime("run", "--detach", "--no-new-keyring", "--bundle", BUNDLE, CONTAINER)));
+  await inContainerBundle(params, ["/bin/busybox", "echo", WORD], async (runtime) =>
+    expectWord(params, await runtime("run", "--detach", "--no-new-keyring", "--bundle", BUNDLE, CONTAINER)),
+  );
 }
 
 /**
@@ -65,10 +67,14 @@ export async function checkRuntime(params: RuntimeRef, rules: string): Promise<v
  */
 export async function checkExec(params: RuntimeRef): Promise<void> {
   // What runs on must not hold the output that is waited for.
-  await inContainerBundle(params, ["/bin/busybox", "sh", "-c", "exec sleep 600 < /dev/null > /dev/null 2>&1"], async (runtime) => {
-    await runtime("run", "--detach", "--no-new-keyring", "--bundle", BUNDLE, CONTAINER);
-    expectWord(params, await runtime("exec", "--detach", "--cwd", "/", CONTAINER, "/bin/busybox", "echo", WORD));
-  });
+  await inContainerBundle(
+    params,
+    ["/bin/busybox", "sh", "-c", "exec sleep 600 < /dev/null > /dev/null 2>&1"],
+    async (runtime) => {
+      await runtime("run", "--detach", "--no-new-keyring", "--bundle", BUNDLE, CONTAINER);
+      expectWord(params, await runtime("exec", "--detach", "--cwd", "/", CONTAINER, "/bin/busybox", "echo", WORD));
+    },
+  );
 }
 
 /** An OCI runtime, or its wrapper, by its path in a sandbox. */
@@ -83,11 +89,22 @@ const INSIDE_PIPE = 'set -o pipefail; "$@" < /dev/null 2>&1 | cat';
 
 type Runtime = (...args: string[]) => Promise<{ stdout: string }>;
 
-async function inContainerBundle(params: RuntimeRef, args: string[], use: (runtime: Runtime) => Promise<void>): Promise<void> {
+async function inContainerBundle(
+  params: RuntimeRef,
+  args: string[],
+  use: (runtime: Runtime) => Promise<void>,
+): Promise<void> {
   await execIn(params, ["/bin/mkdir", "-p", join(BUNDLE, "rootfs/bin")]);
   await execIn(params, ["/bin/cp", "/bin/busybox", join(BUNDLE, "rootfs/bin/busybox")]);
-  await initIn(params, ["write", join(BUNDLE, "config.json"), "600"], { input: JSON.stringify(runtimeCheckSpec(args)) });
-  const runtime: Runtime = (...words) => execIn(params, ["/bin/busybox", "sh", "-c", INSIDE_PIPE, "sh", params.runtime, "--root", join(BUNDLE, "state"), ...words], { timeout: 60_000 });
+  await initIn(params, ["write", join(BUNDLE, "config.json"), "600"], {
+    input: JSON.stringify(runtimeCheckSpec(args)),
+  });
+  const runtime: Runtime = (...words) =>
+    execIn(
+      params,
+      ["/bin/busybox", "sh", "-c", INSIDE_PIPE, "sh", params.runtime, "--root", join(BUNDLE, "state"), ...words],
+      { timeout: 60_000 },
+    );
   try {
     await use(runtime);
   } finally {
@@ -97,5 +114,8 @@ async function inContainerBundle(params: RuntimeRef, args: string[], use: (runti
 }
 
 function expectWord({ runtime }: RuntimeRef, { stdout }: { stdout: string }): void {
-  if (!stdout.trim().endsWith(WORD)) throw new Error(`${runtime} started a container, and it said ${JSON.stringify(stdout)} where ${JSON.stringify(WORD)} was due`);
+  if (!stdout.trim().endsWith(WORD))
+    throw new Error(
+      `${runtime} started a container, and it said ${JSON.stringify(stdout)} where ${JSON.stringify(WORD)} was due`,
+    );
 }

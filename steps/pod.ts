@@ -17,6 +17,9 @@ export async function podLogs(params: PodLogsParams, kubeconfig: string): Promis
   const config = new KubeConfig();
   config.loadFromString(kubeconfig);
   const api = config.makeApiClient(CoreV1Api);
-  const read = () => api.readNamespacedPodLog({ namespace: params.namespace, name: params.name, container: params.container });
-  return await waitFor("the first log line", FIRST_LINE, async () => (await read()) || undefined).catch(async () => await read());
+  const read = () =>
+    api.readNamespacedPodLog({ namespace: params.namespace, name: params.name, container: params.container });
+  return await waitFor("the first log line", FIRST_LINE, async () => (await read()) || undefined).catch(
+    async () => await read(),
+  );
 }

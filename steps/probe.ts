@@ -32,7 +32,8 @@ export interface Answer {
 }
 
 /** Everything that the answers depend on: a change of any asks anew. */
-export type ProbeParams = SandboxRef & Partial<Pick<SandboxParams, "runscDigest" | "platform" | "network">> & { probes: Probe[]; mode: StackConfig["mode"] };
+export type ProbeParams = SandboxRef &
+  Partial<Pick<SandboxParams, "runscDigest" | "platform" | "network">> & { probes: Probe[]; mode: StackConfig["mode"] };
 
 /** The questions of the catalogue. Each takes some milliseconds; the time is for a machine that is busy. */
 export const probes: Probe[] = probedQuirks.map((id) => ({ id, command: quirk(id).probe!, milliseconds: 10_000 }));
@@ -45,7 +46,10 @@ export const probes: Probe[] = probedQuirks.map((id) => ({ id, command: quirk(id
 export async function probeQuirks(params: ProbeParams): Promise<QuirkId[]> {
   const found = quirksIn(await ask(params.probes, (input) => initIn(params, ["probe"], { input, timeout: 30_000 })));
   const blockers = params.mode === "node" ? blockersAmong(found) : [];
-  if (blockers.length > 0) throw new Error(`this sandbox cannot run pods:\n${whyNoNode(blockers)}\nset mode: control-plane for an API server without pods, or use another gVisor`);
+  if (blockers.length > 0)
+    throw new Error(
+      `this sandbox cannot run pods:\n${whyNoNode(blockers)}\nset mode: control-plane for an API server without pods, or use another gVisor`,
+    );
   await writeFile(resultFile(params), JSON.stringify({ key: keyOf(params), found }));
   return found;
 }
@@ -55,12 +59,20 @@ export async function probeQuirks(params: ProbeParams): Promise<QuirkId[]> {
  * @param run runs `sandbox-init probe` with this standard input
  * @throws Error that names every probe that hung: what it asks cannot be known
  */
-export async function ask(questions: readonly Probe[], run: (input: string) => Promise<{ stdout: string }>): Promise<Answer[]> {
+export async function ask(
+  questions: readonly Probe[],
+  run: (input: string) => Promise<{ stdout: string }>,
+): Promise<Answer[]> {
   const answers = JSON.parse((await run(JSON.stringify(questions))).stdout) as Answer[];
   const hung = questions.filter(({ id }) => answers.some((answer) => answer.id === id && answer.hung));
   if (hung.length > 0) {
-    const lines = hung.map(({ id, command, milliseconds }) => `probe ${id} gave no answer within ${milliseconds / 1000} s: ${command.join(" ")}`);
-    throw new Error(`${lines.join("\n")}\ntry again on a machine that is less busy, or name the sandbox's quirks with the option \`quirks\`, which probes nothing`);
+    const lines = hung.map(
+      ({ id, command, milliseconds }) =>
+        `probe ${id} gave no answer within ${milliseconds / 1000} s: ${command.join(" ")}`,
+    );
+    throw new Error(
+      `${lines.join("\n")}\ntry again on a machine that is less busy, or name the sandbox's quirks with the option \`quirks\`, which probes nothing`,
+    );
   }
   return answers;
 }
@@ -75,16 +87,27 @@ export function quirksIn(answers: readonly Answer[]): QuirkId[] {
  * @returns undefined if only an update can tell, because runsc or sandbox-init are not built yet, not on the other machine yet, or do not start
  */
 export async function foreseeQuirks(params: ProbeParams): Promise<QuirkId[] | undefined> {
-  if (params.ssh) return await ask(params.probes, (input) => initIn(params, ["probe"], { input, timeout: 30_000 })).then(quirksIn, () => undefined);
+  if (params.ssh)
+    return await ask(params.probes, (input) => initIn(params, ["probe"], { input, timeout: 30_000 })).then(
+      quirksIn,
+      () => undefined,
+    );
   const file = resultFile(params);
-  const last = existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as { key: string; found: QuirkId[] }) : undefined;
+  const last = existsSync(file)
+    ? (JSON.parse(readFileSync(file, "utf8")) as { key: string; found: QuirkId[] })
+    : undefined;
   if (last?.key === keyOf(params)) return last.found;
   const init = join(artifactFolder({ name: "init" }), "sandbox-init");
   if (!existsSync(init)) return undefined;
   const { home, runsc, platform, network } = params;
-  const answers = runsc === undefined || platform === undefined || network === undefined
-    ? ask(params.probes, (input) => run(init, ["probe"], { input, timeout: 30_000 }))
-    : existsSync(runsc) ? inTrialSandbox({ home, runsc, platform, network }, (trial) => ask(params.probes, (input) => initIn(trial, ["probe"], { input, timeout: 30_000 }))) : Promise.reject(new Error("no runsc yet"));
+  const answers =
+    runsc === undefined || platform === undefined || network === undefined
+      ? ask(params.probes, (input) => run(init, ["probe"], { input, timeout: 30_000 }))
+      : existsSync(runsc)
+        ? inTrialSandbox({ home, runsc, platform, network }, (trial) =>
+            ask(params.probes, (input) => initIn(trial, ["probe"], { input, timeout: 30_000 })),
+          )
+        : Promise.reject(new Error("no runsc yet"));
   return await answers.then(quirksIn, () => undefined);
 }
 
@@ -93,20 +116,33 @@ function resultFile({ name, home }: SandboxRef): string {
 }
 
 function keyOf({ runsc, runscDigest, platform, network, probes }: ProbeParams): string {
-  return createHash("sha256").update(JSON.stringify([runsc, runscDigest, platform, network, probes])).digest("hex");
+  return createHash("sha256")
+    .update(JSON.stringify([runsc, runscDigest, platform, network, probes]))
+    .digest("hex");
 }
 
 /** Begins the name of a trial sandbox; no stack can have such a name. */
 const TRIAL = "try_";
 
 /** Starts a sandbox that is there only for `use`; nothing of it stays. */
-export async function inTrialSandbox<T>(like: Pick<SandboxParams, "home" | "runsc" | "platform" | "network">, use: (trial: SandboxRef) => Promise<T>): Promise<T> {
+export async function inTrialSandbox<T>(
+  like: Pick<SandboxParams, "home" | "runsc" | "platform" | "network">,
+  use: (trial: SandboxRef) => Promise<T>,
+): Promise<T> {
   const { home, runsc, platform, network } = like;
   await removeDeadTrials(home);
   const isNew = !existsSync(home);
   const slot = process.pid % 64;
   // A link-local network, which no stack has; two trials at once are told apart by their processes.
-  const trial = { name: `${TRIAL}${process.pid}`, home, runsc, platform, network, subnet: `169.254.107.${slot * 4}/30`, limits: { memory: null, cpus: null } };
+  const trial = {
+    name: `${TRIAL}${process.pid}`,
+    home,
+    runsc,
+    platform,
+    network,
+    subnet: `169.254.107.${slot * 4}/30`,
+    limits: { memory: null, cpus: null },
+  };
   await mkdir(home, { recursive: true, mode: 0o700 });
   try {
     await ensureSandbox(trial);

@@ -16,7 +16,10 @@ export interface ProxyParams extends SandboxRef {
 }
 
 /** What each server writes for the proxy (k3s for its kube-proxy, whether that runs or not), and the proxy for who waits for it. */
-const kubeconfigs = { embedded: `${inSandbox.nodeData}/server/cred/kube-proxy.kubeconfig`, k3s: `${inSandbox.nodeData}/agent/kubeproxy.kubeconfig` };
+const kubeconfigs = {
+  embedded: `${inSandbox.nodeData}/server/cred/kube-proxy.kubeconfig`,
+  k3s: `${inSandbox.nodeData}/agent/kubeproxy.kubeconfig`,
+};
 const status = `${inSandbox.nodeData}/server/service-proxy.json`;
 
 /** Seconds for the proxy to know every Service. */
@@ -25,7 +28,19 @@ const PATIENCE = 60;
 /** Has the proxy run, and waits until it knows every Service. */
 export async function ensureProxy(params: ProxyParams): Promise<void> {
   const { name, proxy, link, address } = params;
-  const command = [proxy, "-kubeconfig", kubeconfigs[params.distribution], "-node", name, "-link", link, "-node-addresses", `${address},127.0.0.1`, "-status", status];
+  const command = [
+    proxy,
+    "-kubeconfig",
+    kubeconfigs[params.distribution],
+    "-node",
+    name,
+    "-link",
+    link,
+    "-node-addresses",
+    `${address},127.0.0.1`,
+    "-status",
+    status,
+  ];
   const state = await ensureService(params, { name: "proxy", command, config: "", stopSeconds: 5 });
   const file = hostPath(params, status);
   const synced = async ({ pid }: { pid: number }) => {

@@ -9,6 +9,10 @@ export async function writeRegistries(params: SandboxRef, files: string): Promis
   const folder = hostPath(params, inSandbox.registries);
   await rm(folder, { recursive: true, force: true });
   await mkdir(folder, { recursive: true, mode: 0o700 });
-  const own = Object.entries(JSON.parse(files) as Record<string, string>).map(([path, content]) => ({ path: join(inSandbox.registries, path), content, mode: 0o600 }));
+  const own = Object.entries(JSON.parse(files) as Record<string, string>).map(([path, content]) => ({
+    path: join(inSandbox.registries, path),
+    content,
+    mode: 0o600,
+  }));
   await writeOwnFiles(params, "registries", own);
 }

@@ -8,8 +8,18 @@ export class CommandError extends Error {
   readonly output: string;
 
   constructor(error: ExecaError, written = "") {
-    const output = [error.stdout, error.stderr, written].filter((text) => typeof text === "string" && text !== "").join("\n");
-    super([`${error.originalMessage ? error.originalMessage : ending(error)}: ${error.escapedCommand}`, indented(lastLines(output))].filter(Boolean).join("\n"), { cause: error });
+    const output = [error.stdout, error.stderr, written]
+      .filter((text) => typeof text === "string" && text !== "")
+      .join("\n");
+    super(
+      [
+        `${error.originalMessage ? error.originalMessage : ending(error)}: ${error.escapedCommand}`,
+        indented(lastLines(output)),
+      ]
+        .filter(Boolean)
+        .join("\n"),
+      { cause: error },
+    );
     this.name = "CommandError";
     this.command = error.escapedCommand;
     this.output = output;
@@ -33,11 +43,19 @@ export interface RunOptions {
  * Runs a program without a shell and returns what it printed.
  * @throws CommandError if it cannot be started, ends with another code than 0, or takes too long
  */
-export async function run(program: string, args: readonly string[], options: RunOptions = {}): Promise<{ stdout: string; stderr: string }> {
+export async function run(
+  program: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<{ stdout: string; stderr: string }> {
   const { outputFile, ...rest } = options;
   const sink = outputFile === undefined ? undefined : openSync(outputFile, "a", 0o600);
   const output = sink === undefined ? {} : { stdout: sink as 1, stderr: sink as 1 }; // execa takes any descriptor, and its types only the first few
-  const settings: Options = { ...rest, ...(options.input === undefined && options.inputFile === undefined ? { stdin: "ignore" } : {}), ...output };
+  const settings: Options = {
+    ...rest,
+    ...(options.input === undefined && options.inputFile === undefined ? { stdin: "ignore" } : {}),
+    ...output,
+  };
   try {
     const { stdout, stderr } = await execa(program, args, settings);
     return { stdout: String(stdout ?? ""), stderr: String(stderr ?? "") };
@@ -50,7 +68,11 @@ export async function run(program: string, args: readonly string[], options: Run
 }
 
 /** Like {@link run}, but the program's end is an answer: undefined if it failed. */
-export function runsWell(program: string, args: readonly string[], options: RunOptions = {}): Promise<string | undefined> {
+export function runsWell(
+  program: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<string | undefined> {
   return worked(run(program, args, options));
 }
 

@@ -45,7 +45,11 @@ export interface SandboxParams extends SandboxRef {
 const NEEDED_MIB = 512;
 
 /** Runs a program in the sandbox. */
-export function execIn(ref: SandboxRef, args: readonly string[], options: RunOptions = {}): Promise<{ stdout: string; stderr: string }> {
+export function execIn(
+  ref: SandboxRef,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<{ stdout: string; stderr: string }> {
   const [program, ...rest] = commandIn(ref, args);
   return run(program!, rest, options);
 }
@@ -64,16 +68,26 @@ export function initIn(ref: SandboxRef, args: readonly string[], options: RunOpt
 /** The last lines of a service's log. */
 export function serviceLog(ref: SandboxRef, service: string, count = 15): string {
   const file = hostPath(ref, `${inSandbox.logs}/${service}.log`);
-  return existsSync(file) ? `the last lines of ${file}:\n${lastLines(readFileSync(file, "utf8"), count)}` : `there is no ${file}`;
+  return existsSync(file)
+    ? `the last lines of ${file}:\n${lastLines(readFileSync(file, "utf8"), count)}`
+    : `there is no ${file}`;
 }
 
 /** A hash of everything that a sandbox is started with. */
 export function sandboxRevision({ hostPorts: _, ...params }: SandboxParams): string {
-  return createHash("sha256").update(JSON.stringify([specOf(params), params])).digest("hex");
+  return createHash("sha256")
+    .update(JSON.stringify([specOf(params), params]))
+    .digest("hex");
 }
 
 function specOf({ name, home, limits }: SandboxParams) {
-  return sandboxSpec({ name, paths: sandboxPaths(name, home), artifacts: artifactsFolder(), init: pathInSandbox({ name: "init" }, "sandbox-init"), limits });
+  return sandboxSpec({
+    name,
+    paths: sandboxPaths(name, home),
+    artifacts: artifactsFolder(),
+    init: pathInSandbox({ name: "init" }, "sandbox-init"),
+    limits,
+  });
 }
 
 /**
@@ -121,7 +135,10 @@ async function needDiskSpace(home: string): Promise<void> {
   while (!existsSync(existing)) existing = dirname(existing);
   const { bavail, bsize } = await statfs(existing);
   const free = Math.floor((bavail * bsize) / 2 ** 20);
-  if (free < NEEDED_MIB) throw new Error(`no space: ${existing} has ${free} MiB free and a sandbox needs ${NEEDED_MIB} MiB; make room, or set GVISOR_K3S_HOME to a folder on another disk`);
+  if (free < NEEDED_MIB)
+    throw new Error(
+      `no space: ${existing} has ${free} MiB free and a sandbox needs ${NEEDED_MIB} MiB; make room, or set GVISOR_K3S_HOME to a folder on another disk`,
+    );
 }
 
 async function writeBundle(params: SandboxParams): Promise<void> {
@@ -146,13 +163,29 @@ async function writeBundle(params: SandboxParams): Promise<void> {
 /** The root of the sandbox: busybox and the folders that mounts go to. What the node writes below it stays over restarts. */
 async function writeRootfs(rootfs: string): Promise<void> {
   const busybox = await staticBusybox();
-  for (const folder of ["bin", "dev", "etc", "opt/gvisor-k3s", "proc", "root", "run", "sys", "tmp", "usr/local/bin", "var/lib", inSandbox.logs]) {
+  for (const folder of [
+    "bin",
+    "dev",
+    "etc",
+    "opt/gvisor-k3s",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+    "usr/local/bin",
+    "var/lib",
+    inSandbox.logs,
+  ]) {
     await mkdir(join(rootfs, folder), { recursive: true, mode: folder === "root" ? 0o700 : 0o755 });
   }
   await copyFile(busybox, join(rootfs, "bin/busybox"));
   const { stdout } = await run(busybox, ["--list"]);
   const links = [
-    ...stdout.split("\n").filter((applet) => applet !== "busybox").map((applet) => [`bin/${applet}`, "busybox"]),
+    ...stdout
+      .split("\n")
+      .filter((applet) => applet !== "busybox")
+      .map((applet) => [`bin/${applet}`, "busybox"]),
     ["var/run", "../run"],
     ...["containerd", "ctr"].map((tool) => [`usr/local/bin/${tool}`, pathInSandbox({ name: "containerd" }, tool)]),
     ["usr/local/bin/gvisor-k3s-node", pathInSandbox({ name: "server" }, "gvisor-k3s-node")],
@@ -167,13 +200,16 @@ export async function staticBusybox(): Promise<string> {
   const found = ["/bin/busybox", "/usr/bin/busybox"].find((path) => existsSync(path));
   if (!found) throw new Error("no /bin/busybox: install a static one (Debian: apt-get install busybox-static)");
   // A dynamic program asks for an interpreter; a static one has no such segment.
-  if ((await readFile(found)).includes("/ld-")) throw new Error(`${found} is not static: install a static one (Debian: apt-get install busybox-static)`);
+  if ((await readFile(found)).includes("/ld-"))
+    throw new Error(`${found} is not static: install a static one (Debian: apt-get install busybox-static)`);
   return found;
 }
 
 /** The host's resolv.conf; its name servers are asked by way of the egress, or, without one, directly, less those on loopback, which the sandbox cannot reach. */
 async function resolvConf(egress: boolean | undefined): Promise<string> {
-  const lines = (await readFile("/etc/resolv.conf", "utf8").catch(() => "")).split("\n").filter((line) => line.trim() !== "");
+  const lines = (await readFile("/etc/resolv.conf", "utf8").catch(() => ""))
+    .split("\n")
+    .filter((line) => line.trim() !== "");
   const unreachable = egress ? /^\s*nameserver\s/ : /^\s*nameserver\s+(127\.|::1)/;
   return `${[...(egress ? [`nameserver ${tapAddresses.gateway}`] : []), ...lines.filter((line) => !unreachable.test(line))].join("\n")}\n`;
 }
@@ -214,7 +250,11 @@ async function linkNetwork({ name, home, subnet, egress }: SandboxParams): Promi
 async function filterLink({ name, home, hostPorts }: SandboxParams): Promise<void> {
   if (hostPorts === undefined) return;
   const ports = hostPorts === "all" ? "all" : hostPorts.join(",");
-  await run(join(artifactFolder({ name: "egress" }), "linkfilter"), [`-netns=${sandboxPaths(name, home).networkNamespace}`, "-link=eth0", `-ports=${ports}`]).catch(advise);
+  await run(join(artifactFolder({ name: "egress" }), "linkfilter"), [
+    `-netns=${sandboxPaths(name, home).networkNamespace}`,
+    "-link=eth0",
+    `-ports=${ports}`,
+  ]).catch(advise);
 }
 
 async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, "pid" | "startTime">> {
@@ -233,14 +273,28 @@ async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, 
   ];
   await mkdir(join(paths.logs, "runsc"), { recursive: true });
   // runsc passes its standard output on to the sandbox, which lives on: a file takes it, or the pipe would never close.
-  await run(params.runsc, [...flags, "run", "--detach", `--pid-file=${pidFile}`, `--bundle=${paths.bundle}`, params.name], { outputFile: join(paths.logs, "sandbox.log"), timeout: 30_000 }).catch(advise);
+  await run(
+    params.runsc,
+    [...flags, "run", "--detach", `--pid-file=${pidFile}`, `--bundle=${paths.bundle}`, params.name],
+    { outputFile: join(paths.logs, "sandbox.log"), timeout: 30_000 },
+  ).catch(advise);
   const pid = Number(await readFile(pidFile, "utf8"));
   const startTime = processStart(pid);
   if (startTime === undefined) throw new Error(`the sandbox ended at once; see ${paths.logs}/sandbox.log`);
   await waitFor(
     "sandbox-init answers",
     20,
-    async () => (processStart(pid) === startTime ? await runsWell(params.runsc, [`--root=${paths.runsc}`, "exec", params.name, pathInSandbox({ name: "init" }, "sandbox-init"), "service", "status"]) : fail(`the sandbox ended\n${serviceLog(params, "sandbox")}`)),
+    async () =>
+      processStart(pid) === startTime
+        ? await runsWell(params.runsc, [
+            `--root=${paths.runsc}`,
+            "exec",
+            params.name,
+            pathInSandbox({ name: "init" }, "sandbox-init"),
+            "service",
+            "status",
+          ])
+        : fail(`the sandbox ended\n${serviceLog(params, "sandbox")}`),
     () => serviceLog(params, "sandbox"),
   );
   return { pid, startTime };
@@ -248,13 +302,17 @@ async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, 
 
 /** Refusals that an option of this project's helps with. */
 const ADVICE: Record<string, string> = {
-  "cannot run with network enabled in root network namespace": "this runsc takes the network namespace of a newer kernel for the host's own: set sandbox.network: host, with which it uses the kernel's network stack within the sandbox's own namespace",
-  "nftables netdev egress hook": "without it the services of this host that listen on every address cannot be kept from the sandbox: set sandbox.hostPorts: all to let it reach them",
+  "cannot run with network enabled in root network namespace":
+    "this runsc takes the network namespace of a newer kernel for the host's own: set sandbox.network: host, with which it uses the kernel's network stack within the sandbox's own namespace",
+  "nftables netdev egress hook":
+    "without it the services of this host that listen on every address cannot be kept from the sandbox: set sandbox.hostPorts: all to let it reach them",
   "unknown platform": "this runsc does not know the platform: set sandbox.platform to one that it has, such as ptrace",
 };
 
 function advise(error: Error): never {
-  const advice = Object.entries(ADVICE).flatMap(([refusal, remedy]) => (error.message.includes(refusal) ? [remedy] : []));
+  const advice = Object.entries(ADVICE).flatMap(([refusal, remedy]) =>
+    error.message.includes(refusal) ? [remedy] : [],
+  );
   throw advice.length === 0 ? error : new Error([error.message, ...advice].join("\n"), { cause: error });
 }
 
@@ -291,7 +349,8 @@ async function clearRuntime({ name, home }: SandboxRef): Promise<void> {
 /** A process that was killed leaves its cgroup when the last of its threads has ended, which is after it looks gone. */
 async function removeCgroup(group: string): Promise<void> {
   // gVisor's own cgroups are none of the host's; natively (bench/native) the pods have theirs below.
-  for (const entry of existsSync(group) ? readdirSync(group, { withFileTypes: true }) : []) if (entry.isDirectory()) await removeCgroup(join(group, entry.name));
+  for (const entry of existsSync(group) ? readdirSync(group, { withFileTypes: true }) : [])
+    if (entry.isDirectory()) await removeCgroup(join(group, entry.name));
   await waitFor(`the cgroup ${group} can be removed`, 20, () =>
     rmdir(group).then(
       () => true,
@@ -302,7 +361,9 @@ async function removeCgroup(group: string): Promise<void> {
 
 /** Where something is mounted, in the order of the mounts. */
 export function mountPoints(): string[] {
-  return readFileSync("/proc/self/mounts", "utf8").split("\n").map((line) => line.split(" ")[1] ?? "");
+  return readFileSync("/proc/self/mounts", "utf8")
+    .split("\n")
+    .map((line) => line.split(" ")[1] ?? "");
 }
 
 /** Takes off what is mounted on a folder or below it. runsc keeps a namespace mounted in its own, and leaves the mount behind when it is killed. */
@@ -346,4 +407,3 @@ function commandLine(pid: number): string[] {
     return [];
   }
 }
-

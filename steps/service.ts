@@ -21,9 +21,23 @@ export interface ServiceParams {
 }
 
 /** Has a service run as described: it is started, restarted if the description changed, or left alone. */
-export async function ensureService(ref: SandboxRef, { name, command, check = [], env = [], config, stopSeconds }: ServiceParams): Promise<ServiceState> {
-  const service = { name, check, command, env: [...SANDBOX_ENVIRONMENT, ...env], log: `${inSandbox.logs}/${name}.log`, stopSeconds, revision: createHash("sha256").update(config).digest("hex") };
-  const { stdout } = await initIn(ref, ["service", "put"], { input: JSON.stringify(service), timeout: (stopSeconds + 10) * 1000 });
+export async function ensureService(
+  ref: SandboxRef,
+  { name, command, check = [], env = [], config, stopSeconds }: ServiceParams,
+): Promise<ServiceState> {
+  const service = {
+    name,
+    check,
+    command,
+    env: [...SANDBOX_ENVIRONMENT, ...env],
+    log: `${inSandbox.logs}/${name}.log`,
+    stopSeconds,
+    revision: createHash("sha256").update(config).digest("hex"),
+  };
+  const { stdout } = await initIn(ref, ["service", "put"], {
+    input: JSON.stringify(service),
+    timeout: (stopSeconds + 10) * 1000,
+  });
   return (JSON.parse(stdout) as Record<string, ServiceState>)[name]!;
 }
 
@@ -49,7 +63,13 @@ const LOOK = 2000;
  * @param known the service's state, where it was just told
  * @throws Error with the end of the service's log, at once if the service keeps ending
  */
-export async function serviceAnswers<T>(ref: SandboxRef, name: string, seconds: number, ready: (state: ServiceState) => Promise<T | undefined> | T | undefined, known?: ServiceState): Promise<T> {
+export async function serviceAnswers<T>(
+  ref: SandboxRef,
+  name: string,
+  seconds: number,
+  ready: (state: ServiceState) => Promise<T | undefined> | T | undefined,
+  known?: ServiceState,
+): Promise<T> {
   let state = known;
   let before = known?.restarts;
   let looked = Date.now();
@@ -61,7 +81,8 @@ export async function serviceAnswers<T>(ref: SandboxRef, name: string, seconds: 
         state = (await serviceStates(ref))[name] ?? { pid: 0, restarts: 0, lastExit: "" };
         looked = Date.now();
         before ??= state.restarts;
-        if (state.restarts - before >= ATTEMPTS) throw new Error(`${name} keeps ending, the last time with ${state.lastExit}\n${serviceLog(ref, name)}`);
+        if (state.restarts - before >= ATTEMPTS)
+          throw new Error(`${name} keeps ending, the last time with ${state.lastExit}\n${serviceLog(ref, name)}`);
       }
       return await ready(state);
     },

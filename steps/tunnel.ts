@@ -76,7 +76,11 @@ async function startTunnel(params: TunnelParams, ca: string): Promise<TunnelReco
   const log = join(paths.logs, "tunnel.log");
   const output = openSync(log, "w", 0o600);
   const forward = `127.0.0.1:${localPort}:${params.address}:${params.port}`;
-  const child = spawn("ssh", sshArguments(params.ssh, "-N", "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=15", "-L", forward), { detached: true, stdio: ["ignore", output, output] });
+  const child = spawn(
+    "ssh",
+    sshArguments(params.ssh, "-N", "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=15", "-L", forward),
+    { detached: true, stdio: ["ignore", output, output] },
+  );
   closeSync(output);
   child.unref();
   const { pid } = child;
@@ -84,10 +88,15 @@ async function startTunnel(params: TunnelParams, ca: string): Promise<TunnelReco
   const said = () => lastLines(readFileSync(log, "utf8"));
   const record: TunnelRecord = { incarnation, revision, pid, startTime: processStart(pid) ?? "", localPort };
   try {
-    await waitFor("the API server answers through the SSH tunnel", 30, async () => {
-      if (!isAlive(record)) throw new Error(`ssh ended\n${said()}`);
-      return (await handshake(localPort, params.address, ca)) || undefined;
-    }, () => said() || "ssh says nothing; the machine's sshd must allow TCP forwarding (AllowTcpForwarding)");
+    await waitFor(
+      "the API server answers through the SSH tunnel",
+      30,
+      async () => {
+        if (!isAlive(record)) throw new Error(`ssh ended\n${said()}`);
+        return (await handshake(localPort, params.address, ca)) || undefined;
+      },
+      () => said() || "ssh says nothing; the machine's sshd must allow TCP forwarding (AllowTcpForwarding)",
+    );
   } catch (error) {
     await stop(record);
     throw error;
@@ -111,12 +120,22 @@ function freePort(port: number): Promise<number | undefined> {
 /** Whether the server with this CA and address answers at a port here. */
 function handshake(port: number, address: string, ca: string): Promise<boolean> {
   return new Promise((resolve) => {
-    const socket = connect({ host: "127.0.0.1", port, ca, servername: "", checkServerIdentity: (_, certificate) => checkServerIdentity(address, certificate), timeout: 5000 });
+    const socket = connect({
+      host: "127.0.0.1",
+      port,
+      ca,
+      servername: "",
+      checkServerIdentity: (_, certificate) => checkServerIdentity(address, certificate),
+      timeout: 5000,
+    });
     const done = (answers: boolean) => {
       socket.destroy();
       resolve(answers);
     };
-    socket.once("secureConnect", () => done(true)).once("error", () => done(false)).once("timeout", () => done(false));
+    socket
+      .once("secureConnect", () => done(true))
+      .once("error", () => done(false))
+      .once("timeout", () => done(false));
   });
 }
 

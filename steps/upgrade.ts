@@ -23,7 +23,8 @@ export interface ReadyServer {
   config: string;
 }
 
-const fileOf = ({ name, home }: Pick<SandboxRef, "name" | "home">) => join(sandboxPaths(name, home).state, "server.json");
+const fileOf = ({ name, home }: Pick<SandboxRef, "name" | "home">) =>
+  join(sandboxPaths(name, home).state, "server.json");
 
 /** The cluster's data, and a copy of it while an upgrade is under way. */
 const [data, copy] = [`${inSandbox.nodeData}/server/db`, `${inSandbox.nodeData}/server/db.before-upgrade`];
@@ -58,7 +59,10 @@ async function stopServer(ref: SandboxRef): Promise<void> {
 }
 
 /** The version of Kubernetes that a configuration asks for; undefined with a k3s of the user's own. */
-export function configuredVersion({ distribution, k3s }: Pick<StackConfig, "distribution" | "k3s">): string | undefined {
+export function configuredVersion({
+  distribution,
+  k3s,
+}: Pick<StackConfig, "distribution" | "k3s">): string | undefined {
   if (distribution === "embedded") return `v${moduleVersion("node/server", "k8s.io/kubernetes")}`;
   return k3s.path === undefined ? k3s.version : undefined;
 }
@@ -67,16 +71,40 @@ export function configuredVersion({ distribution, k3s }: Pick<StackConfig, "dist
  * What stands between the server that was ready last and the one that is configured: Kubernetes' version skew policy lets a control plane go up by
  * one minor version at a time (https://kubernetes.io/releases/version-skew-policy/), and its data may be such as an older one cannot read.
  */
-export function versionProblems(last: ReadyServer | undefined, config: Pick<StackConfig, "distribution" | "k3s">): Problem[] {
+export function versionProblems(
+  last: ReadyServer | undefined,
+  config: Pick<StackConfig, "distribution" | "k3s">,
+): Problem[] {
   if (last === undefined) return [];
   if (last.distribution !== config.distribution) {
-    return [{ option: "distribution", value: config.distribution, message: `the cluster was made by ${last.distribution}, which keeps its state in another way; set that, or destroy the cluster first` }];
+    return [
+      {
+        option: "distribution",
+        value: config.distribution,
+        message: `the cluster was made by ${last.distribution}, which keeps its state in another way; set that, or destroy the cluster first`,
+      },
+    ];
   }
   const [from, to] = [last.version, configuredVersion(config)];
   if (from === undefined || to === undefined) return [];
-  const at = config.distribution === "k3s" ? { option: "k3s.version", value: to } : { option: "distribution", value: "embedded" };
+  const at =
+    config.distribution === "k3s"
+      ? { option: "k3s.version", value: to }
+      : { option: "distribution", value: "embedded" };
   const brings = config.distribution === "k3s" ? "" : `this gvisor-k3s brings ${to}; `;
-  if (compareBuild(to, from) < 0) return [{ ...at, message: `${brings}the cluster runs ${from}, and a downgrade is not possible: an older API server may not read what a newer one has stored. Take ${from} or newer, or destroy the cluster first` }];
-  if (minor(to) - minor(from) > 1) return [{ ...at, message: `${brings}the cluster runs ${from}, and Kubernetes goes up by one minor version at a time; take a v1.${minor(from) + 1} first` }];
+  if (compareBuild(to, from) < 0)
+    return [
+      {
+        ...at,
+        message: `${brings}the cluster runs ${from}, and a downgrade is not possible: an older API server may not read what a newer one has stored. Take ${from} or newer, or destroy the cluster first`,
+      },
+    ];
+  if (minor(to) - minor(from) > 1)
+    return [
+      {
+        ...at,
+        message: `${brings}the cluster runs ${from}, and Kubernetes goes up by one minor version at a time; take a v1.${minor(from) + 1} first`,
+      },
+    ];
   return [];
 }

@@ -25,18 +25,35 @@ export interface UploadParams {
 }
 
 /** Copies folders of the artifact cache, unless they are there. */
-export async function upload({ ssh }: UploadParams, folders: readonly string[], say: (line: string) => void): Promise<void> {
+export async function upload(
+  { ssh }: UploadParams,
+  folders: readonly string[],
+  say: (line: string) => void,
+): Promise<void> {
   const there = (await onMachine(ssh, 'mkdir -p "$1" && ls -A "$1"', [remotePaths.artifacts])).split("\n");
   for (const folder of folders.filter((path) => !there.includes(basename(path)))) {
     const files = await filesBelow(folder);
-    const size = (await Promise.all(files.map((file) => stat(join(folder, file))))).reduce((sum, file) => sum + file.size, 0);
+    const size = (await Promise.all(files.map((file) => stat(join(folder, file))))).reduce(
+      (sum, file) => sum + file.size,
+      0,
+    );
     say(`copying ${basename(folder)}, ${Math.ceil(size / 2 ** 20)} MiB`);
     // Two copies of one folder may be under way at once: each has a name of its own until it is whole.
     const part = `${basename(folder)}.${process.pid}.part`;
     const archive = Readable.from(create({ cwd: folder, portable: true }, ["."]));
-    await onMachine(ssh, 'cd "$1" && rm -rf "$2" && mkdir "$2" && tar -x -f - -C "$2"', [remotePaths.artifacts, part], archive);
+    await onMachine(
+      ssh,
+      'cd "$1" && rm -rf "$2" && mkdir "$2" && tar -x -f - -C "$2"',
+      [remotePaths.artifacts, part],
+      archive,
+    );
     const sums = files.map((file) => `${fileDigest(join(folder, file))}  ${file}\n`);
-    await onMachine(ssh, 'cd "$1/$2" && sha256sum -c - > /dev/null && cd .. && { [ -e "$3" ] && rm -rf "$2" || mv "$2" "$3"; }', [remotePaths.artifacts, part, basename(folder)], sums.join(""));
+    await onMachine(
+      ssh,
+      'cd "$1/$2" && sha256sum -c - > /dev/null && cd .. && { [ -e "$3" ] && rm -rf "$2" || mv "$2" "$3"; }',
+      [remotePaths.artifacts, part, basename(folder)],
+      sums.join(""),
+    );
   }
 }
 
@@ -74,21 +91,34 @@ export async function noteMachine({ name, home, ssh: { host, port } }: UploadPar
 export async function removeUploads(params: UploadParams): Promise<void> {
   await removeCopies(params.ssh);
   const noted = notedMachine(params);
-  if (noted === undefined || (noted.host === params.ssh.host && noted.port === params.ssh.port)) await removeState(params);
+  if (noted === undefined || (noted.host === params.ssh.host && noted.port === params.ssh.port))
+    await removeState(params);
 }
 
 /** Removes everything that was copied to a machine, unless a node is there that needs it. */
 export async function removeCopies(ssh: SshTarget): Promise<void> {
-  await onMachine(ssh, '[ -n "$(ls -A "$2/sandboxes" 2> /dev/null)" ] || { rm -rf "$1" && { rmdir "$2" 2> /dev/null || true; }; }', [remotePaths.cache, remotePaths.home]);
+  await onMachine(
+    ssh,
+    '[ -n "$(ls -A "$2/sandboxes" 2> /dev/null)" ] || { rm -rf "$1" && { rmdir "$2" 2> /dev/null || true; }; }',
+    [remotePaths.cache, remotePaths.home],
+  );
 }
 
 /** Runs a script on the machine; what it is about comes as arguments, so that no script is made of it. */
-async function onMachine(ssh: SshTarget, script: string, args: readonly string[], input: string | Readable = ""): Promise<string> {
+async function onMachine(
+  ssh: SshTarget,
+  script: string,
+  args: readonly string[],
+  input: string | Readable = "",
+): Promise<string> {
   const [program, ...rest] = sshCommand(ssh, ["sh", "-c", script, "sh", ...args]);
   return (await run(program!, rest, { input })).stdout;
 }
 
 async function filesBelow(folder: string): Promise<string[]> {
   const entries = await readdir(folder, { recursive: true, withFileTypes: true });
-  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name).slice(folder.length + 1)).sort();
+  return entries
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath, entry.name).slice(folder.length + 1))
+    .sort();
 }

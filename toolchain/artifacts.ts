@@ -37,42 +37,140 @@ interface GoBuild {
 const kubernetes = () => moduleVersion("node/server", "k8s.io/kubernetes");
 
 const builds = {
-  runsc: [{ module: "toolchain/runsc", packages: ["gvisor.dev/gvisor/runsc"], get variables() { return { "gvisor.dev/gvisor/runsc/version.version": moduleVersion("toolchain/runsc", "gvisor.dev/gvisor") }; } }],
+  runsc: [
+    {
+      module: "toolchain/runsc",
+      packages: ["gvisor.dev/gvisor/runsc"],
+      get variables() {
+        return { "gvisor.dev/gvisor/runsc/version.version": moduleVersion("toolchain/runsc", "gvisor.dev/gvisor") };
+      },
+    },
+  ],
   // Newer toolchains build it, and what they build crashes.
-  "runsc-2025-02": [{ module: "toolchain/runsc-2025-02", packages: ["gvisor.dev/gvisor/runsc"], toolchain: "go1.24.11", get variables() { return { "gvisor.dev/gvisor/runsc/version.version": moduleVersion("toolchain/runsc-2025-02", "gvisor.dev/gvisor") }; } }],
+  "runsc-2025-02": [
+    {
+      module: "toolchain/runsc-2025-02",
+      packages: ["gvisor.dev/gvisor/runsc"],
+      toolchain: "go1.24.11",
+      get variables() {
+        return {
+          "gvisor.dev/gvisor/runsc/version.version": moduleVersion("toolchain/runsc-2025-02", "gvisor.dev/gvisor"),
+        };
+      },
+    },
+  ],
   runc: [{ module: "toolchain/runc", packages: ["github.com/opencontainers/runc"], tags: ["seccomp"], cgo: true }],
   containerd: [
     {
       module: "toolchain/containerd",
-      packages: ["containerd", "containerd-shim-runc-v2", "ctr"].map((name) => `github.com/containerd/containerd/v2/cmd/${name}`),
-      get variables() { return { "github.com/containerd/containerd/v2/version.Version": moduleVersion("toolchain/containerd", "github.com/containerd/containerd/v2") }; },
+      packages: ["containerd", "containerd-shim-runc-v2", "ctr"].map(
+        (name) => `github.com/containerd/containerd/v2/cmd/${name}`,
+      ),
+      get variables() {
+        return {
+          "github.com/containerd/containerd/v2/version.Version": moduleVersion(
+            "toolchain/containerd",
+            "github.com/containerd/containerd/v2",
+          ),
+        };
+      },
     },
   ],
   cni: [
     { module: "node/cni", packages: ["./gvisor-bridge"] },
-    { module: "toolchain/containerd", packages: ["ipam/host-local", "main/loopback"].map((name) => `github.com/containernetworking/plugins/plugins/${name}`) },
+    {
+      module: "toolchain/containerd",
+      packages: ["ipam/host-local", "main/loopback"].map(
+        (name) => `github.com/containernetworking/plugins/plugins/${name}`,
+      ),
+    },
   ],
   init: [{ module: "node/init", packages: ["."], output: "sandbox-init" }],
-  egress: [{ module: "node/egress", packages: ["."], output: "egress" }, { module: "node/egress", packages: ["./linkfilter"] }],
+  egress: [
+    { module: "node/egress", packages: ["."], output: "egress" },
+    { module: "node/egress", packages: ["./linkfilter"] },
+  ],
   wrapper: [{ module: "node/wrapper", packages: ["."], output: "runc-wrapper" }],
   server: [
-    { module: "node/server", packages: ["."], output: "gvisor-k3s-node", cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } },
+    {
+      module: "node/server",
+      packages: ["."],
+      output: "gvisor-k3s-node",
+      cgo: true,
+      tags: ["sqlite_omit_load_extension"],
+      get variables() {
+        return versionVariables();
+      },
+    },
     // With the server's settings, so that what both are made of is compiled once.
-    { module: "node/server", packages: ["./service-proxy"], cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } },
+    {
+      module: "node/server",
+      packages: ["./service-proxy"],
+      cgo: true,
+      tags: ["sqlite_omit_load_extension"],
+      get variables() {
+        return versionVariables();
+      },
+    },
   ],
   images: [
     { module: "node/images", packages: ["./testpod", "./mkimage"] },
     { module: "node/coredns", packages: ["."], output: "coredns" },
     { module: "node/metrics-server", packages: ["."], output: "metrics-server" },
   ],
-  pulumi: [{ module: "toolchain/pulumi", packages: ["github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"], get variables() { return { "github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3") }; } }],
+  pulumi: [
+    {
+      module: "toolchain/pulumi",
+      packages: ["github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"],
+      get variables() {
+        return {
+          "github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": moduleVersion(
+            "toolchain/pulumi",
+            "github.com/pulumi/pulumi/pkg/v3",
+          ),
+        };
+      },
+    },
+  ],
   registry: [{ module: "toolchain/registry", packages: ["github.com/distribution/distribution/v3/cmd/registry"] }],
   helm: [{ module: "toolchain/helm", packages: ["helm.sh/helm/v3/cmd/helm"] }],
-  "pulumi-yaml": [{ module: "toolchain/pulumi-yaml", packages: ["github.com/pulumi/pulumi-yaml/cmd/pulumi-language-yaml"], get variables() { return { "github.com/pulumi/pulumi-yaml/pkg/version.Version": moduleVersion("toolchain/pulumi-yaml", "github.com/pulumi/pulumi-yaml") }; } }],
+  "pulumi-yaml": [
+    {
+      module: "toolchain/pulumi-yaml",
+      packages: ["github.com/pulumi/pulumi-yaml/cmd/pulumi-language-yaml"],
+      get variables() {
+        return {
+          "github.com/pulumi/pulumi-yaml/pkg/version.Version": moduleVersion(
+            "toolchain/pulumi-yaml",
+            "github.com/pulumi/pulumi-yaml",
+          ),
+        };
+      },
+    },
+  ],
   // With the server's settings, as above.
   conformance: [
-    { module: "toolchain/conformance", packages: ["k8s.io/kubernetes/test/e2e"], test: true, output: "e2e.test", cgo: true, tags: ["sqlite_omit_load_extension"], get variables() { return versionVariables(); } },
-    { module: "toolchain/conformance", packages: ["k8s.io/kubernetes/test/images/agnhost", "k8s.io/kubernetes/test/images/nonewprivs", "github.com/onsi/ginkgo/v2/ginkgo"], cgo: true, tags: ["sqlite_omit_load_extension"] },
+    {
+      module: "toolchain/conformance",
+      packages: ["k8s.io/kubernetes/test/e2e"],
+      test: true,
+      output: "e2e.test",
+      cgo: true,
+      tags: ["sqlite_omit_load_extension"],
+      get variables() {
+        return versionVariables();
+      },
+    },
+    {
+      module: "toolchain/conformance",
+      packages: [
+        "k8s.io/kubernetes/test/images/agnhost",
+        "k8s.io/kubernetes/test/images/nonewprivs",
+        "github.com/onsi/ginkgo/v2/ginkgo",
+      ],
+      cgo: true,
+      tags: ["sqlite_omit_load_extension"],
+    },
   ],
   plugins: [{ module: "toolchain/plugins", packages: ["./cmd/..."] }],
 } satisfies Record<string, GoBuild[]>;
@@ -83,7 +181,9 @@ export type ArtifactName = keyof typeof builds;
 export const artifactNames = Object.keys(builds) as ArtifactName[];
 
 /** What a user's sandbox takes; the rest is for tests. */
-export const usualArtifacts = artifactNames.filter((name) => !["runsc-2025-02", "registry", "helm", "pulumi-yaml", "conformance"].includes(name));
+export const usualArtifacts = artifactNames.filter(
+  (name) => !["runsc-2025-02", "registry", "helm", "pulumi-yaml", "conformance"].includes(name),
+);
 
 /** An artifact with the choices that its build takes. */
 export interface Artifact {
@@ -114,7 +214,9 @@ export function artifactsFolder(): string {
 
 /** The version of a module that one of the project's Go modules pins, without the leading v. */
 export function moduleVersion(module: string, path: string): string {
-  const pin = readFileSync(join(root, module, "go.mod"), "utf8").match(new RegExp(`^(?:require )?\\s*${path.replaceAll(".", "\\.")} v(\\S+)`, "m"));
+  const pin = readFileSync(join(root, module, "go.mod"), "utf8").match(
+    new RegExp(`^(?:require )?\\s*${path.replaceAll(".", "\\.")} v(\\S+)`, "m"),
+  );
   if (!pin) throw new Error(`${module}/go.mod does not require ${path}`);
   return pin[1]!;
 }
@@ -122,7 +224,12 @@ export function moduleVersion(module: string, path: string): string {
 /** The ids of the patches that an artifact can be built with. */
 export function knownPatches(name: ArtifactName): string[] {
   const folder = join(root, "toolchain", name, "patches");
-  return existsSync(folder) ? readdirSync(folder).filter((file) => file.endsWith(".patch")).map((file) => basename(file, ".patch")).sort() : [];
+  return existsSync(folder)
+    ? readdirSync(folder)
+        .filter((file) => file.endsWith(".patch"))
+        .map((file) => basename(file, ".patch"))
+        .sort()
+    : [];
 }
 
 /**
@@ -232,15 +339,42 @@ export async function intoPlace(folder: string, fill: (work: string) => Promise<
 
 async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Promise<void> {
   const module = join(root, goBuild.module);
-  const flags = ["-trimpath", "-buildvcs=false", "-tags", [...(goBuild.cgo ? ["netgo", "osusergo"] : []), ...(goBuild.tags ?? [])].join(",")];
-  const link = ["-s", "-w", "-buildid=", ...Object.entries(goBuild.variables ?? {}).map(([name, value]) => `-X ${name}=${value}`)];
+  const flags = [
+    "-trimpath",
+    "-buildvcs=false",
+    "-tags",
+    [...(goBuild.cgo ? ["netgo", "osusergo"] : []), ...(goBuild.tags ?? [])].join(","),
+  ];
+  const link = [
+    "-s",
+    "-w",
+    "-buildid=",
+    ...Object.entries(goBuild.variables ?? {}).map(([name, value]) => `-X ${name}=${value}`),
+  ];
   if (goBuild.cgo) link.push("-linkmode external", "-extldflags -static");
   try {
     const patched = artifact.patches?.length ? await patchedModfile(goBuild, artifact, `${into}-src`) : undefined;
-    await run("go", [...(goBuild.test ? ["test", "-c"] : ["build"]), ...flags, "-ldflags", link.join(" "), ...(patched ? [`-modfile=${patched}`] : []), "-o", join(into, goBuild.output ?? "/"), ...goBuild.packages], {
-      cwd: module,
-      env: { CGO_ENABLED: goBuild.cgo ? "1" : "0", GOFLAGS: patched ? "-mod=mod" : "-mod=readonly", ...(goBuild.toolchain ? { GOTOOLCHAIN: goBuild.toolchain } : {}) },
-    });
+    await run(
+      "go",
+      [
+        ...(goBuild.test ? ["test", "-c"] : ["build"]),
+        ...flags,
+        "-ldflags",
+        link.join(" "),
+        ...(patched ? [`-modfile=${patched}`] : []),
+        "-o",
+        join(into, goBuild.output ?? "/"),
+        ...goBuild.packages,
+      ],
+      {
+        cwd: module,
+        env: {
+          CGO_ENABLED: goBuild.cgo ? "1" : "0",
+          GOFLAGS: patched ? "-mod=mod" : "-mod=readonly",
+          ...(goBuild.toolchain ? { GOTOOLCHAIN: goBuild.toolchain } : {}),
+        },
+      },
+    );
   } finally {
     await rm(`${into}-src`, { recursive: true, force: true });
   }
@@ -255,7 +389,10 @@ async function patchedModfile(goBuild: GoBuild, artifact: Artifact, work: string
   const source = join(work, "source");
   const pins = readFileSync(join(module, "go.mod"), "utf8");
   const replaced: string[] = [];
-  for (const path of patchedModules(pins, artifact.patches!.map((id) => readFileSync(patchFile(artifact.name, id), "utf8")))) {
+  for (const path of patchedModules(
+    pins,
+    artifact.patches!.map((id) => readFileSync(patchFile(artifact.name, id), "utf8")),
+  )) {
     const { stdout } = await run("go", ["mod", "download", "-json", path], { cwd: module });
     const copy = join(source, path);
     await cp((JSON.parse(stdout) as { Dir: string }).Dir, copy, { recursive: true });
@@ -282,7 +419,9 @@ export function patchRefusal(name: ArtifactName, id: string): string | undefined
   try {
     const [pins, patch] = [readFileSync(join(module, "go.mod"), "utf8"), readFileSync(patchFile(name, id), "utf8")];
     for (const path of patchedModules(pins, [patch])) {
-      const { Dir } = JSON.parse(execFileSync("go", ["mod", "download", "-json", path], { cwd: module, encoding: "utf8", stdio: "pipe" })) as { Dir: string };
+      const { Dir } = JSON.parse(
+        execFileSync("go", ["mod", "download", "-json", path], { cwd: module, encoding: "utf8", stdio: "pipe" }),
+      ) as { Dir: string };
       for (const file of patchedFiles(patch).filter((candidate) => candidate.startsWith(`${path}/`))) {
         mkdirSync(join(work, dirname(file)), { recursive: true });
         copyFileSync(join(Dir, file.slice(path.length + 1)), join(work, file));
@@ -293,7 +432,10 @@ export function patchRefusal(name: ArtifactName, id: string): string | undefined
     return undefined;
   }
   try {
-    execFileSync("patch", ["--dry-run", ...patchArguments(work, patchFile(name, id))], { encoding: "utf8", stdio: "pipe" });
+    execFileSync("patch", ["--dry-run", ...patchArguments(work, patchFile(name, id))], {
+      encoding: "utf8",
+      stdio: "pipe",
+    });
     return undefined;
   } catch (error) {
     return (error as { stdout: string }).stdout.trim();
@@ -340,12 +482,27 @@ async function makeImages(folder: string, say: (line: string) => void): Promise<
   await run("sh", [join(root, "node/images/pause/build.sh"), join(folder, "pause")]);
   for (const image of ownImages) {
     say(`image ${image}`);
-    await run(join(folder, "mkimage"), [...imageRecipe(image), "--file", `${join(folder, image)}:/${image}:0755`, "--name", imageName(image), "-o", join(folder, `${image}.tar`)]);
+    await run(join(folder, "mkimage"), [
+      ...imageRecipe(image),
+      "--file",
+      `${join(folder, image)}:/${image}:0755`,
+      "--name",
+      imageName(image),
+      "-o",
+      join(folder, `${image}.tar`),
+    ]);
   }
 }
 
 function imageRecipe(image: OwnImage): string[] {
-  return ["--platform", `linux/${goArch()}`, "--user", image === "pause" ? "65535:65535" : "65532:65532", "--entrypoint", `/${image}`];
+  return [
+    "--platform",
+    `linux/${goArch()}`,
+    "--user",
+    image === "pause" ? "65535:65535" : "65532:65532",
+    "--entrypoint",
+    `/${image}`,
+  ];
 }
 
 /** Go's name for this machine's architecture. */
@@ -357,14 +514,20 @@ function versionVariables(): Record<string, string> {
   const version = kubernetes();
   const [major, minor] = version.split(".");
   return Object.fromEntries(
-    Object.entries({ gitVersion: `v${version}`, gitMajor: major!, gitMinor: minor!, gitTreeState: "clean" }).map(([name, value]) => [`k8s.io/component-base/version.${name}`, value]),
+    Object.entries({ gitVersion: `v${version}`, gitMajor: major!, gitMinor: minor!, gitTreeState: "clean" }).map(
+      ([name, value]) => [`k8s.io/component-base/version.${name}`, value],
+    ),
   );
 }
 
 /** Holds the ids of artifacts where their sources are not: on a machine that they were copied to (toolchain/runner.ts). */
 export const idsFile = "artifact-ids.json";
 
-const ids = new Map<string, string>(existsSync(join(root, idsFile)) ? Object.entries(JSON.parse(readFileSync(join(root, idsFile), "utf8")) as Record<string, string>) : []);
+const ids = new Map<string, string>(
+  existsSync(join(root, idsFile))
+    ? Object.entries(JSON.parse(readFileSync(join(root, idsFile), "utf8")) as Record<string, string>)
+    : [],
+);
 
 /** The name of an artifact's folder. */
 export function artifactId(artifact: Artifact): string {
@@ -393,7 +556,10 @@ function compiler(program: string, args: string[]): string {
   try {
     return execFileSync(program, args, { encoding: "utf8", cwd: root });
   } catch (cause) {
-    throw new Error(`${program} is needed to build this project's parts and could not be run; see "What it needs" in the README`, { cause });
+    throw new Error(
+      `${program} is needed to build this project's parts and could not be run; see "What it needs" in the README`,
+      { cause },
+    );
   }
 }
 

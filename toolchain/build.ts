@@ -6,7 +6,10 @@ import { existsSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { type ArtifactName, artifactFolder, artifactNames, build, usualArtifacts } from "./artifacts.ts";
 
-const { values, positionals: wanted } = parseArgs({ allowPositionals: true, options: { print: { type: "boolean", default: false } } });
+const { values, positionals: wanted } = parseArgs({
+  allowPositionals: true,
+  options: { print: { type: "boolean", default: false } },
+});
 const unknown = wanted.filter((name) => !artifactNames.includes(name as ArtifactName));
 if (unknown.length > 0) {
   console.error(`no artifact ${unknown.join(", ")}; there are ${artifactNames.join(", ")}`);
@@ -18,7 +21,8 @@ if (values.print) {
   process.exit();
 }
 const missing = names.filter((name) => !existsSync(artifactFolder({ name })));
-if (missing.length < names.length) console.log(`built already: ${names.filter((name) => !missing.includes(name)).join(", ")}`);
+if (missing.length < names.length)
+  console.log(`built already: ${names.filter((name) => !missing.includes(name)).join(", ")}`);
 for (const [index, name] of missing.entries()) {
   const start = Date.now();
   const seconds = () => `${((Date.now() - start) / 1000).toFixed(0)} s`;

@@ -24,7 +24,11 @@ export function readElf(path: string): Elf | undefined {
     if (!header.subarray(0, 6).equals(Buffer.from("\x7fELF\x02\x01", "latin1"))) return undefined;
     const machine = header.readUInt16LE(18);
     const arch = MACHINES[machine] ?? `machine ${machine}`;
-    const [table, entrySize, count] = [Number(header.readBigUInt64LE(32)), header.readUInt16LE(54), header.readUInt16LE(56)];
+    const [table, entrySize, count] = [
+      Number(header.readBigUInt64LE(32)),
+      header.readUInt16LE(54),
+      header.readUInt16LE(56),
+    ];
     const segments = Array.from({ length: count }, (_, index) => read(table + index * entrySize, entrySize));
     const interpreter = segments.find((segment) => segment.readUInt32LE(0) === PT_INTERP);
     if (!interpreter) return { arch };

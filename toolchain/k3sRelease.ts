@@ -41,13 +41,24 @@ export async function fetchK3s(release: K3sRelease, say: (line: string) => void)
   const folder = k3sFolder(release);
   if (existsSync(folder)) return folder;
   const { binary, sums } = releaseFiles();
-  const from = (file: string) => (release.airgap ? join(release.airgap, file) : `${release.mirror ?? RELEASES}/${encodeURIComponent(release.version)}/${file}`);
+  const from = (file: string) =>
+    release.airgap
+      ? join(release.airgap, file)
+      : `${release.mirror ?? RELEASES}/${encodeURIComponent(release.version)}/${file}`;
   const absent = (): never => {
-    throw new Error(`${release.airgap} lacks ${binary} or ${sums} of ${release.version}; the folder of the option k3s.airgap must hold both`);
+    throw new Error(
+      `${release.airgap} lacks ${binary} or ${sums} of ${release.version}; the folder of the option k3s.airgap must hold both`,
+    );
   };
   const list = release.airgap ? await readFile(from(sums), "utf8").catch(absent) : (await curl(from(sums), [])).stdout;
-  const expected = list.split("\n").map((line) => line.trim().split(/\s+\*?/)).find(([, file]) => file === binary)?.[0];
-  if (!expected || !/^[0-9a-f]{64}$/.test(expected)) throw new Error(`${from(sums)} has no SHA-256 of ${binary}; give the address of a complete release of ${release.version}`);
+  const expected = list
+    .split("\n")
+    .map((line) => line.trim().split(/\s+\*?/))
+    .find(([, file]) => file === binary)?.[0];
+  if (!expected || !/^[0-9a-f]{64}$/.test(expected))
+    throw new Error(
+      `${from(sums)} has no SHA-256 of ${binary}; give the address of a complete release of ${release.version}`,
+    );
   const parts = join(cacheFolder(), "downloads", `k3s-${release.version}`);
   const part = join(parts, binary);
   await mkdir(parts, { recursive: true });
@@ -67,7 +78,9 @@ async function verify(part: string, expected: string, otherwise: string): Promis
   const found = fileDigest(part);
   if (found === expected) return;
   await rm(part);
-  throw new Error(`${otherwise}: its SHA-256 is ${found}, and ${expected} is expected; it was deleted. Try again; if it stays so, what is there was changed or is of another release`);
+  throw new Error(
+    `${otherwise}: its SHA-256 is ${found}, and ${expected} is expected; it was deleted. Try again; if it stays so, what is there was changed or is of another release`,
+  );
 }
 
 async function place(part: string, folder: string): Promise<void> {
@@ -85,10 +98,16 @@ const ATTEMPTS = 3;
 /** Downloads a file, going on with a part of it. Two processes at once take turns. */
 async function download(url: string, part: string, expected: string, say: (line: string) => void): Promise<void> {
   const whole = () => existsSync(part) && fileDigest(part) === expected;
-  const progress = setInterval(() => say(`${url}: ${existsSync(part) ? Math.round(statSync(part).size / 2 ** 20) : 0} MiB`), 10_000);
+  const progress = setInterval(
+    () => say(`${url}: ${existsSync(part) ? Math.round(statSync(part).size / 2 ** 20) : 0} MiB`),
+    10_000,
+  );
   try {
     for (let attempt = 1; !whole(); attempt++) {
-      const failure = await curl(url, ["--continue-at", "-", "--output", part], ["flock", `${part}.lock`]).then(() => undefined, (error: DownloadError) => error);
+      const failure = await curl(url, ["--continue-at", "-", "--output", part], ["flock", `${part}.lock`]).then(
+        () => undefined,
+        (error: DownloadError) => error,
+      );
       if (failure === undefined || whole()) return; // what another process brought cannot be gone on with
       if (attempt === ATTEMPTS || !CUT.includes(failure.code)) throw failure;
       say(`${url}: ${failure.said}; going on`);
@@ -113,13 +132,29 @@ class DownloadError extends Error {
 
 /** Runs curl, which knows proxies and redirects. */
 async function curl(url: string, options: string[], before: string[] = []): Promise<{ stdout: string }> {
-  const [program, ...args] = [...before, "curl", "--fail", "--location", "--silent", "--show-error", "--connect-timeout", "20", "--speed-limit", "1024", "--speed-time", "60", ...options, url];
+  const [program, ...args] = [
+    ...before,
+    "curl",
+    "--fail",
+    "--location",
+    "--silent",
+    "--show-error",
+    "--connect-timeout",
+    "20",
+    "--speed-limit",
+    "1024",
+    "--speed-time",
+    "60",
+    ...options,
+    url,
+  ];
   return await run(program!, args).catch((error: Error) => {
     throw new DownloadError(url, error);
   });
 }
 
 function advice(said: string): string {
-  if (/error: 404/.test(said)) return "there is no such file: see https://github.com/k3s-io/k3s/releases for the releases, and set k3s.version to one of them";
+  if (/error: 404/.test(said))
+    return "there is no such file: see https://github.com/k3s-io/k3s/releases for the releases, and set k3s.version to one of them";
   return "what came of it is kept, and the next try goes on from there; where GitHub cannot be reached, set k3s.mirror, k3s.airgap or k3s.path";
 }

@@ -13,14 +13,32 @@ const dist = join(root, "dist");
 const left = new Set(["node_modules", "conformance", "registry", "helm", "pulumi-yaml", "runsc-2025-02", "testdata"]);
 
 rmSync(dist, { recursive: true, force: true });
-await run(process.execPath, [join(root, "node_modules/typescript/bin/tsc"), "--project", join(root, "tsconfig.package.json")]);
+await run(process.execPath, [
+  join(root, "node_modules/typescript/bin/tsc"),
+  "--project",
+  join(root, "tsconfig.package.json"),
+]);
 for (const entry of ["node", "toolchain", "docs", "provider", "README.md", "CHANGELOG.md", "LICENSE"]) {
-  cpSync(join(root, entry), join(dist, entry), { recursive: true, filter: (path) => !left.has(basename(path)) && !/\.ts$|_test\.go$/.test(path) && path !== join(root, "toolchain/node") });
+  cpSync(join(root, entry), join(dist, entry), {
+    recursive: true,
+    filter: (path) =>
+      !left.has(basename(path)) && !/\.ts$|_test\.go$/.test(path) && path !== join(root, "toolchain/node"),
+  });
 }
-const { devDependencies: _, private: __, scripts: ___, ...manifest } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
+const {
+  devDependencies: _,
+  private: __,
+  scripts: ___,
+  ...manifest
+} = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
 // One file of sources is one compiled file, at the same place.
-const compiled = JSON.stringify(manifest, null, 2).replace(/\.\/?([\w/]+)\.ts"/g, (_match, file: string) => `./${file}.js"`).replace(/"([\w/]+)\.ts"/g, '"$1.js"');
+const compiled = JSON.stringify(manifest, null, 2)
+  .replace(/\.\/?([\w/]+)\.ts"/g, (_match, file: string) => `./${file}.js"`)
+  .replace(/"([\w/]+)\.ts"/g, '"$1.js"');
 const provider = "provider/pulumi-resource-gvisor-k3s";
 writeFileSync(join(dist, provider), readFileSync(join(root, provider), "utf8").replace(".ts", ".js"));
-writeFileSync(join(dist, "Pulumi.yaml"), readFileSync(join(root, "Pulumi.yaml"), "utf8").replace("index.ts", "index.js"));
+writeFileSync(
+  join(dist, "Pulumi.yaml"),
+  readFileSync(join(root, "Pulumi.yaml"), "utf8").replace("index.ts", "index.js"),
+);
 writeFileSync(join(dist, "package.json"), `${compiled}\n`);

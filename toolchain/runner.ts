@@ -9,7 +9,15 @@ import { findPackageJSON } from "node:module";
 import { arch } from "node:os";
 import { basename, dirname, extname, join } from "node:path";
 import { remotePaths } from "../config/ssh.ts";
-import { type ArtifactName, artifactId, artifactsFolder, copyProgram, digest, idsFile, intoPlace } from "./artifacts.ts";
+import {
+  type ArtifactName,
+  artifactId,
+  artifactsFolder,
+  copyProgram,
+  digest,
+  idsFile,
+  intoPlace,
+} from "./artifacts.ts";
 import { readElf } from "./elf.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -24,7 +32,10 @@ const ARTIFACTS: ArtifactName[] = ["init", "containerd", "wrapper"];
 /** The folder of the runner in the cache; it exists once {@link buildRunner} has made it. */
 export function runnerFolder(): string {
   const packages = PACKAGES.map((name) => readFileSync(findPackageJSON(name, import.meta.url)!, "utf8"));
-  return join(artifactsFolder(), `runner-${digest(process.version, arch(), script(), ids(), ...sources().flatMap((file) => [file, readFileSync(join(root, file))]), ...packages)}`);
+  return join(
+    artifactsFolder(),
+    `runner-${digest(process.version, arch(), script(), ids(), ...sources().flatMap((file) => [file, readFileSync(join(root, file))]), ...packages)}`,
+  );
 }
 
 /** Makes the runner unless it is there. */
@@ -45,7 +56,8 @@ export async function buildRunner(): Promise<string> {
 /** Starts the step that is its argument; see steps/main.ts. */
 function script(): string {
   const loader = readElf(process.execPath)?.loader;
-  const node = loader === undefined ? '"$here/node"' : `"$here/lib/${basename(loader)}" --library-path "$here/lib" "$here/node"`;
+  const node =
+    loader === undefined ? '"$here/node"' : `"$here/lib/${basename(loader)}" --library-path "$here/lib" "$here/node"`;
   return `#!/bin/sh
 here=${remotePaths.runner}
 export PATH=${remotePaths.programs} HOME=/root
@@ -55,7 +67,10 @@ exec ${node} "$here/program/steps/main${extension}" "$@"
 }
 
 function sources(): string[] {
-  return ["config", "steps", "toolchain"].flatMap((folder) => globSync(`${folder}/*${extension}`, { cwd: root })).filter((file) => !file.endsWith(".d.ts")).sort();
+  return ["config", "steps", "toolchain"]
+    .flatMap((folder) => globSync(`${folder}/*${extension}`, { cwd: root }))
+    .filter((file) => !file.endsWith(".d.ts"))
+    .sort();
 }
 
 function ids(): string {
@@ -63,13 +78,22 @@ function ids(): string {
 }
 
 /** Copies packages with what they need themselves, each to where Node.js looks for it. */
-async function copyPackages(names: readonly string[], from: string, into: string, above: ReadonlyMap<string, string> = new Map()): Promise<void> {
-  const wanted = names.map((name) => [name, dirname(findPackageJSON(name, from)!)] as const).filter(([name, source]) => above.get(name) !== source);
+async function copyPackages(
+  names: readonly string[],
+  from: string,
+  into: string,
+  above: ReadonlyMap<string, string> = new Map(),
+): Promise<void> {
+  const wanted = names
+    .map((name) => [name, dirname(findPackageJSON(name, from)!)] as const)
+    .filter(([name, source]) => above.get(name) !== source);
   const there = new Map([...above, ...wanted]);
   for (const [name, source] of wanted) {
     const copy = join(into, "node_modules", name);
     await cp(source, copy, { recursive: true, filter: (path) => path === source || basename(path) !== "node_modules" });
-    const { dependencies = {} } = JSON.parse(readFileSync(join(source, "package.json"), "utf8")) as { dependencies?: Record<string, string> };
+    const { dependencies = {} } = JSON.parse(readFileSync(join(source, "package.json"), "utf8")) as {
+      dependencies?: Record<string, string>;
+    };
     await copyPackages(Object.keys(dependencies), join(source, "package.json"), copy, there);
   }
 }

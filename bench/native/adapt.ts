@@ -24,12 +24,21 @@ function nativeSpec(spec: Spec) {
     process: {
       ...process,
       capabilities: { bounding: held, effective: held, permitted: held, inheritable: held },
-      rlimits: process.rlimits.map(({ type, hard }) => ({ type, hard: Math.min(hard, openFiles), soft: Math.min(hard, openFiles) })),
+      rlimits: process.rlimits.map(({ type, hard }) => ({
+        type,
+        hard: Math.min(hard, openFiles),
+        soft: Math.min(hard, openFiles),
+      })),
     },
     // gVisor brings these along.
     mounts: [
       ...mounts,
-      { destination: "/dev/pts", type: "devpts", source: "devpts", options: ["newinstance", "ptmxmode=0666", "mode=0620"] },
+      {
+        destination: "/dev/pts",
+        type: "devpts",
+        source: "devpts",
+        options: ["newinstance", "ptmxmode=0666", "mode=0620"],
+      },
       { destination: "/dev/shm", type: "tmpfs", source: "shm", options: ["mode=1777"] },
     ],
     linux: {
@@ -46,7 +55,10 @@ function nativeSpec(spec: Spec) {
 /** Those of these capabilities that this process may hand on. */
 function heldCapabilities(names: string[]): string[] {
   // linux/capability.h: the bit of each name that the sandbox's spec may hold.
-  const order = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG".split(" ");
+  const order =
+    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG".split(
+      " ",
+    );
   const bits = BigInt(`0x${readFileSync("/proc/self/status", "utf8").match(/^CapEff:\s*(\w+)/m)![1]}`);
   return names.filter((name) => ((bits >> BigInt(order.indexOf(name.slice("CAP_".length)))) & 1n) === 1n);
 }

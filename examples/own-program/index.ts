@@ -10,8 +10,20 @@ const config = parseStackConfig({ name: "ex-own", mode: "control-plane", sandbox
 preflight(config);
 
 const sandbox = new Sandbox("sandbox", { ...config, egress: false });
-const node = new K3sNode("node", { sandbox, node: config.node, distribution: config.distribution, k3s: config.k3s, addons: config.addons });
-new Manifest("team", { sandbox, node, manifest: "team", content: readFileSync(join(import.meta.dirname, "team.yaml"), "utf8"), after: [] });
+const node = new K3sNode("node", {
+  sandbox,
+  node: config.node,
+  distribution: config.distribution,
+  k3s: config.k3s,
+  addons: config.addons,
+});
+new Manifest("team", {
+  sandbox,
+  node,
+  manifest: "team",
+  content: readFileSync(join(import.meta.dirname, "team.yaml"), "utf8"),
+  after: [],
+});
 
 export const kubeconfigPath = node.kubeconfigPath;
 /** A secret: Pulumi shows it to nobody who does not ask for secrets. */

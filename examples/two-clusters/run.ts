@@ -18,7 +18,11 @@ try {
   const namespaces = await Promise.all(names.map((name) => ask(name, "get", "namespaces", "--output=name")));
   const [here, there] = namespaces.map((text) => text.includes("namespace/only-here"));
   if (!here || there) throw new Error(`the clusters are not apart: ${namespaces.join(" and ")}`);
-  progress.say(`${list().map(({ name, state }) => `${name} is ${state}`).join(", ")}; they are apart`);
+  progress.say(
+    `${list()
+      .map(({ name, state }) => `${name} is ${state}`)
+      .join(", ")}; they are apart`,
+  );
 } finally {
   for (const name of names) await destroy(name, { progress });
 }

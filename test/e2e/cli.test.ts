@@ -1,5 +1,14 @@
 /** The command, as its user types it, on one cluster: each test goes on where the one before it stopped. */
-import { appendFileSync, copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { hostname } from "node:os";
 import { dirname, join } from "node:path";
 import { execa } from "execa";
@@ -19,7 +28,15 @@ process.env.KUBECONFIG = userKubeconfig;
 const password = "hunter2-in-a-mirror";
 const paths = sandboxPaths(name);
 
-writeFileSync(options, JSON.stringify({ config: { "gvisor-k3s:addons": { coredns: { enabled: false }, metricsServer: { enabled: false } }, "gvisor-k3s:registries": { configs: { "registry.example": { auth: { username: "me", password } } } } } }));
+writeFileSync(
+  options,
+  JSON.stringify({
+    config: {
+      "gvisor-k3s:addons": { coredns: { enabled: false }, metricsServer: { enabled: false } },
+      "gvisor-k3s:registries": { configs: { "registry.example": { auth: { username: "me", password } } } },
+    },
+  }),
+);
 
 afterAll(async () => {
   if (process.env.KEEP) return;
@@ -50,14 +67,25 @@ it("up tells a program what it made, and no secret", async () => {
   const { exitCode, stdout, stderr } = await cli("up", name, "--json");
   expect(exitCode, String(stderr)).toBe(0);
   const made = JSON.parse(String(stdout));
-  expect(made).toMatchObject({ name, kubeconfigPath: paths.kubeconfig, quirks: expect.arrayContaining(["no-netfilter"]), testPod: { phase: "Running" } });
+  expect(made).toMatchObject({
+    name,
+    kubeconfigPath: paths.kubeconfig,
+    quirks: expect.arrayContaining(["no-netfilter"]),
+    testPod: { phase: "Running" },
+  });
   expect(Object.keys(made.stages)).toContain("node-server");
   expect(stdout).not.toContain("client-key-data");
   expect(stderr).toMatch(/^\[\d+\.\d s\] create node-server/m);
 });
 
 it("status and list tell that it is well", async () => {
-  expect(await json("status", name)).toMatchObject({ state: "running", problems: [], drift: [], node: { ready: true }, services: { server: { restarts: 0 }, containerd: { restarts: 0 }, proxy: { restarts: 0 } } });
+  expect(await json("status", name)).toMatchObject({
+    state: "running",
+    problems: [],
+    drift: [],
+    node: { ready: true },
+    services: { server: { restarts: 0 }, containerd: { restarts: 0 }, proxy: { restarts: 0 } },
+  });
   expect(await printed("status", name)).toMatch(/^limits +of a pod: accounted, not enforced .*\n(.*\n)*all is well$/m);
   expect(await json("list")).toEqual([{ name, state: "running", kubeconfigPath: paths.kubeconfig }]);
 });
@@ -70,7 +98,8 @@ it("kubectl and exec are what they run, exit codes included", async () => {
 });
 
 it("kubeconfig is printed, merged, chosen and taken back", async () => {
-  const theirs = "apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts:\n  - name: work\n    context: { cluster: work, user: me }\ncurrent-context: work\n";
+  const theirs =
+    "apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts:\n  - name: work\n    context: { cluster: work, user: me }\ncurrent-context: work\n";
   expect(await printed("kubeconfig", name)).toBe(readFileSync(paths.kubeconfig, "utf8").trimEnd());
   expect(await printed("kubeconfig", "merge", name, "--dry-run")).toContain(`current-context: gvisor-k3s-${name}`);
   expect(existsSync(userKubeconfig)).toBe(false);
@@ -80,7 +109,16 @@ it("kubeconfig is printed, merged, chosen and taken back", async () => {
   expect(parse(readFileSync(userKubeconfig, "utf8"))["current-context"]).toBe("work");
   expect(statSync(userKubeconfig).mode & 0o777).toBe(0o600);
   await printed("kubeconfig", "switch", name);
-  const own = await execa(process.execPath, [join(root, "automation/cli.ts"), "kubectl", "-c", name, `--kubeconfig=${userKubeconfig}`, `--context=gvisor-k3s-${name}`, "get", "--raw=/readyz"]);
+  const own = await execa(process.execPath, [
+    join(root, "automation/cli.ts"),
+    "kubectl",
+    "-c",
+    name,
+    `--kubeconfig=${userKubeconfig}`,
+    `--context=gvisor-k3s-${name}`,
+    "get",
+    "--raw=/readyz",
+  ]);
   expect(own.stdout).toBe("ok");
   await printed("kubeconfig", "undo");
   expect(parse(readFileSync(userKubeconfig, "utf8"))["current-context"]).toBe("work");
@@ -120,9 +158,22 @@ it("a test pod that was deleted by hand is told by refresh, and made again by up
 
 it("preview shows the lines of a file that an option changes", async () => {
   const before = readFileSync(options, "utf8");
-  writeFileSync(options, JSON.stringify({ config: { ...JSON.parse(before).config, "gvisor-k3s:containerd": { snapshotter: "native" }, "gvisor-k3s:registries": { configs: { "registry.example": { auth: { username: "me", password: "another-secret" } } } } } }));
+  writeFileSync(
+    options,
+    JSON.stringify({
+      config: {
+        ...JSON.parse(before).config,
+        "gvisor-k3s:containerd": { snapshotter: "native" },
+        "gvisor-k3s:registries": {
+          configs: { "registry.example": { auth: { username: "me", password: "another-secret" } } },
+        },
+      },
+    }),
+  );
   const preview = await printed("preview", name);
-  expect(preview).toMatch(/--- a\/etc\/containerd\/config\.toml\n +\+\+\+ b\/etc\/containerd\/config\.toml\n(.*\n)*? +-.*"overlayfs"\n +\+.*"native"/);
+  expect(preview).toMatch(
+    /--- a\/etc\/containerd\/config\.toml\n +\+\+\+ b\/etc\/containerd\/config\.toml\n(.*\n)*? +-.*"overlayfs"\n +\+.*"native"/,
+  );
   expect(preview).not.toMatch(new RegExp(`${password}|another-secret`));
   const [change] = JSON.parse(await printed("preview", name, "--json"));
   expect(change).toMatchObject({ resource: "containerd-apply", operation: "update" });
@@ -139,10 +190,22 @@ it("upgrade tells what runs, and what it cannot do", async () => {
 it("logs has what a bug report needs, and no secret", async () => {
   const archive = join(home, "report.tar.gz");
   const { files } = await json("logs", name, "--output", archive);
-  expect(files).toEqual(expect.arrayContaining(["status.json", "options.yaml", "files/etc/containerd/config.toml", "logs/server.log", "logs/containerd.log", "kubernetes/events.txt"]));
+  expect(files).toEqual(
+    expect.arrayContaining([
+      "status.json",
+      "options.yaml",
+      "files/etc/containerd/config.toml",
+      "logs/server.log",
+      "logs/containerd.log",
+      "kubernetes/events.txt",
+    ]),
+  );
   expect(statSync(archive).mode & 0o777).toBe(0o600);
   let text = "";
-  await list({ file: archive, onReadEntry: (entry) => entry.on("data", (data: Buffer) => (text += data.toString("utf8"))) });
+  await list({
+    file: archive,
+    onReadEntry: (entry) => entry.on("data", (data: Buffer) => (text += data.toString("utf8"))),
+  });
   expect(text).toContain(`Name:               ${name}`); // describe nodes
   expect(text).not.toContain(password);
   expect(text).not.toContain(parse(readFileSync(paths.kubeconfig, "utf8")).users[0].user["client-key-data"]);
@@ -158,7 +221,9 @@ it("a sandbox that is gone is told", async () => {
   expect(exitCode).toBe(3);
   expect(JSON.parse(String(stdout))).toMatchObject({ state: "stopped", problems: ["the sandbox's process is gone"] });
   expect(await json("list")).toMatchObject([{ name, state: "stopped" }]);
-  expect((await cli("exec", "-c", name, "/bin/true")).all).toBe(`${name} does not run; run \`gvisor-k3s up ${name}\` first`);
+  expect((await cli("exec", "-c", name, "/bin/true")).all).toBe(
+    `${name} does not run; run \`gvisor-k3s up ${name}\` first`,
+  );
   await printed("up", name);
   expect(await kubectl(name, "get", "--raw=/readyz")).toBe("ok");
 });
@@ -170,11 +235,16 @@ it("a cluster that another run works on is left to it, and is usable afterwards"
   const owner = execa(other, ["600"], { reject: false });
   const locks = join(home, "pulumi/.pulumi/locks/organization/gvisor-k3s", name);
   mkdirSync(locks, { recursive: true });
-  writeFileSync(join(locks, "other.json"), JSON.stringify({ pid: owner.pid, username: "other", hostname: hostname(), timestamp: new Date().toISOString() }));
+  writeFileSync(
+    join(locks, "other.json"),
+    JSON.stringify({ pid: owner.pid, username: "other", hostname: hostname(), timestamp: new Date().toISOString() }),
+  );
   try {
     const { exitCode, all } = await cli("up", name);
     expect(exitCode).toBe(1);
-    expect(all).toMatch(/the stack is currently locked by 1 lock(.*\n)*up did nothing: another run works on this cluster; try again when it has ended/);
+    expect(all).toMatch(
+      /the stack is currently locked by 1 lock(.*\n)*up did nothing: another run works on this cluster; try again when it has ended/,
+    );
   } finally {
     owner.kill();
     await owner;
@@ -198,5 +268,12 @@ it("destroy takes its entries out of the user's kubeconfig", async () => {
 
 it("completes clusters, and refuses what is none of its words", async () => {
   expect(await printed("complete", "--", "stat")).toContain("status");
-  for (const args of [["nothing"], ["up", "--nothing"], ["up", "a", "b"], ["images", "import"], ["kubeconfig", "undo", "x"]]) expect((await cli(...args)).exitCode, args.join(" ")).toBe(2);
+  for (const args of [
+    ["nothing"],
+    ["up", "--nothing"],
+    ["up", "a", "b"],
+    ["images", "import"],
+    ["kubeconfig", "undo", "x"],
+  ])
+    expect((await cli(...args)).exitCode, args.join(" ")).toBe(2);
 });

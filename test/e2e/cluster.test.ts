@@ -12,7 +12,19 @@ import { isAlive, readRecord } from "../../steps/record.ts";
 import { linkAddresses } from "../../steps/sandbox.ts";
 import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder, imageName, pathInSandbox } from "../../toolchain/artifacts.ts";
-import { changes, cli, inside, kill, kubectl, kubectlProcess, open, ownHome, record, removeHome, shellImage } from "./harness.ts";
+import {
+  changes,
+  cli,
+  inside,
+  kill,
+  kubectl,
+  kubectlProcess,
+  open,
+  ownHome,
+  record,
+  removeHome,
+  shellImage,
+} from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-c";
@@ -20,7 +32,12 @@ const nodePort = 30080;
 const manifest = join(home, "web.yaml");
 const options = { manifests: [manifest], images: [join(home, "shell.tar")], pod: { enabled: false } };
 
-const service = (service: string, spec: object) => ({ apiVersion: "v1", kind: "Service", metadata: { name: service }, spec: { selector: { app: "web" }, ports: [{ port: 80, targetPort: 8080 }], ...spec } });
+const service = (service: string, spec: object) => ({
+  apiVersion: "v1",
+  kind: "Service",
+  metadata: { name: service },
+  spec: { selector: { app: "web" }, ports: [{ port: 80, targetPort: 8080 }], ...spec },
+});
 const deployment = (replicas: number) => ({
   apiVersion: "apps/v1",
   kind: "Deployment",
@@ -30,7 +47,16 @@ const deployment = (replicas: number) => ({
     selector: { matchLabels: { app: "web" } },
     template: {
       metadata: { labels: { app: "web" } },
-      spec: { containers: [{ name: "main", image: imageName("testpod"), imagePullPolicy: "Never", readinessProbe: { httpGet: { path: "/healthz", port: 8080 }, periodSeconds: 1 } }] },
+      spec: {
+        containers: [
+          {
+            name: "main",
+            image: imageName("testpod"),
+            imagePullPolicy: "Never",
+            readinessProbe: { httpGet: { path: "/healthz", port: 8080 }, periodSeconds: 1 },
+          },
+        ],
+      },
     },
   },
 });
@@ -45,7 +71,12 @@ const everything = [
   service("headless", { clusterIP: "None" }),
   service("sticky", { sessionAffinity: "ClientIP" }),
   service("node", { type: "NodePort", ports: [{ port: 80, targetPort: 8080, nodePort }] }),
-  service("elsewhere", { type: "ExternalName", externalName: "web.default.svc.cluster.local", selector: undefined, ports: undefined }),
+  service("elsewhere", {
+    type: "ExternalName",
+    externalName: "web.default.svc.cluster.local",
+    selector: undefined,
+    ports: undefined,
+  }),
   service("nobody", { selector: { app: "nobody" } }),
 ];
 
@@ -76,8 +107,19 @@ const answering = async (url: string) => (await inPod("get", url)).split(" ")[0]
 
 describe("up", () => {
   it("ends when the system's pods and those of the manifests are Ready", async () => {
-    const states = await kubectl(name, "get", "pods", "-A", "-o=jsonpath={range .items[*]}{.metadata.namespace} {.status.containerStatuses[*].ready}{\"\\n\"}{end}");
-    expect(states.trim().split("\n").sort()).toEqual(["default true", "default true", "kube-system true", "kube-system true"]);
+    const states = await kubectl(
+      name,
+      "get",
+      "pods",
+      "-A",
+      '-o=jsonpath={range .items[*]}{.metadata.namespace} {.status.containerStatuses[*].ready}{"\\n"}{end}',
+    );
+    expect(states.trim().split("\n").sort()).toEqual([
+      "default true",
+      "default true",
+      "kube-system true",
+      "kube-system true",
+    ]);
   });
 });
 
@@ -86,7 +128,11 @@ describe("a Service", () => {
     const address = await kubectl(name, "get", "service", "web", "-o=jsonpath={.spec.clusterIP}");
     expect(await pods()).toContain(await answering(`http://${address}`));
     const seen = new Set<string>();
-    await waitFor("both pods have answered", 60, async () => seen.add(await answering("http://web")).size === 2 || undefined);
+    await waitFor(
+      "both pods have answered",
+      60,
+      async () => seen.add(await answering("http://web")).size === 2 || undefined,
+    );
     expect([...seen].sort()).toEqual(await pods());
   });
 
@@ -98,8 +144,18 @@ describe("a Service", () => {
   it("is reached by a pod that is its only endpoint", async () => {
     const [own] = await pods();
     await kubectl(name, "label", "pod", own!, "alone=yes");
-    await kubectl(name, "expose", "pod", own!, "--name=alone", "--port=80", "--target-port=8080", "--selector=alone=yes");
-    const answer = async () => (await kubectlProcess(name, ["exec", own!, "--", "/testpod", "get", "http://alone"], { reject: false })).stdout;
+    await kubectl(
+      name,
+      "expose",
+      "pod",
+      own!,
+      "--name=alone",
+      "--port=80",
+      "--target-port=8080",
+      "--selector=alone=yes",
+    );
+    const answer = async () =>
+      (await kubectlProcess(name, ["exec", own!, "--", "/testpod", "get", "http://alone"], { reject: false })).stdout;
     await waitFor("the pod answers itself", 20, async () => String(await answer()).startsWith(own!) || undefined);
   });
 
@@ -131,7 +187,8 @@ describe("a Service", () => {
     await kubectl(name, "scale", "deploy/web", "--replicas=3");
     await kubectl(name, "rollout", "status", "deploy/web", "--timeout=60s");
     expect(await ask()).toContain(own);
-    for (const other of (await pods()).filter((pod) => pod !== own)) await kubectl(name, "delete", "pod", other, "--wait=false");
+    for (const other of (await pods()).filter((pod) => pod !== own))
+      await kubectl(name, "delete", "pod", other, "--wait=false");
     await kubectl(name, "rollout", "status", "deploy/web", "--timeout=60s");
     expect(await ask()).toContain(own);
     expect(ports.size, "one connection all the time").toBe(1);
@@ -144,7 +201,12 @@ describe("a Service", () => {
     let [going, failed, inARow] = [true, 0, 0];
     const caller = async () => {
       while (going) {
-        const answered = await fetch(`http://${address!.value}:${nodePort}`, { signal: AbortSignal.timeout(5000) }).then((response) => response.text(), (error: Error) => error);
+        const answered = await fetch(`http://${address!.value}:${nodePort}`, {
+          signal: AbortSignal.timeout(5000),
+        }).then(
+          (response) => response.text(),
+          (error: Error) => error,
+        );
         if (answered instanceof Error && answered.name === "TimeoutError") throw answered;
         [failed, inARow] = answered instanceof Error ? [failed + 1, 0] : [failed, inARow + 1];
       }
@@ -160,10 +222,27 @@ describe("a Service", () => {
   it("whose node port somebody else has says so", async () => {
     const { address } = await (await open(name, options)).outputs();
     const listener = inside(name, "/bin/httpd", "-f", "-p", `${address!.value}:30099`).catch(() => undefined);
-    await waitFor("the port is taken", 20, async () => (await inside(name, "/bin/netstat", "-ltn")).includes(":30099 ") || undefined);
-    await kubectlProcess(name, ["apply", "-f", "-"], { input: JSON.stringify(service("taken", { type: "NodePort", ports: [{ port: 80, targetPort: 8080, nodePort: 30099 }] })) });
-    const told = () => kubectl(name, "get", "events", "--field-selector=involvedObject.name=taken", "-o=jsonpath={.items[*].message}");
-    await waitFor("the Service tells", 20, async () => /:30099.*cannot be listened on: .*address already in use; end the program that has it, or choose another port/.test(await told()) || undefined, told);
+    await waitFor(
+      "the port is taken",
+      20,
+      async () => (await inside(name, "/bin/netstat", "-ltn")).includes(":30099 ") || undefined,
+    );
+    await kubectlProcess(name, ["apply", "-f", "-"], {
+      input: JSON.stringify(
+        service("taken", { type: "NodePort", ports: [{ port: 80, targetPort: 8080, nodePort: 30099 }] }),
+      ),
+    });
+    const told = () =>
+      kubectl(name, "get", "events", "--field-selector=involvedObject.name=taken", "-o=jsonpath={.items[*].message}");
+    await waitFor(
+      "the Service tells",
+      20,
+      async () =>
+        /:30099.*cannot be listened on: .*address already in use; end the program that has it, or choose another port/.test(
+          await told(),
+        ) || undefined,
+      told,
+    );
     await kubectl(name, "delete", "service", "taken");
     await inside(name, "/bin/killall", "httpd");
     await listener;
@@ -173,9 +252,28 @@ describe("a Service", () => {
 describe("names", () => {
   it("of a headless Service are its pods' addresses, and of an external one another name's", async () => {
     await kubectl(name, "rollout", "status", "deploy/web", "--timeout=60s");
-    const addresses = async () => (await kubectl(name, "get", "pods", "-l", "app=web", "--field-selector=status.phase=Running", "-o=jsonpath={.items[*].status.podIP}")).split(" ").sort();
-    await waitFor("the headless Service has both pods", 60, async () => (await inPod("resolve", "headless")) === (await addresses()).join("\n") || undefined);
-    expect(await inPod("resolve", "elsewhere")).toBe(await kubectl(name, "get", "service", "web", "-o=jsonpath={.spec.clusterIP}"));
+    const addresses = async () =>
+      (
+        await kubectl(
+          name,
+          "get",
+          "pods",
+          "-l",
+          "app=web",
+          "--field-selector=status.phase=Running",
+          "-o=jsonpath={.items[*].status.podIP}",
+        )
+      )
+        .split(" ")
+        .sort();
+    await waitFor(
+      "the headless Service has both pods",
+      60,
+      async () => (await inPod("resolve", "headless")) === (await addresses()).join("\n") || undefined,
+    );
+    expect(await inPod("resolve", "elsewhere")).toBe(
+      await kubectl(name, "get", "service", "web", "-o=jsonpath={.spec.clusterIP}"),
+    );
   });
 
   it("lead to the API server, which takes the pod's token", async () => {
@@ -190,9 +288,21 @@ describe("names", () => {
 });
 
 it("a network policy is told to be without effect", async () => {
-  await kubectlProcess(name, ["apply", "-f", "-"], { input: JSON.stringify({ apiVersion: "networking.k8s.io/v1", kind: "NetworkPolicy", metadata: { name: "deny" }, spec: { podSelector: {} } }) });
-  const told = () => kubectl(name, "get", "events", "--field-selector=involvedObject.name=deny", "-o=jsonpath={.items[*].message}");
-  await waitFor("the policy tells", 20, async () => (await told()).includes("Nothing enforces this policy") || undefined);
+  await kubectlProcess(name, ["apply", "-f", "-"], {
+    input: JSON.stringify({
+      apiVersion: "networking.k8s.io/v1",
+      kind: "NetworkPolicy",
+      metadata: { name: "deny" },
+      spec: { podSelector: {} },
+    }),
+  });
+  const told = () =>
+    kubectl(name, "get", "events", "--field-selector=involvedObject.name=deny", "-o=jsonpath={.items[*].message}");
+  await waitFor(
+    "the policy tells",
+    20,
+    async () => (await told()).includes("Nothing enforces this policy") || undefined,
+  );
 });
 
 describe("the way out", () => {
@@ -208,8 +318,15 @@ describe("the way out", () => {
     await ip("link", "set", outside, "up");
     await ip("-netns", outside, "address", "add", `${address}/24`, "dev", "eth0");
     await ip("-netns", outside, "link", "set", "eth0", "up");
-    server = execa("ip", ["netns", "exec", outside, join(artifactFolder({ name: "images" }), "testpod")], { reject: false });
-    await waitFor("the server outside answers the host", 20, () => fetch(`http://${address}:8080/healthz`).then(({ ok }) => ok || undefined, () => undefined));
+    server = execa("ip", ["netns", "exec", outside, join(artifactFolder({ name: "images" }), "testpod")], {
+      reject: false,
+    });
+    await waitFor("the server outside answers the host", 20, () =>
+      fetch(`http://${address}:8080/healthz`).then(
+        ({ ok }) => ok || undefined,
+        () => undefined,
+      ),
+    );
   });
 
   afterAll(async () => {
@@ -223,8 +340,12 @@ describe("the way out", () => {
 
   it("leads pods to what is beyond the host, and to nothing of the host itself", async () => {
     expect(await get()).toBe("ok");
-    await expect(inPod("get", `http://${address}:81/`), "a port that is closed there").rejects.toThrow(/connection refused/);
-    await expect(inPod("get", "http://198.51.100.1:8080/"), "an address of the host's").rejects.toThrow(/connection refused/);
+    await expect(inPod("get", `http://${address}:81/`), "a port that is closed there").rejects.toThrow(
+      /connection refused/,
+    );
+    await expect(inPod("get", "http://198.51.100.1:8080/"), "an address of the host's").rejects.toThrow(
+      /connection refused/,
+    );
     await expect(inPod("get", "http://169.254.169.254/"), "a cloud's metadata").rejects.toThrow(/connection refused/);
   });
 
@@ -262,12 +383,28 @@ describe("the way out", () => {
 });
 
 describe("a claim", () => {
-  const claim = { apiVersion: "v1", kind: "PersistentVolumeClaim", metadata: { name: "data" }, spec: { accessModes: ["ReadWriteOnce"], resources: { requests: { storage: "1Gi" } } } };
+  const claim = {
+    apiVersion: "v1",
+    kind: "PersistentVolumeClaim",
+    metadata: { name: "data" },
+    spec: { accessModes: ["ReadWriteOnce"], resources: { requests: { storage: "1Gi" } } },
+  };
   const user = (pod: string) => ({
     apiVersion: "v1",
     kind: "Pod",
     metadata: { name: pod },
-    spec: { terminationGracePeriodSeconds: 0, containers: [{ name: "main", image: "example.test/shell:1", imagePullPolicy: "Never", volumeMounts: [{ name: "data", mountPath: "/data" }] }], volumes: [{ name: "data", persistentVolumeClaim: { claimName: "data" } }] },
+    spec: {
+      terminationGracePeriodSeconds: 0,
+      containers: [
+        {
+          name: "main",
+          image: "example.test/shell:1",
+          imagePullPolicy: "Never",
+          volumeMounts: [{ name: "data", mountPath: "/data" }],
+        },
+      ],
+      volumes: [{ name: "data", persistentVolumeClaim: { claimName: "data" } }],
+    },
   });
   const apply = (object: object) => kubectlProcess(name, ["apply", "-f", "-"], { input: JSON.stringify(object) });
   const start = async (pod: string) => {
@@ -287,15 +424,47 @@ describe("a claim", () => {
   it("that asks for what a folder of one node is not is told so", async () => {
     await apply({ ...claim, metadata: { name: "shared" }, spec: { ...claim.spec, accessModes: ["ReadWriteMany"] } });
     const pod = user("sharer");
-    await apply({ ...pod, spec: { ...pod.spec, volumes: [{ name: "data", persistentVolumeClaim: { claimName: "shared" } }] } });
-    await waitFor("the claim tells why", 30, async () => (await kubectl(name, "get", "events", "--field-selector=involvedObject.name=shared", "-o=jsonpath={.items[*].message}")).includes("access mode ReadWriteMany: ReadWriteOnce and ReadWriteOncePod are allowed") || undefined);
+    await apply({
+      ...pod,
+      spec: { ...pod.spec, volumes: [{ name: "data", persistentVolumeClaim: { claimName: "shared" } }] },
+    });
+    await waitFor(
+      "the claim tells why",
+      30,
+      async () =>
+        (
+          await kubectl(
+            name,
+            "get",
+            "events",
+            "--field-selector=involvedObject.name=shared",
+            "-o=jsonpath={.items[*].message}",
+          )
+        ).includes("access mode ReadWriteMany: ReadWriteOnce and ReadWriteOncePod are allowed") || undefined,
+    );
   });
 
-  it("has its data after the sandbox was killed with 30 pods in it, which all come back, and Services and names work", { timeout: 600_000 }, async () => {
+  it("has its data after the sandbox was killed with 30 pods in it, which all come back, and Services and names work", {
+    timeout: 600_000,
+  }, async () => {
     // The server applies manifests anew when it starts, so the number has to be the manifest's.
     writeManifest(deployment(30), ...everything.slice(1));
     await (await open(name, options)).up();
-    const containers = async () => new Map((await kubectl(name, "get", "pods", "-l=app=web", "-o=jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].ready}{\"\\n\"}{end}")).split("\n").map((line) => line.split(" ")).map(([pod, id, ready]) => [pod, ready === "true" ? id : undefined]));
+    const containers = async () =>
+      new Map(
+        (
+          await kubectl(
+            name,
+            "get",
+            "pods",
+            "-l=app=web",
+            '-o=jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].ready}{"\\n"}{end}',
+          )
+        )
+          .split("\n")
+          .map((line) => line.split(" "))
+          .map(([pod, id, ready]) => [pod, ready === "true" ? id : undefined]),
+      );
     const before = await containers();
     expect(before.size).toBe(30);
     process.kill(record(name).pid, "SIGKILL");
@@ -305,11 +474,22 @@ describe("a claim", () => {
     await waitFor(
       "every pod has a new container, and is Ready",
       240,
-      async () => [...(await containers())].filter(([pod, id]) => before.has(pod) && id !== undefined && id !== before.get(pod)).length === 30 || undefined,
+      async () =>
+        [...(await containers())].filter(([pod, id]) => before.has(pod) && id !== undefined && id !== before.get(pod))
+          .length === 30 || undefined,
       () => kubectl(name, "get", "pods", "-l=app=web"),
     );
-    await waitFor("the data is read", 60, async () => (await kubectl(name, "exec", "reader", "--", "cat", "/data/file").catch(() => "")) === "written" || undefined);
-    await waitFor("the Service answers by its name", 60, async () => (await inPod("get", "http://web").catch(() => undefined)) !== undefined || undefined);
+    await waitFor(
+      "the data is read",
+      60,
+      async () =>
+        (await kubectl(name, "exec", "reader", "--", "cat", "/data/file").catch(() => "")) === "written" || undefined,
+    );
+    await waitFor(
+      "the Service answers by its name",
+      60,
+      async () => (await inPod("get", "http://web").catch(() => undefined)) !== undefined || undefined,
+    );
     writeManifest(...everything);
     await (await open(name, options)).up();
   });
@@ -341,7 +521,9 @@ describe("a manifest", () => {
   it("that leaves the list is deleted with what it brought", async () => {
     rmSync(manifest);
     const stack = await open(name, { ...options, manifests: [] });
-    expect((await changes((settings) => stack.up(settings))).changed).toEqual({ delete: ["manifest-web-apply", "manifest-web"] });
+    expect((await changes((settings) => stack.up(settings))).changed).toEqual({
+      delete: ["manifest-web-apply", "manifest-web"],
+    });
     await expect(kubectl(name, "get", "deploy", "web")).rejects.toThrow(/not found/);
   });
 });

@@ -15,20 +15,34 @@ const bin = join(home, "bin");
 beforeAll(() => {
   mkdirSync(bin);
   symlinkSync(join(artifactFolder({ name: "helm" }), "helm"), join(bin, "helm"));
-  writeFileSync(join(bin, "gvisor-k3s"), `#!/bin/sh\nexec ${process.execPath} ${join(root, "automation/cli.ts")} "$@"\n`);
+  writeFileSync(
+    join(bin, "gvisor-k3s"),
+    `#!/bin/sh\nexec ${process.execPath} ${join(root, "automation/cli.ts")} "$@"\n`,
+  );
   chmodSync(join(bin, "gvisor-k3s"), 0o755);
 });
 
 afterAll(async () => {
-  for (const name of ["ex-helm", "ex-rbac", "ex-one", "ex-two"]) if (entriesOf(join(home, "sandboxes")).includes(name)) await cli("destroy", name);
+  for (const name of ["ex-helm", "ex-rbac", "ex-one", "ex-two"])
+    if (entriesOf(join(home, "sandboxes")).includes(name)) await cli("destroy", name);
   rmSync(bin, { recursive: true });
   removeHome(home);
 });
 
 /** Runs an example, and returns what it printed. */
 async function example(folder: string, program: string, ...args: string[]): Promise<string> {
-  const helm = { HELM_CACHE_HOME: join(home, "helm"), HELM_CONFIG_HOME: join(home, "helm"), HELM_DATA_HOME: join(home, "helm") };
-  const { exitCode, all } = await execa(program, args, { cwd: join(examples, folder), all: true, reject: false, stdin: "ignore", env: { PATH: `${bin}:${process.env.PATH}`, ...helm } });
+  const helm = {
+    HELM_CACHE_HOME: join(home, "helm"),
+    HELM_CONFIG_HOME: join(home, "helm"),
+    HELM_DATA_HOME: join(home, "helm"),
+  };
+  const { exitCode, all } = await execa(program, args, {
+    cwd: join(examples, folder),
+    all: true,
+    reject: false,
+    stdin: "ignore",
+    env: { PATH: `${bin}:${process.env.PATH}`, ...helm },
+  });
   expect(exitCode, all).toBe(0);
   expect(entriesOf(join(home, "sandboxes"))).toEqual([]);
   return all;
@@ -49,12 +63,24 @@ it("a program of one's own makes what it describes, with the components of the l
   const workDir = join(examples, "own-program");
   const state = join(home, "state");
   mkdirSync(state);
-  const workspace = await LocalWorkspace.create({ workDir, pulumiCommand: command, envVars: { ...env, PULUMI_BACKEND_URL: `file://${state}`, PULUMI_CONFIG_PASSPHRASE: "of a test" } });
+  const workspace = await LocalWorkspace.create({
+    workDir,
+    pulumiCommand: command,
+    envVars: { ...env, PULUMI_BACKEND_URL: `file://${state}`, PULUMI_CONFIG_PASSPHRASE: "of a test" },
+  });
   const stack = await Stack.create("test", workspace);
   try {
     const { outputs } = await stack.up();
     expect(outputs.kubeconfig!.secret).toBe(true);
-    const { stdout } = await execa(join(artifactFolder({ name: "server" }), "gvisor-k3s-node"), ["kubectl", `--kubeconfig=${outputs.kubeconfigPath!.value}`, "get", "quota", "small", "--namespace=team", "-o=jsonpath={.spec.hard.pods}"]);
+    const { stdout } = await execa(join(artifactFolder({ name: "server" }), "gvisor-k3s-node"), [
+      "kubectl",
+      `--kubeconfig=${outputs.kubeconfigPath!.value}`,
+      "get",
+      "quota",
+      "small",
+      "--namespace=team",
+      "-o=jsonpath={.spec.hard.pods}",
+    ]);
     expect(stdout).toBe("10");
   } finally {
     await stack.destroy();
@@ -64,5 +90,7 @@ it("a program of one's own makes what it describes, with the components of the l
 });
 
 it("two clusters are made side by side, apart from each other", async () => {
-  expect(await example("two-clusters", process.execPath, "run.ts")).toContain("ex-one is running, ex-two is running; they are apart");
+  expect(await example("two-clusters", process.execPath, "run.ts")).toContain(
+    "ex-one is running, ex-two is running; they are apart",
+  );
 });

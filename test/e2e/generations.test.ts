@@ -9,7 +9,19 @@ import { CRUN, type StackConfigInput } from "../../config/schema.ts";
 import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder, build, goArch, imageName } from "../../toolchain/artifacts.ts";
 import { generations } from "../../toolchain/generations.ts";
-import { changes, cli, inside, kubectl, kubectlProcess, open, otherRunsc, ownHome, removeHome, root, traces } from "./harness.ts";
+import {
+  changes,
+  cli,
+  inside,
+  kubectl,
+  kubectlProcess,
+  open,
+  otherRunsc,
+  ownHome,
+  removeHome,
+  root,
+  traces,
+} from "./harness.ts";
 
 const home = await ownHome();
 const shell = "example.test/shell:1";
@@ -19,8 +31,21 @@ let before: ReturnType<typeof traces>;
 beforeAll(async () => {
   before = { ...traces(home), files: [] };
   const tools = await build({ name: "images" });
-  const programs = ["busybox", "sh", "tar", "cat", "sleep"].flatMap((program) => ["--file", `/bin/busybox:/bin/${program}:0755`]);
-  await execa(join(tools, "mkimage"), ["--platform", `linux/${goArch()}`, ...programs, "--entrypoint", "/bin/sleep", "--name", shell, "-o", archive]);
+  const programs = ["busybox", "sh", "tar", "cat", "sleep"].flatMap((program) => [
+    "--file",
+    `/bin/busybox:/bin/${program}:0755`,
+  ]);
+  await execa(join(tools, "mkimage"), [
+    "--platform",
+    `linux/${goArch()}`,
+    ...programs,
+    "--entrypoint",
+    "/bin/sleep",
+    "--name",
+    shell,
+    "-o",
+    archive,
+  ]);
 });
 
 afterAll(async () => {
@@ -46,23 +71,42 @@ async function startShell(stack: string, pod: string): Promise<void> {
 }
 
 /** Runs a command in a pod as a user does, and returns how it ended. */
-const execIn = (stack: string, pod: string, ...command: string[]) => kubectlProcess(stack, ["exec", pod, "--", ...command], { reject: false });
+const execIn = (stack: string, pod: string, ...command: string[]) =>
+  kubectlProcess(stack, ["exec", pod, "--", ...command], { reject: false });
 
-const everywhere: QuirkId[] = ["no-cgroup-mounts", "kernel-tunables", "dev-kmsg", "no-freezer", "old-kernel-cri", "no-netfilter"];
+const everywhere: QuirkId[] = [
+  "no-cgroup-mounts",
+  "kernel-tunables",
+  "dev-kmsg",
+  "no-freezer",
+  "old-kernel-cri",
+  "no-netfilter",
+];
 
 describe.each<[string, QuirkId[], string[]]>([
   ["2026-09", everywhere, []],
-  ["2025-02", [...everywhere, "procfs-root-inode", "tmpfs-nr-blocks", "setns-exec", "overlay-upper"], ["procfs-root-inode", "setns-exec", "tmpfs-nr-blocks"]],
+  [
+    "2025-02",
+    [...everywhere, "procfs-root-inode", "tmpfs-nr-blocks", "setns-exec", "overlay-upper"],
+    ["procfs-root-inode", "setns-exec", "tmpfs-nr-blocks"],
+  ],
 ])("gVisor %s", (generation, lacks, patches) => {
   const name = stackOf(generation);
 
   it("carries a pod; what it lacks is an output, and runc has the patches for that and no more", async () => {
     const stack = await open(name, await optionsOn(generation));
     const { outputs } = await stack.up();
-    expect(outputs.testPod!.value).toMatchObject({ phase: "Running", logs: expect.stringContaining("gvisor-k3s test pod testpod is running") });
+    expect(outputs.testPod!.value).toMatchObject({
+      phase: "Running",
+      logs: expect.stringContaining("gvisor-k3s test pod testpod is running"),
+    });
     expect((outputs.quirks!.value as string[]).toSorted()).toEqual(lacks.toSorted());
-    const runc = artifactFolder({ name: "runc", ...(patches.length > 0 ? { patches } : {}) }).split("/").at(-1);
-    expect(await inside(name, "/bin/cat", "/etc/containerd/config.toml")).toContain(`BinaryName = "/opt/gvisor-k3s/${runc}/runc"`);
+    const runc = artifactFolder({ name: "runc", ...(patches.length > 0 ? { patches } : {}) })
+      .split("/")
+      .at(-1);
+    expect(await inside(name, "/bin/cat", "/etc/containerd/config.toml")).toContain(
+      `BinaryName = "/opt/gvisor-k3s/${runc}/runc"`,
+    );
   });
 
   it("changes nothing the second time, nor when what was found is named", async () => {
@@ -94,7 +138,9 @@ describe.each<[string, QuirkId[], string[]]>([
 
   it("forwards a port", async () => {
     const forward = kubectlProcess(name, ["port-forward", "testpod", ":8080"], { reject: false });
-    const line = await new Promise<string>((resolve) => forward.stdout!.once("data", (data: Buffer) => resolve(String(data))));
+    const line = await new Promise<string>((resolve) =>
+      forward.stdout!.once("data", (data: Buffer) => resolve(String(data))),
+    );
     const response = await fetch(`http://127.0.0.1:${/127\.0\.0\.1:(\d+)/.exec(line)![1]}/healthz`);
     expect(await response.text()).toBe("ok\n");
     forward.kill();
@@ -110,7 +156,8 @@ it("a preview of another gVisor shows the lines of the configuration that it cha
   const lines = output.split("\n").map((line) => line.trim());
   expect(lines).toEqual(expect.arrayContaining(['- snapshotter = "overlayfs"', '+ snapshotter = "native"']));
   expect(lines.filter((line) => /^[-+] BinaryName = "\/opt\/gvisor-k3s\/runc-/.test(line))).toHaveLength(2);
-  for (const patch of ["procfs-root-inode", "setns-exec", "tmpfs-nr-blocks"]) expect(output).toMatch(new RegExp(`\\+ +\\[\\d\\]: "${patch}"`));
+  for (const patch of ["procfs-root-inode", "setns-exec", "tmpfs-nr-blocks"])
+    expect(output).toMatch(new RegExp(`\\+ +\\[\\d\\]: "${patch}"`));
   expect(traces(home)).toEqual(running);
 });
 
@@ -119,7 +166,11 @@ describe("crun", () => {
 
   it("takes the place of runc by one restart of containerd; its pods run, have logs and take commands", async () => {
     const stack = await open(name, await optionsOn("2026-09", { runtime: { name: "crun" } }));
-    expect((await changes((run) => stack.up(run))).changed).toEqual({ create: ["crun", "crun-build"], delete: ["runc-build", "runc"], update: ["runtime-check", "containerd-apply"] });
+    expect((await changes((run) => stack.up(run))).changed).toEqual({
+      create: ["crun", "crun-build"],
+      delete: ["runc-build", "runc"],
+      update: ["runtime-check", "containerd-apply"],
+    });
     await startShell(name, "by-crun");
     expect((await execIn(name, "by-crun", "sh", "-c", "exit 7")).exitCode).toBe(7);
     await kubectl(name, "run", "talks", `--image=${imageName("testpod")}`, "--image-pull-policy=Never");
@@ -136,18 +187,23 @@ describe("crun", () => {
 });
 
 it("gVisor 2022-12 is told to carry no pods, with each reason and what to do", async () => {
-    const stack = await open(stackOf("2022-12"), await optionsOn("2022-12"));
-    await expect(stack.up()).rejects.toThrow(/this sandbox cannot run pods:[\s\S]*rshared: the kubelet cannot run here[\s\S]*no-veth: [\s\S]*no-subreaper: [\s\S]*set mode: control-plane/);
-  });
+  const stack = await open(stackOf("2022-12"), await optionsOn("2022-12"));
+  await expect(stack.up()).rejects.toThrow(
+    /this sandbox cannot run pods:[\s\S]*rshared: the kubelet cannot run here[\s\S]*no-veth: [\s\S]*no-subreaper: [\s\S]*set mode: control-plane/,
+  );
+});
 
 describe("mode: control-plane", () => {
-  it.each(generations.map(({ name }) => name))("works in full on gVisor %s, which may have been a node before", async (generation) => {
-    const stack = await open(stackOf(generation), await optionsOn(generation, { mode: "control-plane" }));
-    const { outputs } = await stack.up();
-    expect(outputs.testPod).toBeUndefined();
-    await useControlPlane(stackOf(generation));
-    expect((await changes((run) => stack.up(run))).changed).toEqual({});
-  });
+  it.each(generations.map(({ name }) => name))(
+    "works in full on gVisor %s, which may have been a node before",
+    async (generation) => {
+      const stack = await open(stackOf(generation), await optionsOn(generation, { mode: "control-plane" }));
+      const { outputs } = await stack.up();
+      expect(outputs.testPod).toBeUndefined();
+      await useControlPlane(stackOf(generation));
+      expect((await changes((run) => stack.up(run))).changed).toEqual({});
+    },
+  );
 
   it("can be left for a node, which is another cluster", async () => {
     const name = stackOf("2026-09");
@@ -163,7 +219,8 @@ describe("mode: control-plane", () => {
 
 /** What a control plane is for: RBAC, custom resources, admission, server-side dry runs, controllers. */
 async function useControlPlane(name: string): Promise<void> {
-  const apply = (manifest: object, ...flags: string[]) => kubectlProcess(name, ["apply", "--server-side", "-f", "-", ...flags], { input: JSON.stringify(manifest) });
+  const apply = (manifest: object, ...flags: string[]) =>
+    kubectlProcess(name, ["apply", "--server-side", "-f", "-", ...flags], { input: JSON.stringify(manifest) });
   const crd = {
     apiVersion: "apiextensions.k8s.io/v1",
     kind: "CustomResourceDefinition",
@@ -172,12 +229,29 @@ async function useControlPlane(name: string): Promise<void> {
       group: "example.test",
       scope: "Namespaced",
       names: { plural: "things", singular: "thing", kind: "Thing" },
-      versions: [{ name: "v1", served: true, storage: true, schema: { openAPIV3Schema: { type: "object", properties: { spec: { type: "object", properties: { size: { type: "integer", maximum: 3 } } } } } } }],
+      versions: [
+        {
+          name: "v1",
+          served: true,
+          storage: true,
+          schema: {
+            openAPIV3Schema: {
+              type: "object",
+              properties: { spec: { type: "object", properties: { size: { type: "integer", maximum: 3 } } } },
+            },
+          },
+        },
+      ],
     },
   };
   await apply(crd);
   await kubectl(name, "wait", "--for=condition=Established", "crd/things.example.test", "--timeout=30s");
-  const thing = (size: number) => ({ apiVersion: "example.test/v1", kind: "Thing", metadata: { name: "a", namespace: "default" }, spec: { size } });
+  const thing = (size: number) => ({
+    apiVersion: "example.test/v1",
+    kind: "Thing",
+    metadata: { name: "a", namespace: "default" },
+    spec: { size },
+  });
   await apply(thing(3));
   await expect(apply(thing(4))).rejects.toThrow("should be less than or equal to 3");
   // A dry run passes admission and leaves nothing.
@@ -185,9 +259,18 @@ async function useControlPlane(name: string): Promise<void> {
     apiVersion: "apps/v1",
     kind: "Deployment",
     metadata: { name: "web", namespace: "default" },
-    spec: { replicas, selector: { matchLabels: { app: "web" } }, template: { metadata: { labels: { app: "web" } }, spec: { containers: [{ name: "main", image: "example.test/web:1" }] } } },
+    spec: {
+      replicas,
+      selector: { matchLabels: { app: "web" } },
+      template: {
+        metadata: { labels: { app: "web" } },
+        spec: { containers: [{ name: "main", image: "example.test/web:1" }] },
+      },
+    },
   });
-  expect((await apply(deployment(2), "--dry-run=server")).stdout).toBe("deployment.apps/web serverside-applied (server dry run)");
+  expect((await apply(deployment(2), "--dry-run=server")).stdout).toBe(
+    "deployment.apps/web serverside-applied (server dry run)",
+  );
   expect(await kubectl(name, "get", "deployments", "-o=name")).toBe("");
   // The controllers work: a deployment gets its pods, which wait for a node.
   await apply(deployment(2));
@@ -212,14 +295,25 @@ describe("doctor", () => {
     const { exitCode, stdout } = await cli("doctor", name, "--json");
     expect(exitCode).toBe(0);
     const report = JSON.parse(stdout);
-    expect(report).toMatchObject({ probed: expect.stringContaining("trial sandbox"), blockers: [], recommendedMode: "node" });
-    expect(report.findings.find(({ quirk }: { quirk: string }) => quirk === "kernel-tunables")).toMatchObject({ found: true, remedy: "kernel facade", answer: expect.stringContaining("/proc/sys/vm/panic_on_oom") });
+    expect(report).toMatchObject({
+      probed: expect.stringContaining("trial sandbox"),
+      blockers: [],
+      recommendedMode: "node",
+    });
+    expect(report.findings.find(({ quirk }: { quirk: string }) => quirk === "kernel-tunables")).toMatchObject({
+      found: true,
+      remedy: "kernel facade",
+      answer: expect.stringContaining("/proc/sys/vm/panic_on_oom"),
+    });
     expect(traces(home)).toEqual(running);
   });
 
   it("that is killed leaves a trial sandbox, which the next one removes", async () => {
     const running = traces(home);
-    const trial = () => readdirSync(join(home, "sandboxes")).find((entry) => entry.startsWith("try_") && existsSync(join(home, "sandboxes", entry, "sandbox.json")));
+    const trial = () =>
+      readdirSync(join(home, "sandboxes")).find(
+        (entry) => entry.startsWith("try_") && existsSync(join(home, "sandboxes", entry, "sandbox.json")),
+      );
     const killed = execa("node", [join(root, "automation/cli.ts"), "doctor", name], { reject: false });
     await waitFor("the trial sandbox runs", 60, trial);
     killed.kill("SIGKILL");
@@ -239,25 +333,44 @@ describe("doctor", () => {
 
   it("tells with exit code 3 that only a control plane can run, and why", async () => {
     const { sandbox, runsc } = generations.find((generation) => generation.name === "2022-12")!;
-    writeFileSync(settings, JSON.stringify({ config: { "gvisor-k3s:sandbox": { ...sandbox, runsc: await runsc(() => {}) } } }));
+    writeFileSync(
+      settings,
+      JSON.stringify({ config: { "gvisor-k3s:sandbox": { ...sandbox, runsc: await runsc(() => {}) } } }),
+    );
     const { exitCode, all } = await cli("doctor", name);
     expect(exitCode).toBe(3);
-    expect(all).toContain('rshared: "kubelet: failed to make /var/lib/kubelet rshared: invalid argument"; the kernel\'s answer: mount --make-rshared: invalid argument');
+    expect(all).toContain(
+      'rshared: "kubelet: failed to make /var/lib/kubelet rshared: invalid argument"; the kernel\'s answer: mount --make-rshared: invalid argument',
+    );
     expect(all).toMatch(/recommended {2}mode: control-plane$/);
   });
 
-  it.each(generations)("works within a sandbox of $name, as people find themselves in one", async ({ runsc, sandbox }) => {
-    const program = await runsc(() => {});
-    const state = join(home, "inside");
-    const command = [process.execPath, join(root, "automation/cli.ts"), "doctor", "--json"];
-    const { stdout, exitCode } = await execa(program, [`--root=${state}`, `--platform=${sandbox.platform ?? "systrap"}`, "--network=none", "--ignore-cgroups", "do", ...command], { reject: false, cwd: root, timeout: 60_000 });
-    const report = JSON.parse(stdout);
-    expect(report.probed).toBe("this machine, which is a gVisor sandbox");
-    expect(exitCode).toBe(sandbox.platform === "ptrace" ? 3 : 0);
-    expect(report.recommendedMode).toBe(sandbox.platform === "ptrace" ? "control-plane" : "node");
-    await execa("umount", [join(state, "null-netns")], { reject: false }); // runsc's own
-    await execa("rm", ["-rf", state]);
-  });
+  it.each(generations)(
+    "works within a sandbox of $name, as people find themselves in one",
+    async ({ runsc, sandbox }) => {
+      const program = await runsc(() => {});
+      const state = join(home, "inside");
+      const command = [process.execPath, join(root, "automation/cli.ts"), "doctor", "--json"];
+      const { stdout, exitCode } = await execa(
+        program,
+        [
+          `--root=${state}`,
+          `--platform=${sandbox.platform ?? "systrap"}`,
+          "--network=none",
+          "--ignore-cgroups",
+          "do",
+          ...command,
+        ],
+        { reject: false, cwd: root, timeout: 60_000 },
+      );
+      const report = JSON.parse(stdout);
+      expect(report.probed).toBe("this machine, which is a gVisor sandbox");
+      expect(exitCode).toBe(sandbox.platform === "ptrace" ? 3 : 0);
+      expect(report.recommendedMode).toBe(sandbox.platform === "ptrace" ? "control-plane" : "node");
+      await execa("umount", [join(state, "null-netns")], { reject: false }); // runsc's own
+      await execa("rm", ["-rf", state]);
+    },
+  );
 });
 
 it("destroy leaves nothing of any of them", async () => {

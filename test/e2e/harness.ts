@@ -36,21 +36,46 @@ export async function ownHome(): Promise<string> {
 export async function shellImage(image: string, archive: string): Promise<void> {
   const links = ["sh", "cat", "sleep", "tr", "stty"].flatMap((applet) => ["--symlink", `busybox:/bin/${applet}`]);
   const mkimage = join(artifactFolder({ name: "images" }), "mkimage");
-  await execa(mkimage, ["--platform", `linux/${goArch()}`, "--name", image, "--file", "/bin/busybox:/bin/busybox:0755", ...links, "--cmd", "/bin/sleep", "--cmd", "infinity", "-o", archive]);
+  await execa(mkimage, [
+    "--platform",
+    `linux/${goArch()}`,
+    "--name",
+    image,
+    "--file",
+    "/bin/busybox:/bin/busybox:0755",
+    ...links,
+    "--cmd",
+    "/bin/sleep",
+    "--cmd",
+    "infinity",
+    "-o",
+    archive,
+  ]);
 }
 
 /** Opens a stack with these options and no others. */
-export async function open(name: string, options: Omit<StackConfigInput, "name"> & Record<string, unknown> = {}): Promise<Stack> {
+export async function open(
+  name: string,
+  options: Omit<StackConfigInput, "name"> & Record<string, unknown> = {},
+): Promise<Stack> {
   const stack = await openStack(name, () => {});
   for (const key of Object.keys(await stack.getAllConfig())) await stack.removeConfig(key);
   const values: ConfigMap = {};
-  for (const [key, value] of Object.entries(options)) values[key] = { value: typeof value === "string" ? value : JSON.stringify(value) };
+  for (const [key, value] of Object.entries(options))
+    values[key] = { value: typeof value === "string" ? value : JSON.stringify(value) };
   await stack.setAllConfig(values);
   return stack;
 }
 
 /** Runs a preview or an update and returns the names of what changes, by what happens to them, with what the engine prints. */
-export async function changes(act: (options: { diff: boolean; color: "never"; onEvent: (event: EngineEvent) => void; onOutput: (text: string) => void }) => Promise<unknown>) {
+export async function changes(
+  act: (options: {
+    diff: boolean;
+    color: "never";
+    onEvent: (event: EngineEvent) => void;
+    onOutput: (text: string) => void;
+  }) => Promise<unknown>,
+) {
   const changed: Record<string, string[]> = {};
   let output = "";
   const onEvent = ({ resourcePreEvent }: EngineEvent) => {
@@ -74,7 +99,11 @@ export function cli(...args: string[]) {
 /** kubectl on the host with a sandbox's kubeconfig, as a process. */
 export function kubectlProcess(name: string, args: string[], options: Options = {}) {
   const { kubeconfig } = sandboxPaths(name);
-  return execa(`${artifactFolder({ name: "server" })}/gvisor-k3s-node`, ["kubectl", ...args], { timeout: 60_000, ...options, env: { KUBECONFIG: kubeconfig } });
+  return execa(`${artifactFolder({ name: "server" })}/gvisor-k3s-node`, ["kubectl", ...args], {
+    timeout: 60_000,
+    ...options,
+    env: { KUBECONFIG: kubeconfig },
+  });
 }
 
 /** Runs kubectl on the host with a sandbox's kubeconfig. */
@@ -86,7 +115,11 @@ export async function kubectl(name: string, ...args: string[]): Promise<string> 
 export const otherRunsc: Record<string, string> = {};
 
 /** What finds a sandbox. */
-export const refOf = (name: string): SandboxRef => ({ name, home: homeFolder(), runsc: otherRunsc[name] ?? `${artifactFolder({ name: "runsc" })}/runsc` });
+export const refOf = (name: string): SandboxRef => ({
+  name,
+  home: homeFolder(),
+  runsc: otherRunsc[name] ?? `${artifactFolder({ name: "runsc" })}/runsc`,
+});
 
 /** Runs a program in a sandbox. */
 export async function inside(name: string, ...args: string[]): Promise<string> {
@@ -112,7 +145,9 @@ export function record(name: string): SandboxRecord {
 
 /** The files in which Pulumi keeps the stacks of a home. */
 export function stateFiles(home: string): string[] {
-  const files = readdirSync(join(home, "pulumi"), { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
+  const files = readdirSync(join(home, "pulumi"), { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath, entry.name));
   if (files.length === 0) throw new Error(`there is no state in ${home}`);
   return files;
 }
@@ -120,13 +155,23 @@ export function stateFiles(home: string): string[] {
 /** Everything on the host that a sandbox could leave behind. */
 export function traces(home: string) {
   const lines = (file: string) => readFileSync(file, "utf8").trim().split("\n");
-  const folders = (path: string) => entriesOf(path).filter((entry) => entry.startsWith("gk-") || entry === "gvisor-k3s" || entry === "null-netns");
+  const folders = (path: string) =>
+    entriesOf(path).filter((entry) => entry.startsWith("gk-") || entry === "gvisor-k3s" || entry === "null-netns");
   return {
-    processes: readdirSync("/proc").filter((pid) => /^\d+$/.test(pid)).map(commandLine).filter((line) => line.includes(home) || line.includes(join(cacheFolder(), "pulumi"))),
-    mounts: lines("/proc/self/mounts").map((line) => line.split(" ")[1]!).filter((target) => target.startsWith(home) || target.startsWith("/run/netns/gk-")),
-    links: lines("/proc/net/dev").map((line) => line.trim().split(":")[0]!).filter((device) => device.startsWith("gk-")),
+    processes: readdirSync("/proc")
+      .filter((pid) => /^\d+$/.test(pid))
+      .map(commandLine)
+      .filter((line) => line.includes(home) || line.includes(join(cacheFolder(), "pulumi"))),
+    mounts: lines("/proc/self/mounts")
+      .map((line) => line.split(" ")[1]!)
+      .filter((target) => target.startsWith(home) || target.startsWith("/run/netns/gk-")),
+    links: lines("/proc/net/dev")
+      .map((line) => line.trim().split(":")[0]!)
+      .filter((device) => device.startsWith("gk-")),
     namespaces: folders("/run/netns"),
-    cgroups: ["", ...readdirSync("/sys/fs/cgroup")].flatMap((controller) => folders(join("/sys/fs/cgroup", controller))),
+    cgroups: ["", ...readdirSync("/sys/fs/cgroup")].flatMap((controller) =>
+      folders(join("/sys/fs/cgroup", controller)),
+    ),
     files: entriesOf(home),
   };
 }

@@ -25,7 +25,20 @@ echo "this is ${version}" >&2
 exec /usr/local/bin/gvisor-k3s-node "$@"
 `;
 const manifest = join(home, "settings.yaml");
-const settings = (...names: string[]) => writeFileSync(manifest, names.map((map) => stringify({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: map, namespace: "default" }, data: { a: "b" } })).join("---\n"));
+const settings = (...names: string[]) =>
+  writeFileSync(
+    manifest,
+    names
+      .map((map) =>
+        stringify({
+          apiVersion: "v1",
+          kind: "ConfigMap",
+          metadata: { name: map, namespace: "default" },
+          data: { a: "b" },
+        }),
+      )
+      .join("---\n"),
+  );
 let server: Server;
 let options: { distribution: "k3s"; k3s: { version: string; mirror: string }; manifests: string[] };
 
@@ -39,7 +52,11 @@ beforeAll(async () => {
     else response.writeHead(404).end();
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  options = { distribution: "k3s", k3s: { version: older, mirror: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }, manifests: [manifest] };
+  options = {
+    distribution: "k3s",
+    k3s: { version: older, mirror: `http://127.0.0.1:${(server.address() as AddressInfo).port}` },
+    manifests: [manifest],
+  };
 });
 
 afterAll(async () => {
@@ -56,34 +73,53 @@ it("is downloaded, and brings a pod to Running with the same containerd, network
   expect(outputs.testPod!.value).toMatchObject({ phase: "Running" });
   expect(existsSync(join(k3sFolder({ version: older }), "k3s"))).toBe(true);
   expect(await inside(name, "/bin/cat", "/var/log/gvisor-k3s/server.log")).toContain(`this is ${older}`);
-  expect(await kubectl(name, "exec", "testpod", "--", "/testpod", "get", "https://kubernetes.default.svc/version")).toContain("gitVersion");
+  expect(
+    await kubectl(name, "exec", "testpod", "--", "/testpod", "get", "https://kubernetes.default.svc/version"),
+  ).toContain("gitVersion");
   expect((await changes(async (run) => await (await open(name, options)).up(run))).changed).toEqual({});
 });
 
 it("has the kubelet settings that gVisor asks for, over the server's own", async () => {
   const { kubeletconfig } = JSON.parse(await kubectl(name, "get", "--raw", `/api/v1/nodes/${name}/proxy/configz`));
-  expect(kubeletconfig).toMatchObject({ failCgroupV1: false, cgroupsPerQOS: false, enforceNodeAllocatable: ["none"], evictionHard: { "memory.available": "100Mi" }, cgroupDriver: "cgroupfs" });
+  expect(kubeletconfig).toMatchObject({
+    failCgroupV1: false,
+    cgroupsPerQOS: false,
+    enforceNodeAllocatable: ["none"],
+    evictionHard: { "memory.available": "100Mi" },
+    cgroupDriver: "cgroupfs",
+  });
 });
 
 it("of another version is one restart of the server, which pods survive", async () => {
-  const uid = () => kubectl(name, "get", "pod", "testpod", "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].restartCount}");
+  const uid = () =>
+    kubectl(name, "get", "pod", "testpod", "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].restartCount}");
   const before = await uid();
-  const { changed } = await changes(async (run) => await (await open(name, { ...options, k3s: { ...options.k3s, version: newer } })).up(run));
-  expect({ ...changed, update: changed.update!.sort() }).toEqual({ update: ["network-apply", "node-download", "node-server"] });
+  const { changed } = await changes(
+    async (run) => await (await open(name, { ...options, k3s: { ...options.k3s, version: newer } })).up(run),
+  );
+  expect({ ...changed, update: changed.update!.sort() }).toEqual({
+    update: ["network-apply", "node-download", "node-server"],
+  });
   expect(await inside(name, "/bin/cat", "/var/log/gvisor-k3s/server.log")).toContain(`this is ${newer}`);
   expect(await uid()).toBe(before);
 });
 
 it("that does not start makes way for the one of before, with the cluster's data; a downgrade is refused", async () => {
-  const pod = () => kubectl(name, "get", "pod", "testpod", "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].restartCount}");
+  const pod = () =>
+    kubectl(name, "get", "pod", "testpod", "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].restartCount}");
   const before = await pod();
   await kubectl(name, "create", "configmap", "kept", "--from-literal=a=b");
-  const up = async (version: string) => await changes(async (run) => await (await open(name, { ...options, k3s: { ...options.k3s, version } })).up(run));
-  await expect(up(broken)).rejects.toThrow(/server keeps ending.*I cannot read this.*the server of before, v1\.37\.1\+k3s901, runs again, as it was/s);
+  const up = async (version: string) =>
+    await changes(async (run) => await (await open(name, { ...options, k3s: { ...options.k3s, version } })).up(run));
+  await expect(up(broken)).rejects.toThrow(
+    /server keeps ending.*I cannot read this.*the server of before, v1\.37\.1\+k3s901, runs again, as it was/s,
+  );
   expect(await kubectl(name, "get", "configmap", "kept", "-o=jsonpath={.data.a}")).toBe("b");
   expect(await pod()).toBe(before);
   expect(await inside(name, "/bin/ls", "/var/lib/rancher/k3s/server")).not.toContain("before-upgrade");
-  await expect(up(older)).rejects.toThrow('k3s.version = "v1.37.1+k3s900": the cluster runs v1.37.1+k3s901, and a downgrade is not possible');
+  await expect(up(older)).rejects.toThrow(
+    'k3s.version = "v1.37.1+k3s900": the cluster runs v1.37.1+k3s901, and a downgrade is not possible',
+  );
   await expect(up("v1.39.0+k3s1")).rejects.toThrow("goes up by one minor version at a time; take a v1.38 first");
   expect((await up(newer)).changed).toEqual({ update: ["node-download"] });
   await kubectl(name, "delete", "configmap", "kept");
@@ -93,7 +129,8 @@ it("has manifests applied, and what left one is deleted", async () => {
   settings("two", "three");
   options = { ...options, k3s: { ...options.k3s, version: newer } };
   await (await open(name, options)).up();
-  const names = async () => (await kubectl(name, "get", "configmaps", "-o=name")).split("\n").filter((map) => !map.includes("kube-root-ca"));
+  const names = async () =>
+    (await kubectl(name, "get", "configmaps", "-o=name")).split("\n").filter((map) => !map.includes("kube-root-ca"));
   expect(await names()).toEqual(["configmap/three", "configmap/two"]);
   await (await open(name, { ...options, manifests: [] })).up();
   expect(await names()).toEqual([]);
@@ -101,6 +138,8 @@ it("has manifests applied, and what left one is deleted", async () => {
 
 it("that is not there fails with the address and what to do, and the cluster goes on", async () => {
   server.removeAllListeners("request").on("request", (_, response) => response.writeHead(404).end());
-  await expect((await open(name, { ...options, k3s: { ...options.k3s, version: "v1.37.9+k3s1" } })).up()).rejects.toThrow(/v1\.37\.9%2Bk3s1\/sha256sum-\w+\.txt cannot be downloaded .*404.*see https:/s);
+  await expect(
+    (await open(name, { ...options, k3s: { ...options.k3s, version: "v1.37.9+k3s1" } })).up(),
+  ).rejects.toThrow(/v1\.37\.9%2Bk3s1\/sha256sum-\w+\.txt cannot be downloaded .*404.*see https:/s);
   expect(await kubectl(name, "get", "pod", "testpod", "-o=jsonpath={.status.phase}")).toBe("Running");
 });

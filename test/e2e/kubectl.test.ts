@@ -18,15 +18,31 @@ const options = {
 };
 
 const apply = (object: object) => kubectlProcess(name, ["apply", "-f", "-"], { input: JSON.stringify(object) });
-const container = (command: string) => ({ name: "main", image, imagePullPolicy: "Never", command: ["sh", "-c", command] });
+const container = (command: string) => ({
+  name: "main",
+  image,
+  imagePullPolicy: "Never",
+  command: ["sh", "-c", command],
+});
 /** A shell that ends at once when it is to: as process 1 it would ignore the signal. */
 const idle = "trap 'exit 0' TERM; sleep infinity & wait";
-const pod = (pod: string, spec: object) => ({ apiVersion: "v1", kind: "Pod", metadata: { name: pod }, spec: { terminationGracePeriodSeconds: 5, ...spec } });
+const pod = (pod: string, spec: object) => ({
+  apiVersion: "v1",
+  kind: "Pod",
+  metadata: { name: pod },
+  spec: { terminationGracePeriodSeconds: 5, ...spec },
+});
 const deployment = (deployment: string, of: object) => ({
   apiVersion: "apps/v1",
   kind: "Deployment",
   metadata: { name: deployment },
-  spec: { selector: { matchLabels: { app: deployment } }, template: { metadata: { labels: { app: deployment } }, spec: { terminationGracePeriodSeconds: 5, containers: [of] } } },
+  spec: {
+    selector: { matchLabels: { app: deployment } },
+    template: {
+      metadata: { labels: { app: deployment } },
+      spec: { terminationGracePeriodSeconds: 5, containers: [of] },
+    },
+  },
 });
 
 beforeAll(async () => {
@@ -46,40 +62,91 @@ describe("kubectl", () => {
   it("exec -it is a terminal of the caller's size", async () => {
     const kubectlPath = join(artifactFolder({ name: "server" }), "gvisor-k3s-node");
     // The size comes a moment after the start.
-    const sized = 'test -t 0 && until case "$(stty size 2>&1)" in *"33 111"*) echo as large;; *) false;; esac; do sleep 0.1; done';
+    const sized =
+      'test -t 0 && until case "$(stty size 2>&1)" in *"33 111"*) echo as large;; *) false;; esac; do sleep 0.1; done';
     const command = `stty rows 33 columns 111; ${kubectlPath} kubectl --kubeconfig ${sandboxPaths(name).kubeconfig} exec -it shell -- sh -c '${sized}'`;
-    const { stdout } = await execa("script", ["--quiet", "--return", "--command", command, "/dev/null"], { timeout: 30_000 });
+    const { stdout } = await execa("script", ["--quiet", "--return", "--command", command, "/dev/null"], {
+      timeout: 30_000,
+    });
     expect(stdout).toContain("as large");
   });
 
   it("attach follows a process that runs, and gives it input", async () => {
-    await apply(pod("echo", { containers: [{ ...container("while read -r line; do echo heard $line; done"), stdin: true, stdinOnce: true }] }));
+    await apply(
+      pod("echo", {
+        containers: [{ ...container("while read -r line; do echo heard $line; done"), stdin: true, stdinOnce: true }],
+      }),
+    );
     await kubectl(name, "wait", "pod/echo", "--for=condition=Ready", "--timeout=60s");
     const { stdout } = await kubectlProcess(name, ["attach", "-i", "echo"], { input: "a word\n" });
     expect(stdout).toContain("heard a word");
   });
 
   it("logs -f goes on until the container ends, and --previous tells of the one before", async () => {
-    await apply(pod("counter", { restartPolicy: "OnFailure", containers: [container("for i in 1 2 3; do echo line $i; sleep 1; done; exit 1")] }));
-    await waitFor("it has started", 60, async () => (await kubectl(name, "get", "pod", "counter", "-o=jsonpath={.status.containerStatuses[0].started}")) === "true" || undefined);
+    await apply(
+      pod("counter", {
+        restartPolicy: "OnFailure",
+        containers: [container("for i in 1 2 3; do echo line $i; sleep 1; done; exit 1")],
+      }),
+    );
+    await waitFor(
+      "it has started",
+      60,
+      async () =>
+        (await kubectl(name, "get", "pod", "counter", "-o=jsonpath={.status.containerStatuses[0].started}")) ===
+          "true" || undefined,
+    );
     expect(await kubectl(name, "logs", "-f", "counter")).toContain("line 3");
-    await waitFor("it was started again", 60, async () => Number(await kubectl(name, "get", "pod", "counter", "-o=jsonpath={.status.containerStatuses[0].restartCount}")) > 0 || undefined);
+    await waitFor(
+      "it was started again",
+      60,
+      async () =>
+        Number(
+          await kubectl(name, "get", "pod", "counter", "-o=jsonpath={.status.containerStatuses[0].restartCount}"),
+        ) > 0 || undefined,
+    );
     expect(await kubectl(name, "logs", "--previous", "counter")).toContain("line 3");
     await kubectl(name, "delete", "pod", "counter");
   });
 
   it("debug puts a container beside one that runs, in its network and with its processes", async () => {
-    await kubectl(name, "debug", "shell", `--image=${image}`, "--image-pull-policy=Never", "--target=main", "--container=debugger", "--", "sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '");
-    const logs = async () => (await kubectlProcess(name, ["logs", "shell", "-c", "debugger"], { reject: false })).stdout as string;
-    await waitFor("the debugger has seen the pod's first process", 60, async () => (await logs()).includes("sleep infinity") || undefined, logs);
+    await kubectl(
+      name,
+      "debug",
+      "shell",
+      `--image=${image}`,
+      "--image-pull-policy=Never",
+      "--target=main",
+      "--container=debugger",
+      "--",
+      "sh",
+      "-c",
+      "cat /proc/1/cmdline | tr '\\0' ' '",
+    );
+    const logs = async () =>
+      (await kubectlProcess(name, ["logs", "shell", "-c", "debugger"], { reject: false })).stdout as string;
+    await waitFor(
+      "the debugger has seen the pod's first process",
+      60,
+      async () => (await logs()).includes("sleep infinity") || undefined,
+      logs,
+    );
   });
 
   it("apply --server-side keeps each manager's fields", async () => {
-    const map = (data: object) => JSON.stringify({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "shared" }, data });
-    const as = (manager: string, data: object, reject = true) => kubectlProcess(name, ["apply", "--server-side", `--field-manager=${manager}`, "-f", "-"], { input: map(data), reject });
+    const map = (data: object) =>
+      JSON.stringify({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "shared" }, data });
+    const as = (manager: string, data: object, reject = true) =>
+      kubectlProcess(name, ["apply", "--server-side", `--field-manager=${manager}`, "-f", "-"], {
+        input: map(data),
+        reject,
+      });
     await as("one", { a: "1" });
     await as("two", { b: "2" });
-    expect(JSON.parse(await kubectl(name, "get", "configmap", "shared", "-o=jsonpath={.data}"))).toEqual({ a: "1", b: "2" });
+    expect(JSON.parse(await kubectl(name, "get", "configmap", "shared", "-o=jsonpath={.data}"))).toEqual({
+      a: "1",
+      b: "2",
+    });
     expect((await as("two", { a: "2" }, false)).stderr).toContain('conflict with "one"');
   });
 });
@@ -93,11 +160,19 @@ describe("workloads", () => {
         restartPolicy: "Never",
         terminationGracePeriodSeconds: 5,
         volumes: [{ name: "shared", emptyDir: { medium: "Memory" } }],
-        initContainers: [{ ...container("echo prepared > /shared/word"), name: "init", ...shared }, { ...container(idle), name: "sidecar", restartPolicy: "Always" }],
+        initContainers: [
+          { ...container("echo prepared > /shared/word"), name: "init", ...shared },
+          { ...container(idle), name: "sidecar", restartPolicy: "Always" },
+        ],
         containers: [{ ...main, ...shared }],
       },
     };
-    await apply({ apiVersion: "batch/v1", kind: "CronJob", metadata: { name: "tick" }, spec: { schedule: "0 0 1 1 *", jobTemplate: { spec: { template } } } });
+    await apply({
+      apiVersion: "batch/v1",
+      kind: "CronJob",
+      metadata: { name: "tick" },
+      spec: { schedule: "0 0 1 1 *", jobTemplate: { spec: { template } } },
+    });
     await kubectl(name, "create", "job", "tock", "--from=cronjob/tick");
     await kubectl(name, "wait", "job/tock", "--for=condition=Complete", "--timeout=60s");
     expect(await kubectl(name, "logs", "job/tock", "-c", "main")).toBe("prepared\ndone");
@@ -106,13 +181,20 @@ describe("workloads", () => {
 
 it("another stack has this cluster as an external one: the same outputs and test pod, and nothing is installed or taken away", async () => {
   const [other, before] = ["e2e-x", await kubectl(name, "get", "all", "--namespace=kube-system", "-o=name")];
-  const external = { mode: "external" as const, external: { kubeconfig: sandboxPaths(name).kubeconfig }, pod: { image, args: ["/bin/sleep", "infinity"] } };
+  const external = {
+    mode: "external" as const,
+    external: { kubeconfig: sandboxPaths(name).kubeconfig },
+    pod: { image, args: ["/bin/sleep", "infinity"] },
+  };
   const { outputs } = await (await open(other, external)).up();
   expect(outputs.testPod!.value).toMatchObject({ name: "testpod", phase: "Running" });
   expect(outputs.kubeconfigPath!.value).toBe(sandboxPaths(name).kubeconfig);
   expect(outputs.kubeconfig!.secret).toBe(true);
   expect((await changes(async (run) => await (await open(other, external)).up(run))).changed).toEqual({});
-  await expect(async () => await (await open(other, { ...external, external: { ...external.external, context: "elsewhere" } })).up()).rejects.toThrow(/external\.context = "elsewhere": there is no such context in the kubeconfig; there are: e2e-k/);
+  await expect(
+    async () =>
+      await (await open(other, { ...external, external: { ...external.external, context: "elsewhere" } })).up(),
+  ).rejects.toThrow(/external\.context = "elsewhere": there is no such context in the kubeconfig; there are: e2e-k/);
   const { exitCode, all } = await cli("destroy", other);
   expect(exitCode, all).toBe(0);
   await expect(kubectl(name, "get", "pod", "testpod")).rejects.toThrow(/not found/);
@@ -121,8 +203,13 @@ it("another stack has this cluster as an external one: the same outputs and test
 
 describe("kubectl top", () => {
   it("tells what the node and each container use", async () => {
-    const usage = async (...args: string[]) => (await kubectlProcess(name, ["top", ...args, "--no-headers"], { reject: false })).stdout as string;
-    await waitFor("metrics-server has looked twice", 90, async () => /^shell +main +\d+m +\d+Mi *$/m.test(await usage("pods", "--containers")) || undefined);
+    const usage = async (...args: string[]) =>
+      (await kubectlProcess(name, ["top", ...args, "--no-headers"], { reject: false })).stdout as string;
+    await waitFor(
+      "metrics-server has looked twice",
+      90,
+      async () => /^shell +main +\d+m +\d+Mi *$/m.test(await usage("pods", "--containers")) || undefined,
+    );
     const [, cpu, , memory] = (await usage("nodes")).split(/ +/);
     expect(Number.parseInt(cpu!, 10), "milli-CPUs").toBeGreaterThan(0);
     expect(Number.parseInt(memory!, 10), "MiB: the node's own processes").toBeGreaterThan(100);
@@ -146,7 +233,11 @@ it("kubectl drain empties the node, and uncordon has it filled again", async () 
   await kubectl(name, "drain", name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=55s");
   expect(await kubectl(name, "get", "pods", "-A", "--field-selector=spec.nodeName!=", "-o=name")).toBe("");
   await kubectl(name, "uncordon", name);
-  for (const [namespace, workload] of [["default", "web"], ["kube-system", "coredns"], ["kube-system", "metrics-server"]] as const) {
+  for (const [namespace, workload] of [
+    ["default", "web"],
+    ["kube-system", "coredns"],
+    ["kube-system", "metrics-server"],
+  ] as const) {
     await kubectl(name, "rollout", "status", `deployment/${workload}`, `--namespace=${namespace}`, "--timeout=55s");
   }
   expect(await kubectl(name, "get", "pods", "-l=app=web", "-o=name")).not.toBe(before);

@@ -11,7 +11,21 @@ import { sandboxPaths } from "../../config/paths.ts";
 import { isAlive } from "../../steps/record.ts";
 import { waitFor } from "../../steps/wait.ts";
 import { artifactFolder, goArch, imageName, pathInSandbox } from "../../toolchain/artifacts.ts";
-import { changes, cli, inside, kill, kubectl, open, ownHome, record, removeHome, root, services, stateFiles, traces } from "./harness.ts";
+import {
+  changes,
+  cli,
+  inside,
+  kill,
+  kubectl,
+  open,
+  ownHome,
+  record,
+  removeHome,
+  root,
+  services,
+  stateFiles,
+  traces,
+} from "./harness.ts";
 
 const home = await ownHome();
 const [first, second] = ["e2e-a", "e2e-b"];
@@ -32,7 +46,13 @@ afterAll(async () => {
 
 /** What must stay the same for a pod to count as living on. */
 async function identity(pod: string): Promise<string> {
-  return await kubectl(first, "get", "pod", pod, "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}");
+  return await kubectl(
+    first,
+    "get",
+    "pod",
+    pod,
+    "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}",
+  );
 }
 
 /** Starts a pod, of the test image by default, and returns its address. */
@@ -44,7 +64,9 @@ async function startPod(pod: string, image = imageName("testpod")): Promise<stri
 
 function memoryLimit(): number {
   const cgroup = `gvisor-k3s/${first}`;
-  const limit = [`/sys/fs/cgroup/memory/${cgroup}/memory.limit_in_bytes`, `/sys/fs/cgroup/${cgroup}/memory.max`].find(fileExists)!;
+  const limit = [`/sys/fs/cgroup/memory/${cgroup}/memory.limit_in_bytes`, `/sys/fs/cgroup/${cgroup}/memory.max`].find(
+    fileExists,
+  )!;
   return Number(readFileSync(limit, "utf8"));
 }
 
@@ -56,7 +78,8 @@ describe("up", () => {
     expect(all).toMatch(/^phase +Running$/m);
     expect(all).toMatch(/^log +gvisor-k3s test pod testpod is running on kernel \S*gvisor/m);
     expect(all).toContain(`kubeconfig  ${sandboxPaths(first).kubeconfig}`);
-    for (const stage of ["sandbox-process", "containerd-apply", "node-server", "network-apply", "testpod-pod"]) expect(all).toMatch(new RegExp(`^stage +${stage} +\\d+\\.\\d s$`, "m"));
+    for (const stage of ["sandbox-process", "containerd-apply", "node-server", "network-apply", "testpod-pod"])
+      expect(all).toMatch(new RegExp(`^stage +${stage} +\\d+\\.\\d s$`, "m"));
   });
 
   it("keeps keys to their owner", async () => {
@@ -65,7 +88,9 @@ describe("up", () => {
     expect(statSync(state).mode & 0o777).toBe(0o700);
     const key = /client-key-data: (\S+)/.exec(readFileSync(kubeconfig, "utf8"))![1]!;
     const secrets = [key, Buffer.from(key, "base64").toString().split("\n")[1]!];
-    expect(stateFiles(home).filter((file) => secrets.some((secret) => readFileSync(file, "utf8").includes(secret)))).toEqual([]);
+    expect(
+      stateFiles(home).filter((file) => secrets.some((secret) => readFileSync(file, "utf8").includes(secret))),
+    ).toEqual([]);
   });
 
   it("holds the sandbox to its memory limit", () => {
@@ -83,19 +108,27 @@ describe("the pod", () => {
   it("has logs and takes commands", async () => {
     const { testPod } = await (await open(first)).outputs();
     expect(await kubectl(first, "logs", "testpod")).toBe((testPod!.value as { logs: string }).logs);
-    expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe("ok");
+    expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe(
+      "ok",
+    );
   });
 
   it("reaches other pods, and the API server", async () => {
     const address = await startPod("peer");
-    expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", `http://${address}:8080/`)).toBe(`peer ${address}`);
+    expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", `http://${address}:8080/`)).toBe(
+      `peer ${address}`,
+    );
     const server = /server: (\S+)/.exec(readFileSync(sandboxPaths(first).kubeconfig, "utf8"))![1]!;
-    expect(JSON.parse(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", `${server}/version`))).toHaveProperty("gitVersion");
+    expect(
+      JSON.parse(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", `${server}/version`)),
+    ).toHaveProperty("gitVersion");
   });
 
   it("is reached from the node", async () => {
     const address = await kubectl(first, "get", "pod", "peer", "-o=jsonpath={.status.podIP}");
-    expect(await inside(first, pathInSandbox({ name: "images" }, "testpod"), "get", `http://${address}:8080/`)).toBe(`peer ${address}`);
+    expect(await inside(first, pathInSandbox({ name: "images" }, "testpod"), "get", `http://${address}:8080/`)).toBe(
+      `peer ${address}`,
+    );
   });
 });
 
@@ -117,7 +150,9 @@ describe("a change of the configuration", () => {
     expect(preview.changed).toEqual({ update: ["containerd-apply"] });
     const lines = preview.output.split("\n").map((line) => line.trim());
     expect(lines.filter((line) => /^[-+] .*snapshotter = /.test(line)).sort()).toEqual(
-      ["overlayfs", "native"].flatMap((value) => Array(2).fill(`${value === "native" ? "+" : "-"} snapshotter = "${value}"`)).sort(),
+      ["overlayfs", "native"]
+        .flatMap((value) => Array(2).fill(`${value === "native" ? "+" : "-"} snapshotter = "${value}"`))
+        .sort(),
     );
     const [pod, started] = [await identity("testpod"), (await services(first)).containerd!.pid];
     expect((await changes((options) => stack.up(options))).changed).toEqual({ update: ["containerd-apply"] });
@@ -141,8 +176,23 @@ describe("a change of the sandbox's limits", () => {
 
 describe("an archive of the user's", () => {
   it("is imported, compressed as it is, and its image runs", async () => {
-    const [tools, archive, image] = [artifactFolder({ name: "images" }), join(home, "extra.tar"), "example.test/extra:1"];
-    await execa(join(tools, "mkimage"), ["--platform", `linux/${goArch()}`, "--file", `${join(tools, "testpod")}:/testpod:0755`, "--entrypoint", "/testpod", "--name", image, "-o", archive]);
+    const [tools, archive, image] = [
+      artifactFolder({ name: "images" }),
+      join(home, "extra.tar"),
+      "example.test/extra:1",
+    ];
+    await execa(join(tools, "mkimage"), [
+      "--platform",
+      `linux/${goArch()}`,
+      "--file",
+      `${join(tools, "testpod")}:/testpod:0755`,
+      "--entrypoint",
+      "/testpod",
+      "--name",
+      image,
+      "-o",
+      archive,
+    ]);
     writeFileSync(`${archive}.gz`, gzipSync(readFileSync(archive)));
     const stack = await open(first, { ...altered, images: [`${archive}.gz`] });
     expect((await changes((options) => stack.up(options))).changed).toEqual({ update: ["images-import"] });
@@ -153,7 +203,18 @@ describe("an archive of the user's", () => {
   it("is imported by command, and what is none is told before anything is done", async () => {
     const image = "example.test/by-command:1";
     const [tools, archive] = [artifactFolder({ name: "images" }), join(home, "by-command.tar")];
-    await execa(join(tools, "mkimage"), ["--platform", `linux/${goArch()}`, "--file", `${join(tools, "testpod")}:/testpod:0755`, "--entrypoint", "/testpod", "--name", image, "-o", archive]);
+    await execa(join(tools, "mkimage"), [
+      "--platform",
+      `linux/${goArch()}`,
+      "--file",
+      `${join(tools, "testpod")}:/testpod:0755`,
+      "--entrypoint",
+      "/testpod",
+      "--name",
+      image,
+      "-o",
+      archive,
+    ]);
     const refused = await cli("images", "import", "-c", first, archive, "/nowhere.tar");
     expect(refused.exitCode).toBe(1);
     expect(refused.all).toContain('images = "/nowhere.tar": there is no such file');
@@ -167,14 +228,24 @@ describe("an archive of the user's", () => {
 describe("a rule of the runtime", () => {
   /** The masked paths of a pod's container as its runtime saw them. */
   const maskedPaths = async (pod: string): Promise<string[]> => {
-    const id = (await kubectl(first, "get", "pod", pod, "-o=jsonpath={.status.containerStatuses[0].containerID}")).replace("containerd://", "");
-    return JSON.parse(await inside(first, "/bin/cat", `/run/containerd/io.containerd.runtime.v2.task/k8s.io/${id}/config.json`)).linux.maskedPaths;
+    const id = (
+      await kubectl(first, "get", "pod", pod, "-o=jsonpath={.status.containerStatuses[0].containerID}")
+    ).replace("containerd://", "");
+    return JSON.parse(
+      await inside(first, "/bin/cat", `/run/containerd/io.containerd.runtime.v2.task/k8s.io/${id}/config.json`),
+    ).linux.maskedPaths;
   };
 
   it("brings in the wrapper, holds for pods that start from now on, and leaves the others alone", async () => {
-    const stack = await open(first, { ...altered, images: [join(home, "extra.tar.gz")], runtime: { rules: [{ dropMaskedPath: "/proc/kcore" }] } });
+    const stack = await open(first, {
+      ...altered,
+      images: [join(home, "extra.tar.gz")],
+      runtime: { rules: [{ dropMaskedPath: "/proc/kcore" }] },
+    });
     const pod = await identity("testpod");
-    expect((await changes((options) => stack.up(options))).changed).toEqual({ update: ["runtime-check", "containerd-apply"] });
+    expect((await changes((options) => stack.up(options))).changed).toEqual({
+      update: ["runtime-check", "containerd-apply"],
+    });
     await startPod("ruled");
     expect(await maskedPaths("ruled")).not.toContain("/proc/kcore");
     expect(await maskedPaths("testpod")).toContain("/proc/kcore");
@@ -193,7 +264,11 @@ describe("what dies", () => {
   it("the node's server comes back by itself, and pods live on", async () => {
     const pod = await identity("testpod");
     await kill(first, "server");
-    await waitFor("the API server answers", 60, async () => (await kubectl(first, "get", "--raw=/readyz").catch(() => undefined)) === "ok" || undefined);
+    await waitFor(
+      "the API server answers",
+      60,
+      async () => (await kubectl(first, "get", "--raw=/readyz").catch(() => undefined)) === "ok" || undefined,
+    );
     await startPod("after-server");
     expect(await identity("testpod")).toBe(pod);
   });
@@ -212,24 +287,41 @@ describe("what dies", () => {
     expect(readFileSync(sandboxPaths(first).kubeconfig, "utf8")).toBe(kubeconfig);
     await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=60s");
     expect((await identity("testpod")).split(" ").at(0)).toBe(uid);
-    expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe("ok");
+    expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe(
+      "ok",
+    );
     rmSync(join(home, "extra.tar.gz"));
   });
 });
 
 describe("a second sandbox", () => {
   /** Starts `up` in a process group of its own, as a terminal does, and sends the group a signal once a condition holds. */
-  async function interruptedUp(signal: "SIGINT" | "SIGKILL", what: string, condition: () => Promise<true | undefined> | true | undefined) {
-    const run = execa("node", [join(root, "automation/cli.ts"), "up", second], { all: true, reject: false, detached: true });
+  async function interruptedUp(
+    signal: "SIGINT" | "SIGKILL",
+    what: string,
+    condition: () => Promise<true | undefined> | true | undefined,
+  ) {
+    const run = execa("node", [join(root, "automation/cli.ts"), "up", second], {
+      all: true,
+      reject: false,
+      detached: true,
+    });
     await waitFor(what, 120, condition);
     process.kill(-run.pid!, signal);
     return await run;
   }
 
   it("is made beside the first by an up that was killed, killed once more, and then run", async () => {
-    await interruptedUp("SIGKILL", "containerd is being started", () => fileExists(join(sandboxPaths(second).etc, "containerd/config.toml")) || undefined);
-    await waitFor("the steps of the killed run end", 60, () => (traces(home).processes.some((line) => line.includes("steps/main.ts")) ? undefined : true));
-    const podIsThere = async () => ((await kubectl(second, "get", "pod", "testpod", "-o=name").catch(() => undefined)) ? true : undefined);
+    await interruptedUp(
+      "SIGKILL",
+      "containerd is being started",
+      () => fileExists(join(sandboxPaths(second).etc, "containerd/config.toml")) || undefined,
+    );
+    await waitFor("the steps of the killed run end", 60, () =>
+      traces(home).processes.some((line) => line.includes("steps/main.ts")) ? undefined : true,
+    );
+    const podIsThere = async () =>
+      (await kubectl(second, "get", "pod", "testpod", "-o=name").catch(() => undefined)) ? true : undefined;
     await interruptedUp("SIGKILL", "the pod is made", podIsThere);
     const { exitCode, all } = await cli("up", second);
     expect(exitCode, all).toBe(0);
@@ -241,7 +333,11 @@ describe("a second sandbox", () => {
   it("an interrupt lets go of the stack, and says so", async () => {
     process.kill(record(second).pid, "SIGKILL");
     await waitFor("the sandbox is gone", 20, () => !isAlive(record(second)) || undefined);
-    const { exitCode, all } = await interruptedUp("SIGINT", "the sandbox is started again", () => isAlive(record(second)) || undefined);
+    const { exitCode, all } = await interruptedUp(
+      "SIGINT",
+      "the sandbox is started again",
+      () => isAlive(record(second)) || undefined,
+    );
     expect(exitCode).toBe(1);
     expect(all).toContain("interrupted; what runs is ended first");
     expect(all).toContain("up failed; what is done is kept, and the next up goes on from there");

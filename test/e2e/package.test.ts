@@ -14,7 +14,8 @@ const home = await ownHome();
 const name = "e2e-npm";
 const folder = join(home, "user");
 const bin = join(home, "bin");
-const inFolder = (program: string, ...args: string[]) => execa(program, args, { cwd: folder, all: true, reject: false, stdin: "ignore" });
+const inFolder = (program: string, ...args: string[]) =>
+  execa(program, args, { cwd: folder, all: true, reject: false, stdin: "ignore" });
 const gvisorK3s = (...args: string[]) => inFolder(join(folder, "node_modules/.bin/gvisor-k3s"), ...args);
 
 beforeAll(async () => {
@@ -22,7 +23,15 @@ beforeAll(async () => {
   await execa("node", [join(root, "toolchain/package.ts")]);
   const { stdout } = await execa("npm", ["pack", join(root, "dist"), "--silent", "--pack-destination", home]);
   writeFileSync(join(folder, "package.json"), JSON.stringify({ name: "user", private: true, type: "module" }));
-  const installed = await inFolder("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", join(home, stdout.trim().split("\n").at(-1)!));
+  const installed = await inFolder(
+    "npm",
+    "install",
+    "--ignore-scripts",
+    "--no-audit",
+    "--no-fund",
+    "--loglevel=error",
+    join(home, stdout.trim().split("\n").at(-1)!),
+  );
   expect(installed.exitCode, installed.all).toBe(0);
 }, 300_000);
 
@@ -34,16 +43,35 @@ afterAll(async () => {
 });
 
 it("has the types of its components and functions", async () => {
-  writeFileSync(join(folder, "program.ts"), 'import { parseStackConfig, Sandbox, type Status, status } from "gvisor-k3s";\nconst config = parseStackConfig({ name: "ci", sandbox: { memory: "2Gi" } });\nexport const sandbox = new Sandbox("sandbox", { ...config, egress: false });\nexport const found: Promise<Status> = status(config);\n');
-  const tsc = async () => await inFolder(process.execPath, join(root, "node_modules/typescript/bin/tsc"), "--noEmit", "--strict", "--skipLibCheck", "--module", "nodenext", "program.ts");
+  writeFileSync(
+    join(folder, "program.ts"),
+    'import { parseStackConfig, Sandbox, type Status, status } from "gvisor-k3s";\nconst config = parseStackConfig({ name: "ci", sandbox: { memory: "2Gi" } });\nexport const sandbox = new Sandbox("sandbox", { ...config, egress: false });\nexport const found: Promise<Status> = status(config);\n',
+  );
+  const tsc = async () =>
+    await inFolder(
+      process.execPath,
+      join(root, "node_modules/typescript/bin/tsc"),
+      "--noEmit",
+      "--strict",
+      "--skipLibCheck",
+      "--module",
+      "nodenext",
+      "program.ts",
+    );
   const { exitCode, all } = await tsc();
   expect(exitCode, all).toBe(0);
-  writeFileSync(join(folder, "program.ts"), `${readFileSync(join(folder, "program.ts"), "utf8")}new Sandbox("sandbox", { name: 1 });\n`);
+  writeFileSync(
+    join(folder, "program.ts"),
+    `${readFileSync(join(folder, "program.ts"), "utf8")}new Sandbox("sandbox", { name: 1 });\n`,
+  );
   expect((await tsc()).exitCode).not.toBe(0);
 });
 
 it("brings a cluster up by its command, with the options of the folder that it runs in", async () => {
-  writeFileSync(join(folder, `Pulumi.${name}.yaml`), "config:\n  gvisor-k3s:mode: control-plane\n  gvisor-k3s:sandbox: { memory: 1Gi }\n");
+  writeFileSync(
+    join(folder, `Pulumi.${name}.yaml`),
+    "config:\n  gvisor-k3s:mode: control-plane\n  gvisor-k3s:sandbox: { memory: 1Gi }\n",
+  );
   const { exitCode, all } = await gvisorK3s("up", name);
   expect(exitCode, all).toBe(0);
   expect(all).toContain(`kubeconfig  ${sandboxPaths(name).kubeconfig}`);
@@ -59,14 +87,35 @@ it("is a component of a program in YAML", async () => {
   const state = join(home, "state");
   mkdirSync(state);
   const PATH = `${artifactFolder({ name: "pulumi-yaml" })}:${process.env.PATH}`;
-  const stackOf = async () => await Stack.createOrSelect("test", await LocalWorkspace.create({ workDir: folder, pulumiCommand: command, envVars: { ...env, PATH, PULUMI_BACKEND_URL: `file://${state}`, PULUMI_CONFIG_PASSPHRASE: "of a test" } }));
+  const stackOf = async () =>
+    await Stack.createOrSelect(
+      "test",
+      await LocalWorkspace.create({
+        workDir: folder,
+        pulumiCommand: command,
+        envVars: { ...env, PATH, PULUMI_BACKEND_URL: `file://${state}`, PULUMI_CONFIG_PASSPHRASE: "of a test" },
+      }),
+    );
   const stack = await stackOf();
   try {
     const { outputs } = await stack.up();
     expect(outputs.kubeconfig).toMatchObject({ secret: true, value: expect.stringContaining("current-context") });
-    expect(await inFolder(join(artifactFolder({ name: "server" }), "gvisor-k3s-node"), "kubectl", `--kubeconfig=${outputs.kubeconfigPath!.value}`, "get", "--raw=/readyz")).toMatchObject({ stdout: "ok" });
+    expect(
+      await inFolder(
+        join(artifactFolder({ name: "server" }), "gvisor-k3s-node"),
+        "kubectl",
+        `--kubeconfig=${outputs.kubeconfigPath!.value}`,
+        "get",
+        "--raw=/readyz",
+      ),
+    ).toMatchObject({ stdout: "ok" });
     expect((await stack.preview()).changeSummary).toEqual({ same: expect.any(Number) });
-    writeFileSync(join(folder, "Pulumi.yaml"), readFileSync(join(folder, "Pulumi.yaml"), "utf8").replace("memory: 1Gi", "memori: 1Gi").replace("mode: control-plane", "mode: control-plain"));
+    writeFileSync(
+      join(folder, "Pulumi.yaml"),
+      readFileSync(join(folder, "Pulumi.yaml"), "utf8")
+        .replace("memory: 1Gi", "memori: 1Gi")
+        .replace("mode: control-plane", "mode: control-plain"),
+    );
     const refused = await (await stackOf()).preview().catch((error: Error) => error.message);
     expect(refused).toContain("2 problems with the configuration; nothing was changed:");
     expect(refused).toContain('mode = "control-plain": allowed: node, control-plane, external');
@@ -79,14 +128,22 @@ it("is a component of a program in YAML", async () => {
 
 /** Runs the steps of a job as GitHub's runner does: each in a shell that ends at the first error, and after a failure only what says so. */
 async function runJob(file: string): Promise<{ failed: string[]; printed: string }> {
-  const { jobs } = parse(readFileSync(file, "utf8")) as { jobs: Record<string, { steps: { run?: string; name?: string; if?: string }[] }> };
+  const { jobs } = parse(readFileSync(file, "utf8")) as {
+    jobs: Record<string, { steps: { run?: string; name?: string; if?: string }[] }>;
+  };
   let failed: string[] = [];
   let printed = "";
   for (const { run, if: condition = "success()" } of Object.values(jobs).flatMap(({ steps }) => steps)) {
     const due = { "success()": failed.length === 0, "failure()": failed.length > 0, "always()": true }[condition];
     if (due === undefined) throw new Error(`${file}: a condition that this does not know: ${condition}`);
     if (run === undefined || !due) continue; // an action sets the machine up, which is done here
-    const { exitCode, all } = await execa("bash", ["-e", "-o", "pipefail", "-c", run], { cwd: folder, all: true, reject: false, stdin: "ignore", env: { PATH: `${bin}:${process.env.PATH}` } });
+    const { exitCode, all } = await execa("bash", ["-e", "-o", "pipefail", "-c", run], {
+      cwd: folder,
+      all: true,
+      reject: false,
+      stdin: "ignore",
+      env: { PATH: `${bin}:${process.env.PATH}` },
+    });
     if (exitCode !== 0) failed = [...failed, run];
     printed += `${all}\n`;
   }

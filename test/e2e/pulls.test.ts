@@ -26,11 +26,21 @@ const proxied: string[] = [];
 /** A stack with these passwords, that pulls `mirrored.test` from the registry that asks, and `host:5000` without TLS. */
 function options(password: string, more: Partial<StackConfigInput> = {}): Record<string, unknown> {
   const registries = {
-    mirrors: { "mirrored.test": { endpoint: [`https://${secure}`] }, [plain]: { endpoint: [`http://${plain}`] }, "proxied.test": { endpoint: ["http://registry.invalid:5000"] } },
+    mirrors: {
+      "mirrored.test": { endpoint: [`https://${secure}`] },
+      [plain]: { endpoint: [`http://${plain}`] },
+      "proxied.test": { endpoint: ["http://registry.invalid:5000"] },
+    },
     configs: { [secure]: { auth: { ...account, password }, tls: { ca_file: join(folder, "ca.crt") } } },
   };
   writeFileSync(registriesFile, JSON.stringify(registries), { mode: 0o600 });
-  return { registries: registriesFile, sandbox: { hostPorts: [5000, 5001, 5002, proxyPort] }, pod: { enabled: false }, addons: { coredns: { enabled: false }, metricsServer: { enabled: false } }, ...more };
+  return {
+    registries: registriesFile,
+    sandbox: { hostPorts: [5000, 5001, 5002, proxyPort] },
+    pod: { enabled: false },
+    addons: { coredns: { enabled: false }, metricsServer: { enabled: false } },
+    ...more,
+  };
 }
 
 beforeAll(async () => {
@@ -48,10 +58,16 @@ beforeAll(async () => {
   proxy = createServer((incoming, answer) => {
     proxied.push(incoming.url!);
     const { pathname, search } = new URL(incoming.url!);
-    incoming.pipe(request(`http://${plain}${pathname}${search}`, { method: incoming.method!, headers: incoming.headers }, (response) => {
-      answer.writeHead(response.statusCode!, response.headers);
-      response.pipe(answer);
-    }));
+    incoming.pipe(
+      request(
+        `http://${plain}${pathname}${search}`,
+        { method: incoming.method!, headers: incoming.headers },
+        (response) => {
+          answer.writeHead(response.statusCode!, response.headers);
+          response.pipe(answer);
+        },
+      ),
+    );
   });
   await new Promise<void>((resolve) => proxy.listen(proxyPort, host, resolve));
 });
@@ -77,7 +93,13 @@ async function refusal(pod: string, pattern: RegExp): Promise<string> {
     `${pod}: ${pattern}`,
     60,
     async () => {
-      said = await kubectl(name, "get", "events", `--field-selector=involvedObject.name=${pod},reason=Failed`, "-o=jsonpath={.items[*].message}");
+      said = await kubectl(
+        name,
+        "get",
+        "events",
+        `--field-selector=involvedObject.name=${pod},reason=Failed`,
+        "-o=jsonpath={.items[*].message}",
+      );
       return pattern.test(said) ? said : undefined;
     },
     () => said,
@@ -123,16 +145,37 @@ describe("a registry that asks who pulls, behind a mirror with a CA of its own",
     const started = (await services(name)).containerd!.pid;
     const update = await changes((settings) => stack.up(settings));
     expect((await services(name)).containerd!.pid).not.toBe(started);
-    for (const shown of [preview.output, update.output, ...stateFiles(home).map((file) => readFileSync(file, "utf8"))]) expect(shown).not.toContain(account.password);
+    for (const shown of [preview.output, update.output, ...stateFiles(home).map((file) => readFileSync(file, "utf8"))])
+      expect(shown).not.toContain(account.password);
     await kubectl(name, "wait", "pod/private", "--for=condition=Ready", "--timeout=120s");
   });
 
   it("takes a pod's own credentials", async () => {
     const wrong = await open(name, options("wrong"));
     await wrong.up();
-    await kubectl(name, "create", "secret", "docker-registry", "pull", "--docker-server=mirrored.test", `--docker-username=${account.username}`, `--docker-password=${account.password}`);
-    const spec = { spec: { imagePullSecrets: [{ name: "pull" }], containers: [{ name: "own", image: "mirrored.test/team/app:1", imagePullPolicy: "Always" }] } };
-    await kubectlProcess(name, ["run", "own", "--image=mirrored.test/team/app:1", "--restart=Never", `--overrides=${JSON.stringify(spec)}`]);
+    await kubectl(
+      name,
+      "create",
+      "secret",
+      "docker-registry",
+      "pull",
+      "--docker-server=mirrored.test",
+      `--docker-username=${account.username}`,
+      `--docker-password=${account.password}`,
+    );
+    const spec = {
+      spec: {
+        imagePullSecrets: [{ name: "pull" }],
+        containers: [{ name: "own", image: "mirrored.test/team/app:1", imagePullPolicy: "Always" }],
+      },
+    };
+    await kubectlProcess(name, [
+      "run",
+      "own",
+      "--image=mirrored.test/team/app:1",
+      "--restart=Never",
+      `--overrides=${JSON.stringify(spec)}`,
+    ]);
     await kubectl(name, "wait", "pod/own", "--for=condition=Ready", "--timeout=60s");
   });
 });

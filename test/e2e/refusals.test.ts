@@ -44,7 +44,11 @@ function foreign(): string {
 
 /** A runsc that says so, and fails in all else. */
 function brokenRunsc(): string {
-  return file("runsc", '#!/bin/sh\n[ "$1" = --version ] && exec echo runsc version broken\necho "cannot start here" >&2\nexit 3\n', 0o755);
+  return file(
+    "runsc",
+    '#!/bin/sh\n[ "$1" = --version ] && exec echo runsc version broken\necho "cannot start here" >&2\nexit 3\n',
+    0o755,
+  );
 }
 
 beforeAll(() => {
@@ -60,16 +64,52 @@ afterAll(() => {
 
 describe("the configuration is refused before anything is made", () => {
   const cases: [string, () => Record<string, unknown> | Promise<Record<string, unknown>>, string][] = [
-    ["an unknown option", () => ({ containerd: { snapshoter: "native" } }), "containerd.snapshoter: there is no such option; allowed here: snapshotter, logLevel, containerd, shim"],
+    [
+      "an unknown option",
+      () => ({ containerd: { snapshoter: "native" } }),
+      "containerd.snapshoter: there is no such option; allowed here: snapshotter, logLevel, containerd, shim",
+    ],
     ["a wrong type", () => ({ sandbox: { cpus: "two" } }), 'sandbox.cpus = "two": a value of type number is allowed'],
-    ["networks that overlap", () => ({ sandbox: { subnet: "10.43.0.0/30" } }), 'node.serviceCidr = "10.43.0.0/16": it overlaps sandbox.subnet (10.43.0.0/30); choose networks that share no address'],
-    ["a network of the host's", () => ({ sandbox: { subnet: "127.0.0.0/24" } }), "the host's lo has 127.0.0.1/8; choose a network that the host does not use"],
-    ["a port that the node uses itself", () => ({ node: { httpsListenPort: 10250 } }), "node.httpsListenPort = 10250: the port is in use by the node's kubelet; choose another"],
-    ["a bad name", () => ({ name: "My_Node" }), 'name = "My_Node": up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last'],
-    ["no runsc", () => ({ sandbox: { runsc: "/nowhere/runsc" } }), 'sandbox.runsc = "/nowhere/runsc": there is no such program; give the path of an executable file, or leave the option out'],
-    ["a runsc that is none", () => ({ sandbox: { runsc: program("no-runsc", "something else") } }), "`--version` of it does not say that it is runsc"],
-    ["an archive that is none", () => ({ images: [file("text.tar", "no archive")] }), "it is no tar archive, or a broken one"],
-    ["an archive that ends too early", () => ({ images: [file("short.tar", readFileSync(imageArchive("pause"), "latin1").slice(0, 3000))] }), "it is no tar archive, or a broken one"],
+    [
+      "networks that overlap",
+      () => ({ sandbox: { subnet: "10.43.0.0/30" } }),
+      'node.serviceCidr = "10.43.0.0/16": it overlaps sandbox.subnet (10.43.0.0/30); choose networks that share no address',
+    ],
+    [
+      "a network of the host's",
+      () => ({ sandbox: { subnet: "127.0.0.0/24" } }),
+      "the host's lo has 127.0.0.1/8; choose a network that the host does not use",
+    ],
+    [
+      "a port that the node uses itself",
+      () => ({ node: { httpsListenPort: 10250 } }),
+      "node.httpsListenPort = 10250: the port is in use by the node's kubelet; choose another",
+    ],
+    [
+      "a bad name",
+      () => ({ name: "My_Node" }),
+      'name = "My_Node": up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last',
+    ],
+    [
+      "no runsc",
+      () => ({ sandbox: { runsc: "/nowhere/runsc" } }),
+      'sandbox.runsc = "/nowhere/runsc": there is no such program; give the path of an executable file, or leave the option out',
+    ],
+    [
+      "a runsc that is none",
+      () => ({ sandbox: { runsc: program("no-runsc", "something else") } }),
+      "`--version` of it does not say that it is runsc",
+    ],
+    [
+      "an archive that is none",
+      () => ({ images: [file("text.tar", "no archive")] }),
+      "it is no tar archive, or a broken one",
+    ],
+    [
+      "an archive that ends too early",
+      () => ({ images: [file("short.tar", readFileSync(imageArchive("pause"), "latin1").slice(0, 3000))] }),
+      "it is no tar archive, or a broken one",
+    ],
     [
       "an archive of something else",
       async () => {
@@ -80,15 +120,44 @@ describe("the configuration is refused before anything is made", () => {
     ],
     [
       "containerd and a shim of different versions",
-      () => ({ containerd: { containerd: program("containerd", "containerd github.com/containerd/containerd/v2 v2.4.2 abc"), shim: program("shim", "  Version:  v2.1.0") } }),
+      () => ({
+        containerd: {
+          containerd: program("containerd", "containerd github.com/containerd/containerd/v2 v2.4.2 abc"),
+          shim: program("shim", "  Version:  v2.1.0"),
+        },
+      }),
       `the shim is 2.1.0 and containerd (${files}/containerd) is 2.4.2: they must be of one version`,
     ],
-    ["an unknown quirk", () => ({ quirks: ["rshared", "no-such-quirk"], mode: "control-plane" }), 'quirks = "no-such-quirk": there is no such quirk; auto is allowed, or a list of no-cgroup-mounts, '],
-    ["a quirk that no pod can live with", () => ({ quirks: ["rshared"] }), 'quirks = "rshared": a sandbox with these cannot run pods (the kubelet); set mode: control-plane, or use another gVisor'],
-    ["a runtime that is missing", () => ({ runtime: { path: "/nowhere/runc" } }), 'runtime.path = "/nowhere/runc": there is no such program; give the path of an executable file, or leave the option out'],
-    ["a runtime of another architecture", () => ({ runtime: { path: foreign() } }), "it is built for machine 243, and this machine is"],
-    ["a patch for a runtime that is not built", () => ({ runtime: { name: "crun", patches: ["cap-last-cap"] } }), "only a runc that is built here can be patched"],
-    ["an unknown patch", () => ({ runtime: { patches: ["no-such-patch"] } }), 'runtime.patches = "no-such-patch": there is no such patch'],
+    [
+      "an unknown quirk",
+      () => ({ quirks: ["rshared", "no-such-quirk"], mode: "control-plane" }),
+      'quirks = "no-such-quirk": there is no such quirk; auto is allowed, or a list of no-cgroup-mounts, ',
+    ],
+    [
+      "a quirk that no pod can live with",
+      () => ({ quirks: ["rshared"] }),
+      'quirks = "rshared": a sandbox with these cannot run pods (the kubelet); set mode: control-plane, or use another gVisor',
+    ],
+    [
+      "a runtime that is missing",
+      () => ({ runtime: { path: "/nowhere/runc" } }),
+      'runtime.path = "/nowhere/runc": there is no such program; give the path of an executable file, or leave the option out',
+    ],
+    [
+      "a runtime of another architecture",
+      () => ({ runtime: { path: foreign() } }),
+      "it is built for machine 243, and this machine is",
+    ],
+    [
+      "a patch for a runtime that is not built",
+      () => ({ runtime: { name: "crun", patches: ["cap-last-cap"] } }),
+      "only a runc that is built here can be patched",
+    ],
+    [
+      "an unknown patch",
+      () => ({ runtime: { patches: ["no-such-patch"] } }),
+      'runtime.patches = "no-such-patch": there is no such patch',
+    ],
   ];
 
   it.each(cases)("%s", async (_, options, message) => {
@@ -101,11 +170,16 @@ describe("the configuration is refused before anything is made", () => {
 
   it("a patch that does not apply to runc", async () => {
     const patch = join(root, "toolchain/runc/patches/e2e-stale.patch");
-    writeFileSync(patch, "--- a/github.com/opencontainers/runc/main.go\n+++ b/github.com/opencontainers/runc/main.go\n@@ -55 +55 @@\n-a line of another version\n+another\n");
+    writeFileSync(
+      patch,
+      "--- a/github.com/opencontainers/runc/main.go\n+++ b/github.com/opencontainers/runc/main.go\n@@ -55 +55 @@\n-a line of another version\n+another\n",
+    );
     try {
       const { exitCode, all } = await upWith({ runtime: { patches: ["e2e-stale", "cap-last-cap"] } });
       expect(exitCode).toBe(1);
-      expect(all).toMatch(/^1 problem with the configuration; nothing was changed:\n {2}- runtime\.patches = "e2e-stale": it does not apply to the runc that is pinned in toolchain\/runc\/go\.mod: .*Hunk #1 FAILED at 55/);
+      expect(all).toMatch(
+        /^1 problem with the configuration; nothing was changed:\n {2}- runtime\.patches = "e2e-stale": it does not apply to the runc that is pinned in toolchain\/runc\/go\.mod: .*Hunk #1 FAILED at 55/,
+      );
       expect(existsSync(home)).toBe(false);
     } finally {
       rmSync(patch);
@@ -114,13 +188,28 @@ describe("the configuration is refused before anything is made", () => {
 
   it("every problem at once", async () => {
     const { all } = await upWith({ sandbox: { memory: 4 }, containerd: { snapshotter: "zfs" } });
-    expect(all).toBe('2 problems with the configuration; nothing was changed:\n  - sandbox.memory = 4: a value of type string is allowed\n  - containerd.snapshotter = "zfs": allowed: auto, overlayfs, native');
+    expect(all).toBe(
+      '2 problems with the configuration; nothing was changed:\n  - sandbox.memory = 4: a value of type string is allowed\n  - containerd.snapshotter = "zfs": allowed: auto, overlayfs, native',
+    );
   });
 
   it("who is not root", async () => {
     writeFileSync(settings, "");
     // Another user, who may yet read this checkout wherever it lies.
-    const { all, exitCode } = await execa("setpriv", ["--reuid=65534", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override", process.execPath, join(root, "automation/cli.ts"), "up", name], { all: true, reject: false });
+    const { all, exitCode } = await execa(
+      "setpriv",
+      [
+        "--reuid=65534",
+        "--clear-groups",
+        "--inh-caps=+dac_override",
+        "--ambient-caps=+dac_override",
+        process.execPath,
+        join(root, "automation/cli.ts"),
+        "up",
+        name,
+      ],
+      { all: true, reject: false },
+    );
     expect(exitCode).toBe(1);
     expect(all).toContain("root is needed to make network namespaces and sandboxes; run it with sudo");
     expect(existsSync(home)).toBe(false);
@@ -149,7 +238,11 @@ describe("what shows only at the start leaves no sandbox behind", () => {
     try {
       const { exitCode, all } = await upWith({});
       expect(exitCode).toBe(1);
-      expect(all).toMatch(new RegExp(`no space: ${home} has \\d+ MiB free and a sandbox needs 512 MiB; make room, or set GVISOR_K3S_HOME`));
+      expect(all).toMatch(
+        new RegExp(
+          `no space: ${home} has \\d+ MiB free and a sandbox needs 512 MiB; make room, or set GVISOR_K3S_HOME`,
+        ),
+      );
       expect(existsSync(join(home, "sandboxes"))).toBe(false);
     } finally {
       await execa("umount", [home]);

@@ -22,7 +22,25 @@ export async function stopRegistries(): Promise<void> {
 /** Makes a certificate for an address; `ca` is what a client needs to trust it. */
 export async function selfSigned(folder: string, address: string): Promise<{ ca: string; key: string }> {
   const [ca, key] = ["ca.crt", "server.key"].map((file) => join(folder, file)) as [string, string];
-  await execa("openssl", ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1", "-subj", `/CN=${address}`, "-addext", `subjectAltName=IP:${address}`, "-keyout", key, "-out", ca]);
+  await execa("openssl", [
+    "req",
+    "-x509",
+    "-newkey",
+    "ec",
+    "-pkeyopt",
+    "ec_paramgen_curve:prime256v1",
+    "-nodes",
+    "-days",
+    "1",
+    "-subj",
+    `/CN=${address}`,
+    "-addext",
+    `subjectAltName=IP:${address}`,
+    "-keyout",
+    key,
+    "-out",
+    ca,
+  ]);
   return { ca, key };
 }
 
@@ -41,7 +59,10 @@ export async function startRegistry(folder: string, host: string, tls?: { ca: st
       ...(tls ? { auth: { htpasswd: { realm: "test", path: passwords } } } : {}),
     }),
   );
-  const registry = execa(join(artifactFolder({ name: "registry" }), "registry"), ["serve", config], { all: true, reject: false });
+  const registry = execa(join(artifactFolder({ name: "registry" }), "registry"), ["serve", config], {
+    all: true,
+    reject: false,
+  });
   running.push(registry);
   let ended: string | undefined;
   registry.then(({ all }) => {
@@ -49,14 +70,45 @@ export async function startRegistry(folder: string, host: string, tls?: { ca: st
   });
   await waitFor(`the registry answers at ${host}`, 20, () => {
     if (ended !== undefined) throw new Error(`the registry ended: ${ended}`);
-    return execa("curl", ["--silent", "--insecure", "--output", "/dev/null", `${tls ? "https" : "http"}://${host}/v2/`]).then(() => true as const, () => undefined);
+    return execa("curl", [
+      "--silent",
+      "--insecure",
+      "--output",
+      "/dev/null",
+      `${tls ? "https" : "http"}://${host}/v2/`,
+    ]).then(
+      () => true as const,
+      () => undefined,
+    );
   });
 }
 
 /** Makes an image of the test program for one architecture and pushes it; returns its descriptor. */
-async function pushOne(folder: string, host: string, repository: string, architecture: string, files: string[]): Promise<{ mediaType: string; digest: string; size: number; platform: { os: string; architecture: string } }> {
-  const [tools, archive, layout] = [artifactFolder({ name: "images" }), join(folder, `${architecture}.tar`), join(folder, `layout-${architecture}`)];
-  await execa(join(tools, "mkimage"), ["--platform", `linux/${architecture}`, "--file", `${join(tools, "testpod")}:/testpod:0755`, ...files.flatMap((file) => ["--file", file]), "--entrypoint", "/testpod", "--name", "example.test/app:1", "-o", archive]);
+async function pushOne(
+  folder: string,
+  host: string,
+  repository: string,
+  architecture: string,
+  files: string[],
+): Promise<{ mediaType: string; digest: string; size: number; platform: { os: string; architecture: string } }> {
+  const [tools, archive, layout] = [
+    artifactFolder({ name: "images" }),
+    join(folder, `${architecture}.tar`),
+    join(folder, `layout-${architecture}`),
+  ];
+  await execa(join(tools, "mkimage"), [
+    "--platform",
+    `linux/${architecture}`,
+    "--file",
+    `${join(tools, "testpod")}:/testpod:0755`,
+    ...files.flatMap((file) => ["--file", file]),
+    "--entrypoint",
+    "/testpod",
+    "--name",
+    "example.test/app:1",
+    "-o",
+    archive,
+  ]);
   mkdirSync(layout, { recursive: true });
   await execa("tar", ["-xf", archive, "-C", layout]);
   const blob = (digest: string) => readFileSync(join(layout, "blobs", digest.replace(":", "/")));
@@ -74,11 +126,24 @@ async function pushOne(folder: string, host: string, repository: string, archite
 }
 
 /** Pushes an image of the test program as an index of these architectures; returns the index's digest. */
-export async function push(folder: string, host: string, repository: string, tag: string, architectures: string[], files: string[] = []): Promise<string> {
+export async function push(
+  folder: string,
+  host: string,
+  repository: string,
+  tag: string,
+  architectures: string[],
+  files: string[] = [],
+): Promise<string> {
   const manifests = [];
-  for (const architecture of architectures) manifests.push(await pushOne(folder, host, repository, architecture, files));
+  for (const architecture of architectures)
+    manifests.push(await pushOne(folder, host, repository, architecture, files));
   const mediaType = "application/vnd.oci.image.index.v1+json";
-  const { headers } = await sent(`http://${host}/v2/${repository}/manifests/${tag}`, "PUT", Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType, manifests })), mediaType);
+  const { headers } = await sent(
+    `http://${host}/v2/${repository}/manifests/${tag}`,
+    "PUT",
+    Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType, manifests })),
+    mediaType,
+  );
   return headers.get("docker-content-digest")!;
 }
 
@@ -86,7 +151,10 @@ export async function push(folder: string, host: string, repository: string, tag
 export const otherArchitecture = goArch() === "arm64" ? "amd64" : "arm64";
 
 async function sent(url: string | URL, method: string, body?: Buffer, type?: string): Promise<Response> {
-  const response = await fetch(url, { method, ...(body ? { body: new Uint8Array(body), headers: { "content-type": type! } } : {}) });
+  const response = await fetch(url, {
+    method,
+    ...(body ? { body: new Uint8Array(body), headers: { "content-type": type! } } : {}),
+  });
   if (!response.ok) throw new Error(`${method} ${url}: ${response.status} ${await response.text()}`);
   return response;
 }

@@ -21,23 +21,39 @@ afterAll(() => rmSync(home, { recursive: true, force: true }));
 /** Runs something in a trial sandbox of a generation. */
 async function inGeneration<T>(name: string, use: (sandbox: SandboxRef) => Promise<T>): Promise<T> {
   const { runsc, sandbox } = generations.find((generation) => generation.name === name)!;
-  return await inTrialSandbox({ home, runsc: await runsc(() => {}), platform: sandbox.platform ?? "systrap", network: sandbox.network ?? "sandbox" }, use);
+  return await inTrialSandbox(
+    {
+      home,
+      runsc: await runsc(() => {}),
+      platform: sandbox.platform ?? "systrap",
+      network: sandbox.network ?? "sandbox",
+    },
+    use,
+  );
 }
 
-const lacksIn = async (sandbox: SandboxRef) => quirksIn(await ask(probes, (input) => initIn(sandbox, ["probe"], { input })));
+const lacksIn = async (sandbox: SandboxRef) =>
+  quirksIn(await ask(probes, (input) => initIn(sandbox, ["probe"], { input })));
 
 /** What runc says, with these patches, when it runs a container and a second process in it; nothing if all goes well. */
-async function complaint(sandbox: SandboxRef, found: QuirkId[], patches: string[], rules: OciRule[] = []): Promise<string> {
+async function complaint(
+  sandbox: SandboxRef,
+  found: QuirkId[],
+  patches: string[],
+  rules: OciRule[] = [],
+): Promise<string> {
   const { files, mounts, nodes } = facadePlan(sandbox.name, facadeFor(found));
   await applyFacade({ ...sandbox, plan: { settings: [], files, mounts, nodes } });
   const runc: Artifact = { name: "runc", ...(patches.length > 0 ? { patches: patches.toSorted() } : {}) };
   await build(runc);
   const rulesFile = rules.length > 0 ? JSON.stringify({ runtime: [pathInSandbox(runc, "runc")], rules }) : "";
   const runtime = { ...sandbox, runtime: rulesFile ? wrapperPath(rulesFile) : pathInSandbox(runc, "runc") };
-  return await checkRuntime(runtime, rulesFile).then(() => checkExec(runtime)).then(
-    () => "",
-    (error: Error) => error.message,
-  );
+  return await checkRuntime(runtime, rulesFile)
+    .then(() => checkExec(runtime))
+    .then(
+      () => "",
+      (error: Error) => error.message,
+    );
 }
 
 describe("a patch is needed where its quirk is found, and removes it", () => {
@@ -53,11 +69,20 @@ describe("a patch is needed where its quirk is found, and removes it", () => {
     [
       "2025-02",
       /^$/,
-      { "procfs-root-inode": /incorrect procfs root inode number/, "tmpfs-nr-blocks": /can't mask dir .*nr_blocks=1,nr_inodes=1: invalid argument/, "setns-exec": /error executing setns process/ },
+      {
+        "procfs-root-inode": /incorrect procfs root inode number/,
+        "tmpfs-nr-blocks": /can't mask dir .*nr_blocks=1,nr_inodes=1: invalid argument/,
+        "setns-exec": /error executing setns process/,
+      },
       [],
     ],
     // There is more that this one lacks (docs/quirks.md): it can join no namespace, and so no pod. What the patches are for is gone.
-    ["2022-12", /open \/proc\/\d+\/ns\/mnt: no such file/, { "cgroup-statfs": /statfs .*: function not implemented/, "devices-cgroup": /mountpoint for devices not found/ }, [{ dropNamespace: "network" }]],
+    [
+      "2022-12",
+      /open \/proc\/\d+\/ns\/mnt: no such file/,
+      { "cgroup-statfs": /statfs .*: function not implemented/, "devices-cgroup": /mountpoint for devices not found/ },
+      [{ dropNamespace: "network" }],
+    ],
   ])("gVisor %s", async (generation, withAll, symptoms, rules) => {
     await inGeneration(generation, async (sandbox) => {
       const found = await lacksIn(sandbox);
@@ -67,7 +92,15 @@ describe("a patch is needed where its quirk is found, and removes it", () => {
       expect(whole).toMatch(withAll);
       for (const [patch, symptom] of Object.entries(symptoms)) {
         expect(whole).not.toMatch(symptom);
-        expect(await complaint(sandbox, found, patches.filter((id) => id !== patch), rules), `without ${patch}`).toMatch(symptom);
+        expect(
+          await complaint(
+            sandbox,
+            found,
+            patches.filter((id) => id !== patch),
+            rules,
+          ),
+          `without ${patch}`,
+        ).toMatch(symptom);
       }
     });
   });
@@ -78,15 +111,28 @@ describe("a patch is needed where its quirk is found, and removes it", () => {
       const hidden = "/run/gvisor-k3s/proc-sys/upper/kernel/cap_last_cap";
       await execIn(sandbox, ["/bin/mkdir", "-p", dirname(hidden)]);
       await execIn(sandbox, ["/bin/mknod", hidden, "c", "0", "0"]);
-      const nodesProc: OciRule[] = [{ dropMount: "/proc" }, { set: "mounts.-1", value: { destination: "/proc", type: "bind", source: "/proc", options: ["rbind"] } }, { dropNamespace: "pid" }];
+      const nodesProc: OciRule[] = [
+        { dropMount: "/proc" },
+        { set: "mounts.-1", value: { destination: "/proc", type: "bind", source: "/proc", options: ["rbind"] } },
+        { dropNamespace: "pid" },
+      ];
       const found = await lacksIn(sandbox);
-      expect(await complaint(sandbox, found, [], nodesProc)).toContain("open /proc/sys/kernel/cap_last_cap: no such file or directory");
+      expect(await complaint(sandbox, found, [], nodesProc)).toContain(
+        "open /proc/sys/kernel/cap_last_cap: no such file or directory",
+      );
       expect(await complaint(sandbox, found, ["cap-last-cap"], nodesProc)).toBe("");
     });
   });
 
   it("and every patch is one of these", () => {
-    expect(knownPatches("runc")).toEqual(["cap-last-cap", "cgroup-statfs", "devices-cgroup", "procfs-root-inode", "setns-exec", "tmpfs-nr-blocks"]);
+    expect(knownPatches("runc")).toEqual([
+      "cap-last-cap",
+      "cgroup-statfs",
+      "devices-cgroup",
+      "procfs-root-inode",
+      "setns-exec",
+      "tmpfs-nr-blocks",
+    ]);
   });
 });
 
@@ -102,7 +148,15 @@ it("the rule for cgroup-namespace removes it from a spec that asks for one", asy
 it("a probe that hangs in a sandbox is one clear error", async () => {
   const hangs: Probe = { id: "rshared", command: ["/bin/sleep", "1000"], milliseconds: 500 };
   await inGeneration("2026-09", async (sandbox) => {
-    await expect(probeQuirks({ ...sandbox, platform: "systrap", network: "sandbox", mode: "node", probes: [hangs, ...probes.filter(({ id }) => id !== hangs.id)] })).rejects.toThrow(
+    await expect(
+      probeQuirks({
+        ...sandbox,
+        platform: "systrap",
+        network: "sandbox",
+        mode: "node",
+        probes: [hangs, ...probes.filter(({ id }) => id !== hangs.id)],
+      }),
+    ).rejects.toThrow(
       /^probe rshared gave no answer within 0\.5 s: \/bin\/sleep 1000\ntry again on a machine that is less busy, or name the sandbox's quirks with the option `quirks`, which probes nothing$/,
     );
   });

@@ -23,7 +23,11 @@ beforeAll(async () => {
   address = outputs.address!.value;
   const { clusters, users } = parse(readFileSync(sandboxPaths(name).kubeconfig, "utf8"));
   const decoded = (base64: string) => Buffer.from(base64, "base64");
-  admin = { ca: decoded(clusters[0].cluster["certificate-authority-data"]), cert: decoded(users[0].user["client-certificate-data"]), key: decoded(users[0].user["client-key-data"]) };
+  admin = {
+    ca: decoded(clusters[0].cluster["certificate-authority-data"]),
+    cert: decoded(users[0].user["client-certificate-data"]),
+    key: decoded(users[0].user["client-key-data"]),
+  };
 });
 
 afterAll(async () => {
@@ -35,7 +39,11 @@ afterAll(async () => {
 /** The status of an answer, or the code of the error. */
 function ask(port: number, path: string, options: object = {}): Promise<number | string> {
   return new Promise((resolve) => {
-    request({ host: address, port, path, rejectUnauthorized: false, ...options }, (response) => resolve(response.resume().statusCode!)).on("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message)).end();
+    request({ host: address, port, path, rejectUnauthorized: false, ...options }, (response) =>
+      resolve(response.resume().statusCode!),
+    )
+      .on("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message))
+      .end();
   });
 }
 
@@ -51,7 +59,9 @@ describe.each([
   });
 
   it("shows a certificate of the cluster's own CA, for its address", async () => {
-    expect(await ask(port, path, { rejectUnauthorized: true, ca: admin.ca, cert: admin.cert, key: admin.key })).toBe(200);
+    expect(await ask(port, path, { rejectUnauthorized: true, ca: admin.ca, cert: admin.cert, key: admin.key })).toBe(
+      200,
+    );
     expect(await ask(port, path, { rejectUnauthorized: true })).toBe("UNABLE_TO_VERIFY_LEAF_SIGNATURE");
   });
 
@@ -63,11 +73,15 @@ describe.each([
 
 it("no port answers from outside without asking who it is", async () => {
   const listening = (await inside(name, "/bin/netstat", "-ltn")).matchAll(/^tcp +\d+ +\d+ +(\S+):(\d+) /gm);
-  const reachable = [...listening].filter(([, local]) => !local!.startsWith("127.") && !local!.startsWith("10.4")).map(([, , port]) => Number(port));
+  const reachable = [...listening]
+    .filter(([, local]) => !local!.startsWith("127.") && !local!.startsWith("10.4"))
+    .map(([, , port]) => Number(port));
   // Pods have 8080, each in its own network.
   expect([...new Set(reachable)].filter((port) => port !== 8080).sort()).toEqual([KUBELET, API]);
   const connected = await new Promise((resolve) => {
-    connect(10255, address).on("connect", () => resolve("connected")).on("error", (error: NodeJS.ErrnoException) => resolve(error.code));
+    connect(10255, address)
+      .on("connect", () => resolve("connected"))
+      .on("error", (error: NodeJS.ErrnoException) => resolve(error.code));
   });
   expect(connected, "the kubelet's port for anybody").toBe("ECONNREFUSED");
 });
@@ -91,17 +105,22 @@ it("the admin's key is in no state file, no log, no preview, and no process's ar
   const shows = (text: string) => text.includes(key) || text.includes(admin.key.toString("base64").slice(0, 60));
   expect(stateFiles(home).filter((file) => shows(readFileSync(file, "utf8")))).toEqual([]);
   const logs = sandboxPaths(name).logs;
-  expect(readdirSync(logs, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile() && shows(readFileSync(join(entry.parentPath, entry.name), "latin1")))).toEqual([]);
+  expect(
+    readdirSync(logs, { recursive: true, withFileTypes: true }).filter(
+      (entry) => entry.isFile() && shows(readFileSync(join(entry.parentPath, entry.name), "latin1")),
+    ),
+  ).toEqual([]);
   const stack = await open(name, { ...options, node: { labels: { a: "b" } } });
   expect(shows((await changes((run) => stack.preview(run))).output)).toBe(false);
   const processes = readdirSync("/proc").filter((entry) => /^\d+$/.test(entry) && entry !== String(process.pid));
-  const said = (pid: string) => ["cmdline", "environ"].map((file) => {
-    try {
-      return readFileSync(`/proc/${pid}/${file}`, "latin1");
-    } catch {
-      return ""; // it has just ended
-    }
-  });
+  const said = (pid: string) =>
+    ["cmdline", "environ"].map((file) => {
+      try {
+        return readFileSync(`/proc/${pid}/${file}`, "latin1");
+      } catch {
+        return ""; // it has just ended
+      }
+    });
   expect(processes.filter((pid) => said(pid).some(shows))).toEqual([]);
 });
 
@@ -114,7 +133,8 @@ async function hostileArchive(archive: string): Promise<void> {
   symlinkSync("/", join(files, "link"));
   const layer = join(home, "hostile-layer.tar");
   const up = "../".repeat(12);
-  const add = (archive: string, ...args: string[]) => execa("tar", ["--append", `--file=${archive}`, "--absolute-names", `--directory=${files}`, ...args]);
+  const add = (archive: string, ...args: string[]) =>
+    execa("tar", ["--append", `--file=${archive}`, "--absolute-names", `--directory=${files}`, ...args]);
   await add(layer, `--transform=s,^,${up},`, "escaped-layer");
   await add(layer, "link");
   await add(layer, "--transform=s,^,link/,", "escaped-link");
@@ -124,10 +144,38 @@ async function hostileArchive(archive: string): Promise<void> {
     return { mediaType, digest: `sha256:${digest}`, size: Buffer.byteLength(content) };
   };
   const layerBlob = blob(readFileSync(layer), "application/vnd.oci.image.layer.v1.tar");
-  const config = blob(JSON.stringify({ architecture: goArch(), os: "linux", config: {}, rootfs: { type: "layers", diff_ids: [layerBlob.digest] } }), "application/vnd.oci.image.config.v1+json");
-  const manifest = blob(JSON.stringify({ schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json", config, layers: [layerBlob] }), "application/vnd.oci.image.manifest.v1+json");
+  const config = blob(
+    JSON.stringify({
+      architecture: goArch(),
+      os: "linux",
+      config: {},
+      rootfs: { type: "layers", diff_ids: [layerBlob.digest] },
+    }),
+    "application/vnd.oci.image.config.v1+json",
+  );
+  const manifest = blob(
+    JSON.stringify({
+      schemaVersion: 2,
+      mediaType: "application/vnd.oci.image.manifest.v1+json",
+      config,
+      layers: [layerBlob],
+    }),
+    "application/vnd.oci.image.manifest.v1+json",
+  );
   writeFileSync(join(layout, "oci-layout"), JSON.stringify({ imageLayoutVersion: "1.0.0" }));
-  writeFileSync(join(layout, "index.json"), JSON.stringify({ schemaVersion: 2, manifests: [{ ...manifest, annotations: { "io.containerd.image.name": "example.test/hostile:1" }, platform: { architecture: goArch(), os: "linux" } }] }));
+  writeFileSync(
+    join(layout, "index.json"),
+    JSON.stringify({
+      schemaVersion: 2,
+      manifests: [
+        {
+          ...manifest,
+          annotations: { "io.containerd.image.name": "example.test/hostile:1" },
+          platform: { architecture: goArch(), os: "linux" },
+        },
+      ],
+    }),
+  );
   await execa("tar", ["--create", `--file=${archive}`, `--directory=${layout}`, "oci-layout", "index.json", "blobs"]);
   await add(archive, `--transform=s,^,${up},`, "escaped-outer");
 }
@@ -136,9 +184,12 @@ it("an archive of images with paths that lead out of it writes nothing outside o
   const archive = join(home, "hostile.tar");
   await hostileArchive(archive);
   const { exitCode, all } = await cli("images", "import", "-c", name, archive);
-  const escaped = (await inside(name, "/bin/find", "/", "-xdev", "-name", "escaped-*")).split("\n").filter((path) => path !== "");
+  const escaped = (await inside(name, "/bin/find", "/", "-xdev", "-name", "escaped-*"))
+    .split("\n")
+    .filter((path) => path !== "");
   expect(escaped.filter((path) => !/^\/var\/lib\/containerd\/.*\/snapshots\/\d+\/fs\//.test(path))).toEqual([]);
   // It was unpacked as what it can be, or refused: not ignored.
   expect(exitCode !== 0 || escaped.length > 0, all).toBe(true);
-  for (const file of ["escaped-layer", "escaped-link", "escaped-outer"]) expect(existsSync(`/${file}`), file).toBe(false);
+  for (const file of ["escaped-layer", "escaped-link", "escaped-outer"])
+    expect(existsSync(`/${file}`), file).toBe(false);
 });

@@ -20,7 +20,12 @@ let second: SshMachine | undefined;
 function configure(ssh: Record<string, unknown> = {}, more: Record<string, unknown> = {}): void {
   const { host, keys } = machine;
   const all = { target: "ssh", ssh: { host, privateKey: keys.user, knownHosts: keys.knownHosts, ...ssh }, ...more };
-  writeFileSync(settings, stringify({ config: Object.fromEntries(Object.entries(all).map(([option, value]) => [`gvisor-k3s:${option}`, value])) }));
+  writeFileSync(
+    settings,
+    stringify({
+      config: Object.fromEntries(Object.entries(all).map(([option, value]) => [`gvisor-k3s:${option}`, value])),
+    }),
+  );
 }
 
 /** What a command printed, which must have ended well. */
@@ -36,7 +41,10 @@ const kubectl = (...args: string[]) => printed("kubectl", "-c", name, ...args);
 const processesHere = () => traces(home).processes.filter((line) => !line.includes("/machines/"));
 
 /** What a node leaves traces in, on the machine. */
-const left = () => machine.shell("ls -d /etc/cni /etc/containerd /etc/rancher /opt/gvisor-k3s /run/cni /run/containerd /run/gvisor* /run/netns/* /run/sandbox-init.sock /var/lib/cni /var/lib/containerd /var/lib/gvisor-k3s /var/lib/kubelet /var/lib/rancher /var/log/pods /var/log/gvisor-k3s /dev/kmsg 2> /dev/null; cat /proc/mounts; ip -oneline address; ps -e -o stat=,comm= | grep -v ^Z | grep -E 'sandbox-init|containerd|gvisor-k3s|pause|coredns|node'; true");
+const left = () =>
+  machine.shell(
+    "ls -d /etc/cni /etc/containerd /etc/rancher /opt/gvisor-k3s /run/cni /run/containerd /run/gvisor* /run/netns/* /run/sandbox-init.sock /var/lib/cni /var/lib/containerd /var/lib/gvisor-k3s /var/lib/kubelet /var/lib/rancher /var/log/pods /var/log/gvisor-k3s /dev/kmsg 2> /dev/null; cat /proc/mounts; ip -oneline address; ps -e -o stat=,comm= | grep -v ^Z | grep -E 'sandbox-init|containerd|gvisor-k3s|pause|coredns|node'; true",
+  );
 
 let before: string;
 
@@ -56,12 +64,36 @@ afterAll(async () => {
 
 describe("what is wrong is one clear error, before anything is made", () => {
   it.each<[string, () => Record<string, unknown>, string | RegExp]>([
-    ["a host that is not there", () => ({ host: "127.0.0.1", port: 1, knownHosts: known("[127.0.0.1]:1") }), /ssh\.host = "127\.0\.0\.1": it is not reached at port 1 \(.*Connection refused/],
-    ["a key that it does not know", () => ({ privateKey: machine.keys.stranger }), /ssh\.privateKey = ".*stranger": the key is not accepted by 10\.109\.9\.2 for the user root \(.*Permission denied/],
-    ["a host key that changed", () => ({ knownHosts: known(machine.host) }), /ssh\.knownHosts = ".*": the key of 10\.109\.9\.2 is not the one that is noted there/],
-    ["a host key that nobody has noted", () => ({ knownHosts: "/dev/null" }), /ssh\.knownHosts = "\/dev\/null": no key of 10\.109\.9\.2 is noted there/],
-    ["a user who cannot become root", () => ({ user: "ops" }), /ssh\.user = "ops": it cannot become root on 10\.109\.9\.2 without a password \(sudo: /],
-    ["a key that is not there", () => ({ privateKey: "/nowhere" }), 'ssh.privateKey = "/nowhere": there is no such file'],
+    [
+      "a host that is not there",
+      () => ({ host: "127.0.0.1", port: 1, knownHosts: known("[127.0.0.1]:1") }),
+      /ssh\.host = "127\.0\.0\.1": it is not reached at port 1 \(.*Connection refused/,
+    ],
+    [
+      "a key that it does not know",
+      () => ({ privateKey: machine.keys.stranger }),
+      /ssh\.privateKey = ".*stranger": the key is not accepted by 10\.109\.9\.2 for the user root \(.*Permission denied/,
+    ],
+    [
+      "a host key that changed",
+      () => ({ knownHosts: known(machine.host) }),
+      /ssh\.knownHosts = ".*": the key of 10\.109\.9\.2 is not the one that is noted there/,
+    ],
+    [
+      "a host key that nobody has noted",
+      () => ({ knownHosts: "/dev/null" }),
+      /ssh\.knownHosts = "\/dev\/null": no key of 10\.109\.9\.2 is noted there/,
+    ],
+    [
+      "a user who cannot become root",
+      () => ({ user: "ops" }),
+      /ssh\.user = "ops": it cannot become root on 10\.109\.9\.2 without a password \(sudo: /,
+    ],
+    [
+      "a key that is not there",
+      () => ({ privateKey: "/nowhere" }),
+      'ssh.privateKey = "/nowhere": there is no such file',
+    ],
   ])("%s", async (_, ssh, message) => {
     configure(ssh());
     const { exitCode, all } = await cli("up", name);
@@ -90,18 +122,31 @@ describe("a cluster", () => {
   });
 
   it("is previewed before there is anything, and nothing is made", async () => {
-    expect(await printed("preview", name)).toMatch(/\+ create sandbox-process\n(.*\n)*\+ create testpod-pod\n(.*\n)*\d+ changes$/);
+    expect(await printed("preview", name)).toMatch(
+      /\+ create sandbox-process\n(.*\n)*\+ create testpod-pod\n(.*\n)*\d+ changes$/,
+    );
     expect(await left()).toBe(before);
   });
 
   it("is brought up by the same command, with its pods Running", async () => {
     expect(await printed("up", name)).toMatch(/phase {7}Running/);
     const pods = (await kubectl("get", "pods", "-A", "--no-headers")).split("\n").map((line) => line.split(/ +/));
-    expect(pods.map(([, pod, ready, state]) => [pod!.split("-")[0], ready, state]).sort()).toEqual([["coredns", "1/1", "Running"], ["metrics", "1/1", "Running"], ["testpod", "1/1", "Running"]]);
+    expect(pods.map(([, pod, ready, state]) => [pod!.split("-")[0], ready, state]).sort()).toEqual([
+      ["coredns", "1/1", "Running"],
+      ["metrics", "1/1", "Running"],
+      ["testpod", "1/1", "Running"],
+    ]);
     expect(await kubectl("logs", "testpod")).toContain("is running on kernel 4.19.0-gvisor");
-    expect(await kubectl("exec", "testpod", "--", "/testpod", "get", "https://kubernetes.default.svc/version")).toContain("gitVersion");
+    expect(
+      await kubectl("exec", "testpod", "--", "/testpod", "get", "https://kubernetes.default.svc/version"),
+    ).toContain("gitVersion");
     expect(await printed("exec", "-c", name, "sh", "-c", 'echo "a  b $(uname -n)"')).toContain("a  b e2e-machine");
-    expect(JSON.parse(await printed("status", name, "--json"))).toMatchObject({ target: "ssh", state: "running", problems: [], node: { ready: true } });
+    expect(JSON.parse(await printed("status", name, "--json"))).toMatchObject({
+      target: "ssh",
+      state: "running",
+      problems: [],
+      node: { ready: true },
+    });
     expect(await printed("list")).toMatch(/^e2e-ssh +remote /m);
   });
 
@@ -120,12 +165,23 @@ describe("a cluster", () => {
 
   it("keeps the key and the kubeconfig from others", async () => {
     const key = readFileSync(machine.keys.user, "utf8").split("\n")[1]!;
-    const { users } = JSON.parse(await kubectl("config", "view", "--raw", "-o", "json")) as { users: [{ user: { "client-key-data": string } }] };
-    for (const file of stateFiles(home)) for (const secret of [key, users[0].user["client-key-data"]]) expect(readFileSync(file, "utf8")).not.toContain(secret);
+    const { users } = JSON.parse(await kubectl("config", "view", "--raw", "-o", "json")) as {
+      users: [{ user: { "client-key-data": string } }];
+    };
+    for (const file of stateFiles(home))
+      for (const secret of [key, users[0].user["client-key-data"]])
+        expect(readFileSync(file, "utf8")).not.toContain(secret);
     const listening = (await execa("ss", ["-Hltn"])).stdout;
     const { localPort } = readRecord({ record: sandboxPaths(name).tunnel }) as unknown as { localPort: number };
-    expect(listening.split("\n").filter((line) => line.includes(`:${localPort} `)).map((line) => line.split(/ +/)[3])).toEqual([`127.0.0.1:${localPort}`]);
-    expect(await machine.shell("ss -Hltn | grep :6443")).not.toMatch(/0\.0\.0\.0:6443|10\.109\.9\.2:6443|\[::\]:6443|\*:6443 +/);
+    expect(
+      listening
+        .split("\n")
+        .filter((line) => line.includes(`:${localPort} `))
+        .map((line) => line.split(/ +/)[3]),
+    ).toEqual([`127.0.0.1:${localPort}`]);
+    expect(await machine.shell("ss -Hltn | grep :6443")).not.toMatch(
+      /0\.0\.0\.0:6443|10\.109\.9\.2:6443|\[::\]:6443|\*:6443 +/,
+    );
     const archive = join(home, "logs.tar.gz");
     await printed("logs", name, "-o", archive);
     const { stdout } = await execa("tar", ["-xzOf", archive]);
@@ -136,18 +192,24 @@ describe("a cluster", () => {
   it("is there again with the next up when its processes, the tunnel, and a file are gone", async () => {
     const tunnel = readRecord({ record: sandboxPaths(name).tunnel })!;
     process.kill(tunnel.pid, "SIGKILL");
-    await machine.shell("echo '# by hand' >> /etc/containerd/config.toml; pkill -KILL -x sandbox-init; pkill -KILL -x containerd; pkill -KILL -x gvisor-k3s-node; pkill -KILL -x service-proxy; true");
+    await machine.shell(
+      "echo '# by hand' >> /etc/containerd/config.toml; pkill -KILL -x sandbox-init; pkill -KILL -x containerd; pkill -KILL -x gvisor-k3s-node; pkill -KILL -x service-proxy; true",
+    );
     const { exitCode, stdout } = await cli("status", name);
     expect(exitCode).toBe(3);
     expect(stdout).toContain("! the sandbox's process is gone");
     expect(await printed("up", name)).toMatch(/phase {7}Running/);
     expect(await machine.shell("cat /etc/containerd/config.toml")).not.toContain("by hand");
-    expect(await kubectl("exec", "testpod", "--", "/testpod", "get", "https://kubernetes.default.svc/version")).toContain("gitVersion");
+    expect(
+      await kubectl("exec", "testpod", "--", "/testpod", "get", "https://kubernetes.default.svc/version"),
+    ).toContain("gitVersion");
   });
 
   it("is made anew where the machine was set up anew", async () => {
     const params = JSON.stringify({ params: { name, home: remotePaths.home, address: "10.107.0.1", bridge: "cni0" } });
-    await machine.shell(`printf '%s' '${params}' | ${remotePaths.runner}/run inside-remove && rm -rf ${remotePaths.home}; true`);
+    await machine.shell(
+      `printf '%s' '${params}' | ${remotePaths.runner}/run inside-remove && rm -rf ${remotePaths.home}; true`,
+    );
     expect(await printed("up", name)).toMatch(/phase {7}Running/);
     expect(await kubectl("get", "pods", "--no-headers")).toMatch(/^testpod +1\/1 +Running/);
   });

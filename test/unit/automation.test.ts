@@ -38,12 +38,18 @@ describe("the user's kubeconfig", () => {
     const { clusters, users, contexts, ...rest } = parse(text);
     expect(clusters.map(({ name }: { name: string }) => name)).toEqual(["work", "gvisor-k3s-dev"]);
     expect(users).toEqual([{ name: "gvisor-k3s-dev", user: { "client-key-data": "a2V5" } }]);
-    expect(contexts[1]).toEqual({ name: "gvisor-k3s-dev", context: { cluster: "gvisor-k3s-dev", user: "gvisor-k3s-dev" } });
+    expect(contexts[1]).toEqual({
+      name: "gvisor-k3s-dev",
+      context: { cluster: "gvisor-k3s-dev", user: "gvisor-k3s-dev" },
+    });
     expect(rest["current-context"]).toBe("gvisor-k3s-dev");
   });
 
   it("has them once, however often they are merged, and is the same as before without them", () => {
-    const [once, twice] = [merged(theirs, own("b2xk"), "dev", false), merged(merged(theirs, own("b2xk"), "dev", false), own("bmV3"), "dev", false)];
+    const [once, twice] = [
+      merged(theirs, own("b2xk"), "dev", false),
+      merged(merged(theirs, own("b2xk"), "dev", false), own("bmV3"), "dev", false),
+    ];
     expect(twice).toBe(once.replace("b2xk", "bmV3"));
     expect(parse(without(twice, "dev")!)).toEqual(parse(theirs));
     expect(without(theirs, "dev")).toBe(theirs);
@@ -61,7 +67,9 @@ describe("the user's kubeconfig", () => {
   });
 
   it("that is no YAML is refused", () => {
-    expect(() => merged("a: [", own("a2V5"), "dev", true)).toThrow(/^the kubeconfig is no YAML .*; nothing was changed$/s);
+    expect(() => merged("a: [", own("a2V5"), "dev", true)).toThrow(
+      /^the kubeconfig is no YAML .*; nothing was changed$/s,
+    );
   });
 
   it("is the first file of KUBECONFIG", () => {
@@ -116,7 +124,10 @@ describe("a release of k3s", () => {
     const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-options-"));
     const file = join(folder, "Pulumi.dev.yaml");
     process.chdir(folder);
-    for (const given of ["{ version: v1.36.4+k3s1, mirror: http://m }", `'{"version":"v1.36.4+k3s1","mirror":"http://m"}'`]) {
+    for (const given of [
+      "{ version: v1.36.4+k3s1, mirror: http://m }",
+      `'{"version":"v1.36.4+k3s1","mirror":"http://m"}'`,
+    ]) {
       writeFileSync(file, `# mine\nconfig:\n  gvisor-k3s:distribution: k3s\n  gvisor-k3s:k3s: ${given}\n`);
       const putBack = setRelease("dev", "v1.37.0+k3s1");
       expect(readFileSync(file, "utf8")).toContain("# mine");
@@ -131,8 +142,17 @@ describe("a release of k3s", () => {
 
 describe("a text for a bug report", () => {
   it("has no known secret in it, wherever it stands", () => {
-    const secret = fc.string({ minLength: 6, maxLength: 40 }).filter((text) => !"<removed>".includes(text.trim()) && !text.includes("<") && text.trim() !== "");
-    fc.assert(fc.property(fc.string(), secret, fc.string(), (before, hidden, after) => !redacted(`${before}${hidden}${after}`, [hidden]).includes(hidden)));
+    const secret = fc
+      .string({ minLength: 6, maxLength: 40 })
+      .filter((text) => !"<removed>".includes(text.trim()) && !text.includes("<") && text.trim() !== "");
+    fc.assert(
+      fc.property(
+        fc.string(),
+        secret,
+        fc.string(),
+        (before, hidden, after) => !redacted(`${before}${hidden}${after}`, [hidden]).includes(hidden),
+      ),
+    );
   });
 
   it.each([
@@ -155,11 +175,34 @@ describe("a text for a bug report", () => {
 
 describe("a preview", () => {
   const event = (op: string, before: object | undefined, after: object | undefined, type = "command:local:Command") =>
-    ({ sequence: 1, timestamp: 1, resourcePreEvent: { metadata: { op, urn: "urn:pulumi:dev::gvisor-k3s::x::containerd-apply", type, provider: "", old: before && { inputs: before }, new: after && { inputs: after } } } }) as unknown as Parameters<typeof changeOf>[0];
-  const inputs = (stdin: string, params: object = {}) => ({ create: "containerd", stdin, environment: { STEP_PARAMS: JSON.stringify(params) } });
+    ({
+      sequence: 1,
+      timestamp: 1,
+      resourcePreEvent: {
+        metadata: {
+          op,
+          urn: "urn:pulumi:dev::gvisor-k3s::x::containerd-apply",
+          type,
+          provider: "",
+          old: before && { inputs: before },
+          new: after && { inputs: after },
+        },
+      },
+    }) as unknown as Parameters<typeof changeOf>[0];
+  const inputs = (stdin: string, params: object = {}) => ({
+    create: "containerd",
+    stdin,
+    environment: { STEP_PARAMS: JSON.stringify(params) },
+  });
 
   it("shows a file's change as a unified diff, and what is restarted", () => {
-    const change = changeOf(event("update", inputs('root = "/a"\nsnapshotter = "overlayfs"\n'), inputs('root = "/a"\nsnapshotter = "native"\n')))!;
+    const change = changeOf(
+      event(
+        "update",
+        inputs('root = "/a"\nsnapshotter = "overlayfs"\n'),
+        inputs('root = "/a"\nsnapshotter = "native"\n'),
+      ),
+    )!;
     expect(asText([change], false).split("\n")).toEqual([
       "~ update containerd-apply: restarts containerd; running pods live on",
       "    --- a/etc/containerd/config.toml",
@@ -178,7 +221,9 @@ describe("a preview", () => {
   });
 
   it("says what is lost where something is made anew, and nothing of what stays or only groups", () => {
-    expect(asText([changeOf(event("replace", inputs(""), inputs("")))!], false)).toBe("± replace containerd-apply: made anew: what is in it is lost");
+    expect(asText([changeOf(event("replace", inputs(""), inputs("")))!], false)).toBe(
+      "± replace containerd-apply: made anew: what is in it is lost",
+    );
     expect(changeOf(event("same", inputs(""), inputs("")))).toBeUndefined();
     expect(changeOf(event("create", undefined, {}, "gvisor-k3s:index:Images"))).toBeUndefined();
   });

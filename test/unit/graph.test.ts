@@ -12,7 +12,11 @@ import { fileDigest } from "../../toolchain/artifacts.ts";
 // What it checks is this machine, on which the graph does not depend; preflight.test.ts is about it.
 vi.mock("../../steps/preflight.ts", () => ({ preflight: vi.fn() }));
 // Another machine has nothing yet, and the key that its owner noted.
-vi.mock("../../steps/ssh.ts", async (original) => ({ ...(await original<typeof import("../../steps/ssh.ts")>()), askOverSsh: () => "arch x86_64\ngvisor\n", hostKey: () => "ssh-ed25519 AAAA" }));
+vi.mock("../../steps/ssh.ts", async (original) => ({
+  ...(await original<typeof import("../../steps/ssh.ts")>()),
+  askOverSsh: () => "arch x86_64\ngvisor\n",
+  hostKey: () => "ssh-ed25519 AAAA",
+}));
 
 interface Registration {
   type: string;
@@ -33,7 +37,9 @@ const found = ["kernel-tunables", "old-kernel-cri"];
 
 /** What a command prints, or the engine's own word on a pod. */
 const outputs = (type: string, name: string, inputs: object) =>
-  type === "kubernetes:core/v1:Pod" ? { ...inputs, metadata: { name: "testpod", uid: "uid-1" }, status: { phase: "Running" } } : { ...inputs, stdout: name === "quirks-ask" ? JSON.stringify(found) : `${name} says` };
+  type === "kubernetes:core/v1:Pod"
+    ? { ...inputs, metadata: { name: "testpod", uid: "uid-1" }, status: { phase: "Running" } }
+    : { ...inputs, stdout: name === "quirks-ask" ? JSON.stringify(found) : `${name} says` };
 
 /** Runs the program with these options and returns what it registers, by name. */
 async function graph(options: Record<string, unknown> = {}): Promise<Record<string, Registration>> {
@@ -65,7 +71,14 @@ async function program(options: Record<string, unknown>) {
     };
     return register.apply(monitor, args);
   }) as typeof register;
-  pulumi.runtime.setAllConfig(Object.fromEntries(Object.entries(options).map(([key, value]) => [`gvisor-k3s:${key}`, typeof value === "string" ? value : JSON.stringify(value)])));
+  pulumi.runtime.setAllConfig(
+    Object.fromEntries(
+      Object.entries(options).map(([key, value]) => [
+        `gvisor-k3s:${key}`,
+        typeof value === "string" ? value : JSON.stringify(value),
+      ]),
+    ),
+  );
   vi.resetModules();
   try {
     const exported = await import("../../index.ts");
@@ -80,7 +93,11 @@ async function program(options: Record<string, unknown>) {
  * Everything that must be done before a resource is made.
  * @param through what a resource is said to depend on; Pulumi's engine keeps these, and a destroy goes by them
  */
-function awaited(all: Record<string, Registration>, name: string, through = ({ dependsOn }: Registration) => dependsOn): Set<string> {
+function awaited(
+  all: Record<string, Registration>,
+  name: string,
+  through = ({ dependsOn }: Registration) => dependsOn,
+): Set<string> {
   const found = new Set<string>();
   const visit = (from: string) => {
     for (const next of through(all[from]!)) {
@@ -108,7 +125,19 @@ afterAll(() => {
 describe("the graph", () => {
   it("has each part as a component, with its commands below it", () => {
     const parts = Object.entries(plain).filter(([, { type }]) => !type.includes(":"));
-    expect(Object.fromEntries(parts.map(([part, { type }]) => [part, [type, Object.keys(plain).filter((name) => plain[name]!.parent === part).sort()]]))).toEqual({
+    expect(
+      Object.fromEntries(
+        parts.map(([part, { type }]) => [
+          part,
+          [
+            type,
+            Object.keys(plain)
+              .filter((name) => plain[name]!.parent === part)
+              .sort(),
+          ],
+        ]),
+      ),
+    ).toEqual({
       sandbox: ["Sandbox", ["sandbox-build", "sandbox-process"]],
       egress: ["Egress", ["egress-apply"]],
       quirks: ["QuirkProbe", ["quirks-ask"]],
@@ -127,7 +156,17 @@ describe("the graph", () => {
   });
 
   it("does the steps in the order of their integration", () => {
-    const order = ["sandbox-process", "quirks-ask", "facade-apply", "runtime-check", "containerd-apply", "node-server", "network-apply", "testpod-pod", "testpod-logs"];
+    const order = [
+      "sandbox-process",
+      "quirks-ask",
+      "facade-apply",
+      "runtime-check",
+      "containerd-apply",
+      "node-server",
+      "network-apply",
+      "testpod-pod",
+      "testpod-logs",
+    ];
     for (const [index, step] of order.entries()) {
       expect([...awaited(plain, step)], `before ${step}`).toEqual(expect.arrayContaining(order.slice(0, index)));
       for (const later of order.slice(index + 1)) expect(awaited(plain, step), `before ${step}`).not.toContain(later);
@@ -136,13 +175,18 @@ describe("the graph", () => {
     expect(awaited(plain, "testpod-pod")).toContain("images-import");
     expect(awaited(plain, "images-import")).toContain("node-server");
     expect(awaited(plain, "network-apply")).not.toContain("images-import");
-    expect([...awaited(plain, "coredns-apply")]).toEqual(expect.arrayContaining(["network-apply", "images-import", "proxy-apply", "egress-apply"]));
+    expect([...awaited(plain, "coredns-apply")]).toEqual(
+      expect.arrayContaining(["network-apply", "images-import", "proxy-apply", "egress-apply"]),
+    );
     expect(awaited(plain, "testpod-pod"), "its image may have to be pulled").toContain("egress-apply");
-    for (const other of ["proxy-apply", "coredns-image", "coredns-apply", "metrics-server-apply"]) expect(awaited(plain, "testpod-pod"), "what the test pod does not need").not.toContain(other);
+    for (const other of ["proxy-apply", "coredns-image", "coredns-apply", "metrics-server-apply"])
+      expect(awaited(plain, "testpod-pod"), "what the test pod does not need").not.toContain(other);
   });
 
   it("builds beside the sandbox: no build waits for anything, but runc's for what it is to be patched with", async () => {
-    const builds = Object.keys(plain).filter((name) => name.endsWith("-build") && name !== "sandbox-build" && name !== "runc-build");
+    const builds = Object.keys(plain).filter(
+      (name) => name.endsWith("-build") && name !== "sandbox-build" && name !== "runc-build",
+    );
     expect(builds.sort()).toEqual(["containerd-build", "images-build", "node-build"]);
     expect(awaited(plain, "runc-build")).toContain("quirks-ask");
     expect([...awaited(await graph({ quirks: [] }), "runc-build")]).toEqual([]);
@@ -153,15 +197,39 @@ describe("the graph", () => {
 
   it("lets everything in the sandbox end with it, and nothing else", () => {
     const ending = Object.keys(plain).filter((name) => plain[name]!.deletedWith !== "");
-    expect(ending.sort()).toEqual(["containerd-apply", "containerd-registries", "coredns-apply", "coredns-image", "egress-apply", "facade-apply", "images-import", "metrics-server-apply", "metrics-server-image", "network-apply", "node-kubeconfig", "node-server", "proxy-apply", "quirks-ask", "runtime-check", "testpod-logs", "testpod-pod"]);
+    expect(ending.sort()).toEqual([
+      "containerd-apply",
+      "containerd-registries",
+      "coredns-apply",
+      "coredns-image",
+      "egress-apply",
+      "facade-apply",
+      "images-import",
+      "metrics-server-apply",
+      "metrics-server-image",
+      "network-apply",
+      "node-kubeconfig",
+      "node-server",
+      "proxy-apply",
+      "quirks-ask",
+      "runtime-check",
+      "testpod-logs",
+      "testpod-pod",
+    ]);
     for (const name of ending) expect(plain[name]!.deletedWith, name).toBe("sandbox-process");
   });
 
   it("keeps the kubeconfig a secret, wherever it goes", async () => {
     const { registrations, exported } = await program({});
-    expect(registrations["node-kubeconfig"]).toMatchObject({ secretOutputs: ["stdout", "stderr"], inputs: { logging: "none" } });
+    expect(registrations["node-kubeconfig"]).toMatchObject({
+      secretOutputs: ["stdout", "stderr"],
+      inputs: { logging: "none" },
+    });
     expect(await (exported.kubeconfig as unknown as { isSecret: Promise<boolean> }).isSecret).toBe(true);
-    const secret = { "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270", value: "node-kubeconfig says" }; // Pulumi's own mark of a secret
+    const secret = {
+      "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270",
+      value: "node-kubeconfig says",
+    }; // Pulumi's own mark of a secret
     expect(registrations["testpod-provider"]!.inputs.kubeconfig).toEqual(secret);
     expect(registrations["testpod-logs"]!.inputs.stdin).toEqual(secret);
     // Less those two it is nowhere.
@@ -172,7 +240,13 @@ describe("the graph", () => {
   it("keeps registries' passwords and keys secret", async () => {
     const key = join(home, "client.key");
     writeFileSync(key, "-----BEGIN PRIVATE KEY-----\nvery-private\n");
-    const { registrations } = await program({ registries: { configs: { "a.example": { auth: { username: "a", password: "very-secret" }, tls: { cert_file: key, key_file: key } } } } });
+    const { registrations } = await program({
+      registries: {
+        configs: {
+          "a.example": { auth: { username: "a", password: "very-secret" }, tls: { cert_file: key, key_file: key } },
+        },
+      },
+    });
     const secret = { "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270" };
     expect(registrations["containerd-apply"]!.inputs.environment).toMatchObject({ STEP_PARAMS: secret });
     expect(registrations["containerd-registries"]!.inputs.stdin).toMatchObject(secret);
@@ -181,7 +255,9 @@ describe("the graph", () => {
 
   it("replaces a sandbox for another name, home, subnet or mode only, and nothing else at all", () => {
     const replacing = Object.entries(plain).filter(([, { inputs }]) => inputs.triggers !== undefined);
-    expect(Object.fromEntries(replacing.map(([name, { inputs }]) => [name, inputs.triggers]))).toEqual({ "sandbox-process": ["graph", home, expect.stringMatching(/^10\.107\..*\/30$/), "node"] });
+    expect(Object.fromEntries(replacing.map(([name, { inputs }]) => [name, inputs.triggers]))).toEqual({
+      "sandbox-process": ["graph", home, expect.stringMatching(/^10\.107\..*\/30$/), "node"],
+    });
   });
 
   it("has what the stack tells", async () => {
@@ -199,7 +275,8 @@ describe("the graph", () => {
 
 /** The inputs that differ between two graphs, as "resource.input"; a resource that only one of them has is told by its name. */
 function differences(a: Record<string, Registration>, b: Record<string, Registration>): string[] {
-  const keys = (all: Record<string, Registration>) => Object.entries(all).flatMap(([name, { inputs }]) => [name, ...Object.keys(inputs).map((key) => `${name}.${key}`)]);
+  const keys = (all: Record<string, Registration>) =>
+    Object.entries(all).flatMap(([name, { inputs }]) => [name, ...Object.keys(inputs).map((key) => `${name}.${key}`)]);
   const at = (all: Record<string, Registration>, path: string) => {
     const [name, key] = path.split(".") as [string, string?];
     return JSON.stringify(key === undefined ? name in all : all[name]?.inputs[key]);
@@ -212,25 +289,40 @@ describe("an update touches only what an option is about", () => {
   it.each<[Record<string, unknown>, string[]]>([
     [{ containerd: { snapshotter: "native" } }, ["containerd-apply.stdin"]],
     [{ containerd: { logLevel: "debug" } }, ["containerd-apply.stdin"]],
-    [{ registries: { mirrors: { "docker.io": { endpoint: ["https://mirror.example"] } } } }, ["containerd-registries.stdin"]],
-    [{ registries: { configs: { "a.example": { auth: { username: "a", password: "b" } } } } }, ["containerd-apply.environment"]],
+    [
+      { registries: { mirrors: { "docker.io": { endpoint: ["https://mirror.example"] } } } },
+      ["containerd-registries.stdin"],
+    ],
+    [
+      { registries: { configs: { "a.example": { auth: { username: "a", password: "b" } } } } },
+      ["containerd-apply.environment"],
+    ],
     [{ proxy: { http: "http://proxy.example:3128" } }, ["containerd-apply.environment"]],
     [{ node: { labels: { a: "b" } } }, ["node-server.stdin"]],
     [{ node: { httpsListenPort: 7443 } }, ["node-kubeconfig.stdin", "node-server.stdin"]],
     [{ network: { mtu: 1500 } }, ["network-apply.stdin"]],
-    [{ node: { clusterCidr: "10.99.0.0/16" } }, ["egress-apply.environment", "network-apply.stdin", "node-server.stdin"]],
+    [
+      { node: { clusterCidr: "10.99.0.0/16" } },
+      ["egress-apply.environment", "network-apply.stdin", "node-server.stdin"],
+    ],
     [{ sandbox: { memory: "2Gi" } }, ["sandbox-process.environment"]],
     [{ sandbox: { hostPorts: [5000] } }, ["sandbox-process.environment"]],
     [{ sandbox: { platform: "kvm" } }, ["quirks-ask.environment", "sandbox-process.environment"]],
     [{ pod: { args: ["-v"] } }, ["testpod-pod.spec"]],
     [{ egress: { enabled: false } }, ["egress", "egress-apply", "sandbox-process.environment"]],
     [{ addons: { coredns: { enabled: false } } }, ["coredns", "coredns-apply", "coredns-image"]],
-    [{ addons: { metricsServer: { enabled: false } } }, ["metrics-server", "metrics-server-apply", "metrics-server-image"]],
+    [
+      { addons: { metricsServer: { enabled: false } } },
+      ["metrics-server", "metrics-server-apply", "metrics-server-image"],
+    ],
     [{ addons: { coredns: { image: "example.test/coredns:1" } } }, ["coredns-apply.stdin", "coredns-image"]],
     [{ addons: { localStorage: { enabled: false } } }, ["node-server.stdin"]],
     [{ node: { clusterDomain: "example.test" } }, ["coredns-apply.stdin", "node-server.stdin"]],
     [{ pod: { enabled: false } }, ["testpod", "testpod-logs", "testpod-pod", "testpod-provider"]],
-    [{ runtime: { rules: [{ dropNamespace: "cgroup" }] } }, ["containerd-apply.stdin", "runtime-check.environment", "runtime-check.stdin"]],
+    [
+      { runtime: { rules: [{ dropNamespace: "cgroup" }] } },
+      ["containerd-apply.stdin", "runtime-check.environment", "runtime-check.stdin"],
+    ],
   ])("%j", async (options, expected) => {
     expect(differences(plain, await graph(options))).toEqual(expected);
   });
@@ -244,7 +336,20 @@ describe("an update touches only what an option is about", () => {
     writeFileSync(record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime, revision: "" }));
     const next = await graph();
     rmSync(record);
-    expect(differences(plain, next)).toEqual(["containerd-apply", "coredns-apply", "egress-apply", "facade-apply", "metrics-server-apply", "network-apply", "node-server", "proxy-apply", "runtime-check", "sandbox-process"].map((name) => `${name}.environment`));
+    expect(differences(plain, next)).toEqual(
+      [
+        "containerd-apply",
+        "coredns-apply",
+        "egress-apply",
+        "facade-apply",
+        "metrics-server-apply",
+        "network-apply",
+        "node-server",
+        "proxy-apply",
+        "runtime-check",
+        "sandbox-process",
+      ].map((name) => `${name}.environment`),
+    );
     expect(next["sandbox-process"]!.inputs.environment).toMatchObject({ SANDBOX_INCARNATION: "5" });
   });
 });
@@ -254,10 +359,21 @@ describe("an option changes the graph", () => {
     // A runc of a fixed content, so that its path in the golden file is fixed too.
     const runc = join(home, "runc");
     writeFileSync(runc, "a runc");
-    const ruled = await graph({ runtime: { path: runc, rules: [{ dropNamespace: "cgroup" }, { dropMaskedPath: "/proc/kcore" }, { set: "process.noNewPrivileges", value: false }] } });
+    const ruled = await graph({
+      runtime: {
+        path: runc,
+        rules: [
+          { dropNamespace: "cgroup" },
+          { dropMaskedPath: "/proc/kcore" },
+          { set: "process.noNewPrivileges", value: false },
+        ],
+      },
+    });
     await expect(ruled["runtime-check"]!.inputs.stdin).toMatchFileSnapshot("golden/rules.json");
     expect(plain["runtime-check"]!.inputs.stdin).toBe("");
-    expect(ruled["containerd-apply"]!.inputs.stdin).toMatch(/BinaryName = "\/opt\/gvisor-k3s\/runc-wrapper-[0-9a-f]{12}\/runc-wrapper"/);
+    expect(ruled["containerd-apply"]!.inputs.stdin).toMatch(
+      /BinaryName = "\/opt\/gvisor-k3s\/runc-wrapper-[0-9a-f]{12}\/runc-wrapper"/,
+    );
   });
 
   it("k3s is downloaded beside the sandbox, and runs in the embedded server's place with its own addons off", async () => {
@@ -265,33 +381,78 @@ describe("an option changes the graph", () => {
     expect(k3s["node-download"]!.inputs.create).toBe("k3s");
     expect([...awaited(k3s, "node-download")]).toEqual([]);
     expect(awaited(k3s, "node-server")).toContain("node-download");
-    expect(JSON.parse((k3s["node-server"]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS)).toMatchObject({ distribution: "k3s", server: expect.stringMatching(/^\/opt\/gvisor-k3s\/k3s-v1\.36\.4\+k3s1-\w+\/k3s$/), kubectl: expect.stringMatching(/gvisor-k3s-node$/) });
-    expect(k3s["node-server"]!.inputs.stdin).toContain("disable:\n  - coredns\n  - metrics-server\n  - servicelb\n  - traefik\n");
-    expect(Object.keys(await graph({ distribution: "k3s", k3s: { path: process.execPath } }))).not.toContain("node-download");
+    expect(JSON.parse((k3s["node-server"]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS)).toMatchObject({
+      distribution: "k3s",
+      server: expect.stringMatching(/^\/opt\/gvisor-k3s\/k3s-v1\.36\.4\+k3s1-\w+\/k3s$/),
+      kubectl: expect.stringMatching(/gvisor-k3s-node$/),
+    });
+    expect(k3s["node-server"]!.inputs.stdin).toContain(
+      "disable:\n  - coredns\n  - metrics-server\n  - servicelb\n  - traefik\n",
+    );
+    expect(Object.keys(await graph({ distribution: "k3s", k3s: { path: process.execPath } }))).not.toContain(
+      "node-download",
+    );
   });
 
   it("on a machine that is a sandbox itself no step has a runsc, and there is no egress", async () => {
     const inside = await graph({ target: "inside" });
     expect(inside["sandbox-process"]!.inputs).toMatchObject({ create: "inside", delete: "inside-remove" });
     expect(JSON.stringify(inside)).not.toContain("runsc-");
-    expect(Object.keys(plain).filter((name) => !(name in inside)).sort()).toEqual(["egress", "egress-apply"]);
+    expect(
+      Object.keys(plain)
+        .filter((name) => !(name in inside))
+        .sort(),
+    ).toEqual(["egress", "egress-apply"]);
   });
 
   it("on another machine every step is run there, but the builds, the images and the way to the API server", async () => {
     const key = join(home, "key");
     writeFileSync(key, "a very private key");
-    const there = await graph({ target: "ssh", ssh: { host: "machine.example", privateKey: key, knownHosts: "/dev/null", user: "ops" } });
-    const kinds = Object.groupBy(Object.keys(there).filter((name) => there[name]!.type.startsWith("command:")), (name) => there[name]!.type.split(":")[1]!);
-    expect(kinds.local!.sort()).toEqual(["containerd-build", "coredns-image", "images-build", "images-import", "metrics-server-image", "node-build", "node-tunnel", "runc-build", "sandbox-build", "testpod-logs"]);
-    expect(kinds.remote!.sort()).toEqual(["containerd-apply", "containerd-registries", "coredns-apply", "facade-apply", "metrics-server-apply", "network-apply", "node-kubeconfig", "node-server", "proxy-apply", "quirks-ask", "runtime-check", "sandbox-process"]);
+    const there = await graph({
+      target: "ssh",
+      ssh: { host: "machine.example", privateKey: key, knownHosts: "/dev/null", user: "ops" },
+    });
+    const kinds = Object.groupBy(
+      Object.keys(there).filter((name) => there[name]!.type.startsWith("command:")),
+      (name) => there[name]!.type.split(":")[1]!,
+    );
+    expect(kinds.local!.sort()).toEqual([
+      "containerd-build",
+      "coredns-image",
+      "images-build",
+      "images-import",
+      "metrics-server-image",
+      "node-build",
+      "node-tunnel",
+      "runc-build",
+      "sandbox-build",
+      "testpod-logs",
+    ]);
+    expect(kinds.remote!.sort()).toEqual([
+      "containerd-apply",
+      "containerd-registries",
+      "coredns-apply",
+      "facade-apply",
+      "metrics-server-apply",
+      "network-apply",
+      "node-kubeconfig",
+      "node-server",
+      "proxy-apply",
+      "quirks-ask",
+      "runtime-check",
+      "sandbox-process",
+    ]);
     expect(there["sandbox-process"]!.inputs).toMatchObject({
       create: "sudo -n /var/lib/gvisor-k3s/cache/runner/run inside",
-      delete: "test ! -e /var/lib/gvisor-k3s/cache/runner || sudo -n /var/lib/gvisor-k3s/cache/runner/run inside-remove",
+      delete:
+        "test ! -e /var/lib/gvisor-k3s/cache/runner || sudo -n /var/lib/gvisor-k3s/cache/runner/run inside-remove",
       triggers: ["graph", "/var/lib/gvisor-k3s", expect.any(String), "node", "ssh", "machine.example", "22"],
     });
     expect(there["sandbox-build"]!.inputs.delete, "what was copied goes last").toBe("build-remove");
     expect(awaited(there, "sandbox-process")).toContain("sandbox-build");
-    expect([...awaited(there, "testpod-pod")]).toEqual(expect.arrayContaining(["node-tunnel", "images-import", "network-apply"]));
+    expect([...awaited(there, "testpod-pod")]).toEqual(
+      expect.arrayContaining(["node-tunnel", "images-import", "network-apply"]),
+    );
     // The key is a secret as part of the connection, and is nowhere else.
     const secret = "4dabf18193072939515e22adb298388d";
     const rest = Object.values(there).map(({ inputs: { connection, ...others } }) => {
@@ -305,7 +466,11 @@ describe("an option changes the graph", () => {
 
   it("a control plane alone has nothing that runs containers", async () => {
     const alone = await graph({ mode: "control-plane" });
-    expect(Object.keys(alone).filter((name) => alone[name]!.type.startsWith("command:")).sort()).toEqual(["node-build", "node-kubeconfig", "node-server", "quirks-ask", "sandbox-build", "sandbox-process"]);
+    expect(
+      Object.keys(alone)
+        .filter((name) => alone[name]!.type.startsWith("command:"))
+        .sort(),
+    ).toEqual(["node-build", "node-kubeconfig", "node-server", "quirks-ask", "sandbox-build", "sandbox-process"]);
     expect(alone["node-server"]!.inputs.stdin).toContain("disable-agent: true");
   });
 
@@ -316,7 +481,10 @@ describe("an option changes the graph", () => {
     expect(Object.keys(other).filter((name) => name.startsWith("runc"))).toEqual([]);
     expect(other["containerd-apply"]!.inputs.stdin).toMatch(/BinaryName = "\/opt\/gvisor-k3s\/runc-wrapper-/);
     const { runtime, rules } = JSON.parse(other["runtime-check"]!.inputs.stdin as string);
-    expect(runtime).toEqual([expect.stringMatching(/^\/opt\/gvisor-k3s\/own-crun-[0-9a-f]{12}\/crun$/), "--cgroup-manager=disabled"]);
+    expect(runtime).toEqual([
+      expect.stringMatching(/^\/opt\/gvisor-k3s\/own-crun-[0-9a-f]{12}\/crun$/),
+      "--cgroup-manager=disabled",
+    ]);
     expect(rules).toEqual([{ set: "ociVersion", value: "1.0.2" }]);
   });
 
@@ -326,7 +494,10 @@ describe("an option changes the graph", () => {
   });
 
   it.each<[string[], string[]]>([
-    [["setns-exec", "cap-last-cap"], ["containerd-apply.stdin", "runc-build.environment", "runtime-check.environment"]],
+    [
+      ["setns-exec", "cap-last-cap"],
+      ["containerd-apply.stdin", "runc-build.environment", "runtime-check.environment"],
+    ],
     [["cgroup-namespace"], ["containerd-apply.stdin", "runtime-check.environment", "runtime-check.stdin"]],
     [["overlay-upper"], ["containerd-apply.stdin"]],
     [["dev-kmsg"], ["facade-apply.environment"]],
@@ -336,7 +507,9 @@ describe("an option changes the graph", () => {
   });
 
   it("without the test pod there is none", async () => {
-    expect(Object.keys(await graph({ pod: { enabled: false } })).filter((name) => name.startsWith("testpod"))).toEqual([]);
+    expect(Object.keys(await graph({ pod: { enabled: false } })).filter((name) => name.startsWith("testpod"))).toEqual(
+      [],
+    );
   });
 
   it("a manifest of the user's is applied when what its pods need is there, and one with a Secret is a secret", async () => {
@@ -344,11 +517,20 @@ describe("an option changes the graph", () => {
     writeFileSync(plainFile, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n");
     writeFileSync(secretFile, "apiVersion: v1\nkind: Secret\nmetadata: {name: b}\nstringData: {key: very-secret}\n");
     const more = await graph({ manifests: [plainFile, secretFile] });
-    expect(more["manifest-app-apply"]).toMatchObject({ parent: "manifest-app", inputs: { stdin: expect.stringContaining("kind: ConfigMap") } });
-    expect([...awaited(more, "manifest-app-apply")]).toEqual(expect.arrayContaining(["network-apply", "images-import", "proxy-apply"]));
-    expect(more["manifest-keys-apply"]!.inputs.stdin).toMatchObject({ "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270" });
+    expect(more["manifest-app-apply"]).toMatchObject({
+      parent: "manifest-app",
+      inputs: { stdin: expect.stringContaining("kind: ConfigMap") },
+    });
+    expect([...awaited(more, "manifest-app-apply")]).toEqual(
+      expect.arrayContaining(["network-apply", "images-import", "proxy-apply"]),
+    );
+    expect(more["manifest-keys-apply"]!.inputs.stdin).toMatchObject({
+      "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270",
+    });
     const alone = await graph({ mode: "control-plane", manifests: [plainFile] });
-    expect(JSON.parse((alone["manifest-app-apply"]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS)).toMatchObject({ manifest: "app", pods: false });
+    expect(
+      JSON.parse((alone["manifest-app-apply"]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS),
+    ).toMatchObject({ manifest: "app", pods: false });
   });
 
   it("programs of the user's are taken in place of those that are built", async () => {
@@ -357,19 +539,33 @@ describe("an option changes the graph", () => {
       return join(home, name);
     });
     const own = await graph({ sandbox: { runsc }, containerd: { containerd, shim } });
-    const params = (name: string) => JSON.parse((own[name]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS) as Record<string, unknown>;
+    const params = (name: string) =>
+      JSON.parse((own[name]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS) as Record<string, unknown>;
     expect(params("sandbox-build")).toEqual({ artifacts: [{ name: "init" }, { name: "egress" }], own: [] });
     expect(params("sandbox-process")).toMatchObject({ runsc, runscDigest: fileDigest(runsc!) });
     // What stays of the built one is ctr.
-    expect(params("containerd-build")).toEqual({ artifacts: [{ name: "containerd" }, { name: "cni" }], own: [{ source: containerd, name: "containerd" }, { source: shim, name: "containerd-shim-runc-v2" }] });
-    expect(params("containerd-apply")).toMatchObject({ shim: expect.stringMatching(/^\/opt\/gvisor-k3s\/own-containerd-shim-runc-v2-[0-9a-f]{12}\/containerd-shim-runc-v2$/) });
+    expect(params("containerd-build")).toEqual({
+      artifacts: [{ name: "containerd" }, { name: "cni" }],
+      own: [
+        { source: containerd, name: "containerd" },
+        { source: shim, name: "containerd-shim-runc-v2" },
+      ],
+    });
+    expect(params("containerd-apply")).toMatchObject({
+      shim: expect.stringMatching(
+        /^\/opt\/gvisor-k3s\/own-containerd-shim-runc-v2-[0-9a-f]{12}\/containerd-shim-runc-v2$/,
+      ),
+    });
   });
 });
 
 describe("what is wrong stops the program before it registers anything", () => {
   it("in the options", async () => {
     const refused = await program({ network: { mtu: 1 } }).catch((error: unknown) => error);
-    expect(refused).toMatchObject({ message: expect.stringContaining("network.mtu = 1: a whole number from 1280 to 65521 is allowed"), registered: [] });
+    expect(refused).toMatchObject({
+      message: expect.stringContaining("network.mtu = 1: a whole number from 1280 to 65521 is allowed"),
+      registered: [],
+    });
     // Of any other error Pulumi prints also where it was thrown.
     expect(pulumi.RunError.isInstance(refused)).toBe(true);
   });
@@ -378,7 +574,12 @@ describe("what is wrong stops the program before it registers anything", () => {
     vi.mocked(preflight).mockImplementationOnce(() => {
       throw new Error("not on this machine");
     });
-    await expect(program({ network: { mtu: 1500 } })).rejects.toMatchObject({ message: "not on this machine", registered: [] });
-    expect(preflight).toHaveBeenLastCalledWith(expect.objectContaining({ name: "graph", network: { bridge: "cni0", mtu: 1500 } }));
+    await expect(program({ network: { mtu: 1500 } })).rejects.toMatchObject({
+      message: "not on this machine",
+      registered: [],
+    });
+    expect(preflight).toHaveBeenLastCalledWith(
+      expect.objectContaining({ name: "graph", network: { bridge: "cni0", mtu: 1500 } }),
+    );
   });
 });

@@ -1,6 +1,15 @@
 /** The download of a k3s release, from a server on loopback. */
 import { createHash, randomBytes } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -32,7 +41,13 @@ beforeAll(async () => {
     if (file === undefined) response.writeHead(404).end();
     else if (request.url!.endsWith(`/${binary}`) && answer?.(response, from)) return;
     else if (from >= file.length) response.writeHead(416).end();
-    else response.writeHead(from > 0 ? 206 : 200, { "content-length": file.length - from, ...(from > 0 ? { "content-range": `bytes ${from}-${file.length - 1}/${file.length}` } : {}) }).end(file.slice(from));
+    else
+      response
+        .writeHead(from > 0 ? 206 : 200, {
+          "content-length": file.length - from,
+          ...(from > 0 ? { "content-range": `bytes ${from}-${file.length - 1}/${file.length}` } : {}),
+        })
+        .end(file.slice(from));
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   mirror = `http://127.0.0.1:${(server.address() as AddressInfo).port}/releases`;
@@ -63,7 +78,10 @@ describe("a release", () => {
     expect(folder).toBe(k3sFolder({ version }));
     expect(readFileSync(join(folder, "k3s")).equals(content)).toBe(true);
     expect(statSync(join(folder, "k3s")).mode & 0o777).toBe(0o755);
-    expect(requests.map(({ url }) => url)).toEqual([`/releases/v1.36.4%2Bk3s1/${sums}`, `/releases/v1.36.4%2Bk3s1/${binary}`]);
+    expect(requests.map(({ url }) => url)).toEqual([
+      `/releases/v1.36.4%2Bk3s1/${sums}`,
+      `/releases/v1.36.4%2Bk3s1/${binary}`,
+    ]);
     expect(readdirSync(join(cache, "downloads"))).toEqual([]);
     await bring();
     expect(requests).toHaveLength(2);
@@ -117,9 +135,13 @@ describe("a release", () => {
     expect(requests).toEqual([]);
     rmSync(k3sFolder({ version }), { recursive: true });
     writeFileSync(join(airgap, binary), "another program");
-    await expect(bring({ airgap })).rejects.toThrow(`${join(airgap, binary)} is not what ${sums} says: its SHA-256 is ${sha256("another program")}, and ${sha256(content)} is expected`);
+    await expect(bring({ airgap })).rejects.toThrow(
+      `${join(airgap, binary)} is not what ${sums} says: its SHA-256 is ${sha256("another program")}, and ${sha256(content)} is expected`,
+    );
     rmSync(join(airgap, binary));
-    await expect(bring({ airgap })).rejects.toThrow(`${airgap} lacks ${binary} or ${sums} of ${version}; the folder of the option k3s.airgap must hold both`);
+    await expect(bring({ airgap })).rejects.toThrow(
+      `${airgap} lacks ${binary} or ${sums} of ${version}; the folder of the option k3s.airgap must hold both`,
+    );
     nothingMade();
   });
 });
@@ -127,7 +149,9 @@ describe("a release", () => {
 describe("what is wrong is told, and nothing is made", () => {
   it("a file that is not what the list says, which is deleted, so that the next try can succeed", async () => {
     files[binary] = Buffer.concat([content.subarray(0, -1), Buffer.from([content.at(-1)! ^ 1])]); // whatever the last byte is
-    await expect(bring()).rejects.toThrow(/is not what sha256sum-\w+\.txt says: its SHA-256 is [0-9a-f]{64}, and [0-9a-f]{64} is expected; it was deleted/);
+    await expect(bring()).rejects.toThrow(
+      /is not what sha256sum-\w+\.txt says: its SHA-256 is [0-9a-f]{64}, and [0-9a-f]{64} is expected; it was deleted/,
+    );
     nothingMade();
     files[binary] = content;
     await bring();
@@ -135,7 +159,10 @@ describe("what is wrong is told, and nothing is made", () => {
 
   it("a file that ends too early, again and again", async () => {
     answer = (response, from) => {
-      response.writeHead(from > 0 ? 206 : 200, { "content-length": content.length - from, ...(from > 0 ? { "content-range": `bytes ${from}-${content.length - 1}/${content.length}` } : {}) });
+      response.writeHead(from > 0 ? 206 : 200, {
+        "content-length": content.length - from,
+        ...(from > 0 ? { "content-range": `bytes ${from}-${content.length - 1}/${content.length}` } : {}),
+      });
       response.write(content.subarray(from, from + 1000), () => response.destroy());
       return true;
     };
@@ -145,13 +172,17 @@ describe("what is wrong is told, and nothing is made", () => {
 
   it("no such release", async () => {
     files = {};
-    await expect(bring()).rejects.toThrow(/sha256sum-\w+\.txt cannot be downloaded \(curl: \(22\) .* 404\); there is no such file: see .*releases, and set k3s\.version/);
+    await expect(bring()).rejects.toThrow(
+      /sha256sum-\w+\.txt cannot be downloaded \(curl: \(22\) .* 404\); there is no such file: see .*releases, and set k3s\.version/,
+    );
     nothingMade();
   });
 
   it("a list without the binary", async () => {
     files[sums] = `${sha256("images")}  k3s-airgap-images.tar\n`;
-    await expect(bring()).rejects.toThrow(`${sums} has no SHA-256 of ${binary}; give the address of a complete release of ${version}`);
+    await expect(bring()).rejects.toThrow(
+      `${sums} has no SHA-256 of ${binary}; give the address of a complete release of ${version}`,
+    );
     nothingMade();
   });
 });

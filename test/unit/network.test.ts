@@ -29,17 +29,37 @@ describe("parseNetwork", () => {
     );
   });
 
-  it.each(["", "10.0.0.0", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/08", "10.0.0.0/8.0", "10.0.0.0/ 8", "10.0.0/8", "010.0.0.0/8", "256.0.0.0/8", "fd00::/8", "10.0.0.0/8/8", "/8"])(
-    "refuses %j",
-    (text) => expect(parseNetwork(text)).toBeUndefined(),
-  );
+  it.each([
+    "",
+    "10.0.0.0",
+    "10.0.0.0/",
+    "10.0.0.0/33",
+    "10.0.0.0/-1",
+    "10.0.0.0/08",
+    "10.0.0.0/8.0",
+    "10.0.0.0/ 8",
+    "10.0.0/8",
+    "010.0.0.0/8",
+    "256.0.0.0/8",
+    "fd00::/8",
+    "10.0.0.0/8/8",
+    "/8",
+  ])("refuses %j", (text) => expect(parseNetwork(text)).toBeUndefined());
 
   it("takes no text for a network that is not an address, a slash and a number", () => {
     fc.assert(
-      fc.property(fc.oneof(fc.string(), fc.tuple(fc.ipV4(), fc.string()).map((parts) => parts.join("/")), fc.ipV4Extended()), (text) => {
-        const [address = "", prefix = ""] = text.split("/");
-        if (parseNetwork(text) !== undefined) expect([isIPv4(address), String(Number(prefix))]).toEqual([true, prefix]);
-      }),
+      fc.property(
+        fc.oneof(
+          fc.string(),
+          fc.tuple(fc.ipV4(), fc.string()).map((parts) => parts.join("/")),
+          fc.ipV4Extended(),
+        ),
+        (text) => {
+          const [address = "", prefix = ""] = text.split("/");
+          if (parseNetwork(text) !== undefined)
+            expect([isIPv4(address), String(Number(prefix))]).toEqual([true, prefix]);
+        },
+      ),
     );
   });
 });
@@ -49,25 +69,33 @@ describe("addresses", () => {
     fc.assert(
       fc.property(networks, fc.double({ min: 0, max: 1, noNaN: true, maxExcluded: true }), (network, where) => {
         const inside = Math.floor(where * network.size);
-        expect([0, inside, network.size - 1].map((offset) => contains(network, addressAt(network, offset)))).toEqual([true, true, true]);
+        expect([0, inside, network.size - 1].map((offset) => contains(network, addressAt(network, offset)))).toEqual([
+          true,
+          true,
+          true,
+        ]);
         if (network.first > 0) expect(contains(network, dotted(network.first - 1))).toBe(false);
-        if (network.first + network.size < 2 ** 32) expect(contains(network, dotted(network.first + network.size))).toBe(false);
+        if (network.first + network.size < 2 ** 32)
+          expect(contains(network, dotted(network.first + network.size))).toBe(false);
       }),
     );
   });
 
   it("of another kind lie in no network", () => {
-    for (const text of ["", "host", "::ffff:10.0.0.1", "10.0.0"]) expect(contains(parseNetwork("0.0.0.0/0")!, text)).toBe(false);
+    for (const text of ["", "host", "::ffff:10.0.0.1", "10.0.0"])
+      expect(contains(parseNetwork("0.0.0.0/0")!, text)).toBe(false);
   });
 });
 
 describe("two networks", () => {
   it("overlap exactly when one holds the other's first address, whichever is asked", () => {
     // Random networks hardly ever meet; one that is made around or within the other does, and so does its neighbour not.
-    const pairs = fc.tuple(addresses, fc.integer({ min: 1, max: 32 }), fc.integer({ min: 1, max: 32 }), fc.boolean()).map(([address, a, b, flip]) => {
-      const other = flip ? (address + 2 ** (32 - a)) % 2 ** 32 : address;
-      return [parseNetwork(cidrOf(address, a))!, parseNetwork(cidrOf(other, b))!] as const;
-    });
+    const pairs = fc
+      .tuple(addresses, fc.integer({ min: 1, max: 32 }), fc.integer({ min: 1, max: 32 }), fc.boolean())
+      .map(([address, a, b, flip]) => {
+        const other = flip ? (address + 2 ** (32 - a)) % 2 ** 32 : address;
+        return [parseNetwork(cidrOf(address, a))!, parseNetwork(cidrOf(other, b))!] as const;
+      });
     fc.assert(
       fc.property(fc.oneof(pairs, fc.tuple(networks, networks)), ([a, b]) => {
         const held = contains(a, addressAt(b, 0)) || contains(b, addressAt(a, 0));

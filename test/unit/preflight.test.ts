@@ -14,14 +14,20 @@ vi.mock("node:fs", async (original) => {
   const real = await original<typeof import("node:fs")>();
   return { ...real, accessSync: vi.fn(real.accessSync) };
 });
-vi.mock("node:os", async (original) => ({ ...(await original<typeof import("node:os")>()), networkInterfaces: vi.fn() }));
+vi.mock("node:os", async (original) => ({
+  ...(await original<typeof import("node:os")>()),
+  networkInterfaces: vi.fn(),
+}));
 
 const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-preflight-"));
 const name = "preflight"; // no sandbox of this name is on the machine
 
 /** The host's links, each with the addresses that it has. */
 function hostHas(links: Record<string, string[]>): void {
-  const taken = Object.entries(links).map(([device, cidrs]) => [device, cidrs.map((cidr) => ({ cidr }) as NetworkInterfaceInfo)]);
+  const taken = Object.entries(links).map(([device, cidrs]) => [
+    device,
+    cidrs.map((cidr) => ({ cidr }) as NetworkInterfaceInfo),
+  ]);
   vi.mocked(networkInterfaces).mockReturnValue(Object.fromEntries(taken));
 }
 
@@ -91,40 +97,56 @@ describe("a runtime", () => {
 
   it("of another architecture is refused", () => {
     const [path, name] = [elf("runc-other", other!), arch() === "x64" ? "arm64" : "x64"];
-    expect(refusal({ runtime: { path } })).toEqual([`  - runtime.path = "${path}": it is built for ${name}, and this machine is ${arch()}; give one for ${arch()}`]);
+    expect(refusal({ runtime: { path } })).toEqual([
+      `  - runtime.path = "${path}": it is built for ${name}, and this machine is ${arch()}; give one for ${arch()}`,
+    ]);
     const strange = elf("runc-strange", 243);
-    expect(refusal({ runtime: { path: strange } })).toEqual([`  - runtime.path = "${strange}": it is built for machine 243, and this machine is ${arch()}; give one for ${arch()}`]);
+    expect(refusal({ runtime: { path: strange } })).toEqual([
+      `  - runtime.path = "${strange}": it is built for machine 243, and this machine is ${arch()}; give one for ${arch()}`,
+    ]);
   });
 
   it("that needs libraries is refused, but for crun", () => {
     const path = elf("runc-dynamic", mine!, "/lib/ld.so");
-    expect(refusal({ runtime: { path } })).toEqual([`  - runtime.path = "${path}": it is linked with shared libraries, which the sandbox does not have; give a static one`]);
+    expect(refusal({ runtime: { path } })).toEqual([
+      `  - runtime.path = "${path}": it is linked with shared libraries, which the sandbox does not have; give a static one`,
+    ]);
   });
 
   it("that is not installed is named with where to get it", () => {
     vi.mocked(accessSync).mockImplementationOnce(() => {
       throw new Error("ENOENT");
     });
-    expect(refusal({ runtime: { name: "crun" } })).toEqual(['  - runtime.name = "crun": there is no /usr/bin/crun; install it (Debian: apt-get install crun), or give the path of another one with runtime.path']);
+    expect(refusal({ runtime: { name: "crun" } })).toEqual([
+      '  - runtime.name = "crun": there is no /usr/bin/crun; install it (Debian: apt-get install crun), or give the path of another one with runtime.path',
+    ]);
   });
 });
 
 it("who is not root is told so", () => {
   vi.spyOn(process, "getuid").mockReturnValue(1000);
-  expect(refusal()).toEqual(["  - user = 1000: root is needed to make network namespaces and sandboxes; run it with sudo"]);
+  expect(refusal()).toEqual([
+    "  - user = 1000: root is needed to make network namespaces and sandboxes; run it with sudo",
+  ]);
 });
 
 describe("a program", () => {
   it.each(["sandbox.runsc", "runtime.path"])("%s that is not there or cannot be executed is refused", (option) => {
     const [group, key] = option.split(".") as ["sandbox", "runsc"];
     for (const path of ["/nowhere/program", folder, file("not-executable", "#!/bin/sh\n")]) {
-      expect(refusal({ [group]: { [key]: path } })).toEqual([`  - ${option} = "${path}": there is no such program; give the path of an executable file, or leave the option out`]);
+      expect(refusal({ [group]: { [key]: path } })).toEqual([
+        `  - ${option} = "${path}": there is no such program; give the path of an executable file, or leave the option out`,
+      ]);
     }
   });
 
   it("that is not runsc, or fails to say so, is refused as runsc", () => {
-    const refused = "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out";
-    for (const path of [program("other", "runc version 1.3.0"), file("failing", "#!/bin/sh\necho runsc version 1; exit 1\n", 0o755)]) {
+    const refused =
+      "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out";
+    for (const path of [
+      program("other", "runc version 1.3.0"),
+      file("failing", "#!/bin/sh\necho runsc version 1; exit 1\n", 0o755),
+    ]) {
       expect(refusal({ sandbox: { runsc: path } })).toEqual([`  - sandbox.runsc = "${path}": ${refused}`]);
     }
     expect(refusal({ sandbox: { runsc: program("runsc", "runsc version release-20260101.0") } })).toEqual([]);
@@ -132,41 +154,89 @@ describe("a program", () => {
 });
 
 describe("containerd and its shim", () => {
-  const set = (containerd: string, shim: string) => ({ containerd: program("containerd", containerd), shim: program("shim", shim) });
+  const set = (containerd: string, shim: string) => ({
+    containerd: program("containerd", containerd),
+    shim: program("shim", shim),
+  });
 
   it.each([
-    ["the same", "containerd github.com/containerd/containerd/v2 v2.1.4 abc", "containerd-shim-runc-v2:\n  Version:  v2.1.4", undefined],
-    ["the same, one without the v", "containerd github.com/containerd/containerd/v2 2.1.4", "  Version:  v2.1.4", undefined],
-    ["a shim of containerd 1.7", "containerd github.com/containerd/containerd/v2 v2.1.4 abc", "  Version:  v1.7.27", "the shim is 1.7.27 and containerd (DIR/containerd) is 2.1.4: they must be of one version"],
-    ["a release candidate's shim", "containerd github.com/containerd/containerd/v2 v2.1.4 abc", "  Version:  v2.1.4-rc.1", "the shim is 2.1.4-rc.1 and containerd (DIR/containerd) is 2.1.4: they must be of one version"],
-    ["a shim that does not tell", "containerd github.com/containerd/containerd/v2 v2.1.4 abc", "?", "the shim is of no known version and containerd (DIR/containerd) is 2.1.4: they must be of one version"],
+    [
+      "the same",
+      "containerd github.com/containerd/containerd/v2 v2.1.4 abc",
+      "containerd-shim-runc-v2:\n  Version:  v2.1.4",
+      undefined,
+    ],
+    [
+      "the same, one without the v",
+      "containerd github.com/containerd/containerd/v2 2.1.4",
+      "  Version:  v2.1.4",
+      undefined,
+    ],
+    [
+      "a shim of containerd 1.7",
+      "containerd github.com/containerd/containerd/v2 v2.1.4 abc",
+      "  Version:  v1.7.27",
+      "the shim is 1.7.27 and containerd (DIR/containerd) is 2.1.4: they must be of one version",
+    ],
+    [
+      "a release candidate's shim",
+      "containerd github.com/containerd/containerd/v2 v2.1.4 abc",
+      "  Version:  v2.1.4-rc.1",
+      "the shim is 2.1.4-rc.1 and containerd (DIR/containerd) is 2.1.4: they must be of one version",
+    ],
+    [
+      "a shim that does not tell",
+      "containerd github.com/containerd/containerd/v2 v2.1.4 abc",
+      "?",
+      "the shim is of no known version and containerd (DIR/containerd) is 2.1.4: they must be of one version",
+    ],
   ])("%s", (_, containerd, shim, message) => {
-    expect(refusal({ containerd: set(containerd, shim) })).toEqual(message ? [`  - containerd.shim = "${folder}/shim": ${message.replace("DIR", folder)}`] : []);
+    expect(refusal({ containerd: set(containerd, shim) })).toEqual(
+      message ? [`  - containerd.shim = "${folder}/shim": ${message.replace("DIR", folder)}`] : [],
+    );
   });
 
   it("are each refused when they are not there", () => {
     expect(refusal({ containerd: { containerd: "/nowhere/containerd", shim: "/nowhere/shim" } })).toEqual(
-      ["containerd", "shim"].map((key) => `  - containerd.${key} = "/nowhere/${key}": there is no such program; give the path of an executable file, or leave the option out`),
+      ["containerd", "shim"].map(
+        (key) =>
+          `  - containerd.${key} = "/nowhere/${key}": there is no such program; give the path of an executable file, or leave the option out`,
+      ),
     );
   });
 });
 
 it("a patch that is not there is refused with those that are", () => {
   const known = knownPatches("runc");
-  expect(refusal({ runtime: { patches: [...known, "no-such"] } })).toEqual([`  - runtime.patches = "no-such": there is no such patch; there are: ${known.join(", ") || "none"}`]);
+  expect(refusal({ runtime: { patches: [...known, "no-such"] } })).toEqual([
+    `  - runtime.patches = "no-such": there is no such patch; there are: ${known.join(", ") || "none"}`,
+  ]);
 });
 
 describe("an archive", () => {
-  const none = "it is a tar archive but none of an image: it has neither index.json nor manifest.json; give one that `docker save` or an OCI tool wrote";
-  const broken = /^ {2}- images = ".*": it is no tar archive, or a broken one \(.+\); give one that `docker save` or an OCI tool wrote$/;
+  const none =
+    "it is a tar archive but none of an image: it has neither index.json nor manifest.json; give one that `docker save` or an OCI tool wrote";
+  const broken =
+    /^ {2}- images = ".*": it is no tar archive, or a broken one \(.+\); give one that `docker save` or an OCI tool wrote$/;
 
   it("of an image is taken, whichever tool wrote it", () => {
-    expect(refusal({ images: [archive("oci.tar", ["oci-layout", "index.json", "blobs/x"]), archive("docker.tar", ["manifest.json"]), archive("dotted.tar", ["./index.json"])] })).toEqual([]);
+    expect(
+      refusal({
+        images: [
+          archive("oci.tar", ["oci-layout", "index.json", "blobs/x"]),
+          archive("docker.tar", ["manifest.json"]),
+          archive("dotted.tar", ["./index.json"]),
+        ],
+      }),
+    ).toEqual([]);
   });
 
   it("that is not there, or of something else, is refused by its path", () => {
     const other = archive("other.tar", ["notes.txt", "folder/index.json"]);
-    expect(refusal({ images: ["/nowhere.tar", other] })).toEqual(['  - images = "/nowhere.tar": there is no such file', `  - images = "${other}": ${none}`]);
+    expect(refusal({ images: ["/nowhere.tar", other] })).toEqual([
+      '  - images = "/nowhere.tar": there is no such file',
+      `  - images = "${other}": ${none}`,
+    ]);
   });
 
   it.each([
@@ -181,18 +251,28 @@ describe("an archive", () => {
 });
 
 it("a manifest that is not there, no YAML, or of something else is refused by its path and document", () => {
-  const good = file("good.yaml", "# nothing yet\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: v1\nkind: List\nitems: []\n");
-  const [broken, other] = [file("broken.yaml", "a: [\n"), file("other.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\nkind: ConfigMap\n")];
+  const good = file(
+    "good.yaml",
+    "# nothing yet\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: v1\nkind: List\nitems: []\n",
+  );
+  const [broken, other] = [
+    file("broken.yaml", "a: [\n"),
+    file("other.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\nkind: ConfigMap\n"),
+  ];
   const lines = refusal({ manifests: [good, "/nowhere.yaml", broken, other] });
   expect(lines).toEqual([
     '  - manifests = "/nowhere.yaml": there is no such file',
-    expect.stringMatching(/^ {2}- manifests = ".*broken\.yaml": document 1 is no YAML: Flow sequence in block collection must be/),
+    expect.stringMatching(
+      /^ {2}- manifests = ".*broken\.yaml": document 1 is no YAML: Flow sequence in block collection must be/,
+    ),
     `  - manifests = "${other}": document 2 is no Kubernetes object: apiVersion, kind and metadata.name are needed`,
   ]);
 });
 
 describe("the sandbox's network", () => {
-  const taken = (device: string, cidr: string, subnet: string) => [`  - sandbox.subnet = "${subnet}": the host's ${device} has ${cidr}; choose a network that the host does not use`];
+  const taken = (device: string, cidr: string, subnet: string) => [
+    `  - sandbox.subnet = "${subnet}": the host's ${device} has ${cidr}; choose a network that the host does not use`,
+  ];
 
   it.each([
     ["within the host's", "192.168.1.128/30", "192.168.1.20/24"],
@@ -220,6 +300,16 @@ describe("the sandbox's network", () => {
 it("everything that is wrong is told at once", () => {
   vi.spyOn(process, "getuid").mockReturnValue(1000);
   hostHas({ eth0: ["192.168.1.20/24"] });
-  const lines = refusal({ sandbox: { subnet: "192.168.1.0/30", runsc: "/nowhere" }, runtime: { patches: ["no-such"] }, images: ["/nowhere.tar"] });
-  expect(lines.map((line) => line.match(/- (\S+) =/)?.[1])).toEqual(["user", "runtime.patches", "sandbox.runsc", "images", "sandbox.subnet"]);
+  const lines = refusal({
+    sandbox: { subnet: "192.168.1.0/30", runsc: "/nowhere" },
+    runtime: { patches: ["no-such"] },
+    images: ["/nowhere.tar"],
+  });
+  expect(lines.map((line) => line.match(/- (\S+) =/)?.[1])).toEqual([
+    "user",
+    "runtime.patches",
+    "sandbox.runsc",
+    "images",
+    "sandbox.subnet",
+  ]);
 });

@@ -2,7 +2,15 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { blockersAmong, patchesFor, probedQuirks, type QuirkId, quirk, quirks, whyNoNode } from "../../config/quirks.ts";
+import {
+  blockersAmong,
+  patchesFor,
+  probedQuirks,
+  type QuirkId,
+  quirk,
+  quirks,
+  whyNoNode,
+} from "../../config/quirks.ts";
 import { type Answer, ask, probes, quirksIn } from "../../steps/probe.ts";
 import { knownPatches } from "../../toolchain/artifacts.ts";
 
@@ -19,12 +27,16 @@ describe("the catalogue", () => {
   });
 
   it("names the source files of the facts that are in this project", () => {
-    for (const id of all) for (const [file] of quirk(id).source.matchAll(/docs\/\S+\.md/g)) expect(existsSync(join(import.meta.dirname, "../..", file)), file).toBe(true);
+    for (const id of all)
+      for (const [file] of quirk(id).source.matchAll(/docs\/\S+\.md/g))
+        expect(existsSync(join(import.meta.dirname, "../..", file)), file).toBe(true);
   });
 
   it("tells why a sandbox cannot run pods", () => {
     expect(blockersAmong(["setns-exec", "no-veth", "rshared"])).toEqual(["rshared", "no-veth"]);
-    expect(whyNoNode(["rshared"])).toBe(`rshared: the kubelet cannot run here ("kubelet: failed to make /var/lib/kubelet rshared: invalid argument"); who can change it: the sandbox's owner: a gVisor of 2025 or later`);
+    expect(whyNoNode(["rshared"])).toBe(
+      `rshared: the kubelet cannot run here ("kubelet: failed to make /var/lib/kubelet rshared: invalid argument"); who can change it: the sandbox's owner: a gVisor of 2025 or later`,
+    );
   });
 });
 
@@ -41,7 +53,9 @@ describe("the probes", () => {
       { id: "rshared" as const, command: ["can", "share-mounts"], milliseconds: 1500 },
       { id: "no-veth" as const, command: ["can", "link", "veth"], milliseconds: 1500 },
     ];
-    await expect(ask(questions, answering(questions.map(({ id }) => ({ id, yes: false, hung: true, reason: "signal: killed" }))))).rejects.toThrow(
+    await expect(
+      ask(questions, answering(questions.map(({ id }) => ({ id, yes: false, hung: true, reason: "signal: killed" })))),
+    ).rejects.toThrow(
       /^probe rshared gave no answer within 1\.5 s: can share-mounts\nprobe no-veth gave no answer within 1\.5 s: can link veth\ntry again .* the option `quirks`, which probes nothing$/,
     );
   });

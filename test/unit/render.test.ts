@@ -15,7 +15,14 @@ import { linkAddresses } from "../../steps/sandbox.ts";
 import { quirkLists, validConfigs } from "./arbitraries.ts";
 
 const files = { runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" };
-const specOf = ({ name, sandbox }: StackConfig) => sandboxSpec({ name, paths: sandboxPaths(name, "/home"), artifacts: "/artifacts", init: "/opt/init", limits: sandbox });
+const specOf = ({ name, sandbox }: StackConfig) =>
+  sandboxSpec({
+    name,
+    paths: sandboxPaths(name, "/home"),
+    artifacts: "/artifacts",
+    init: "/opt/init",
+    limits: sandbox,
+  });
 
 function render(config: StackConfig, found: QuirkId[]): string[] {
   const address = linkAddresses(config.sandbox.subnet).node;
@@ -40,30 +47,55 @@ describe("any valid configuration", () => {
 
   it("gives containerd the paths and options as they are", () => {
     fc.assert(
-      fc.property(configs, quirkLists, fc.record({ runtime: fc.string(), cniPlugins: fc.string(), pauseImage: fc.string() }), ({ containerd }, found, paths) => {
-        const toml = parseToml(renderContainerdConfig(containerd, paths, containerdKeysFor(found))) as { plugins: Record<string, Record<string, unknown>> };
-        const snapshotter = containerd.snapshotter !== "auto" ? containerd.snapshotter : found.includes("overlay-upper") ? "native" : "overlayfs";
-        const unprivileged = !found.includes("old-kernel-cri");
-        expect(toml).toMatchObject({ version: 3, debug: { level: containerd.logLevel }, grpc: { address: inSandbox.containerdSocket } });
-        expect(toml.plugins["io.containerd.cri.v1.images"]).toMatchObject({ snapshotter, pinned_images: { sandbox: paths.pauseImage } });
-        // An import that unpacked for another snapshotter than the CRI's would leave images that no container can use.
-        expect(toml.plugins["io.containerd.transfer.v1.local"]).toEqual({ unpack_config: [{ platform: "linux", snapshotter }] });
-        expect(toml.plugins["io.containerd.cri.v1.runtime"]).toMatchObject({
-          enable_unprivileged_icmp: unprivileged,
-          enable_unprivileged_ports: unprivileged,
-          cni: { bin_dirs: [paths.cniPlugins] },
-          containerd: { runtimes: { runc: { options: { BinaryName: paths.runtime } } } },
-        });
-      }),
+      fc.property(
+        configs,
+        quirkLists,
+        fc.record({ runtime: fc.string(), cniPlugins: fc.string(), pauseImage: fc.string() }),
+        ({ containerd }, found, paths) => {
+          const toml = parseToml(renderContainerdConfig(containerd, paths, containerdKeysFor(found))) as {
+            plugins: Record<string, Record<string, unknown>>;
+          };
+          const snapshotter =
+            containerd.snapshotter !== "auto"
+              ? containerd.snapshotter
+              : found.includes("overlay-upper")
+                ? "native"
+                : "overlayfs";
+          const unprivileged = !found.includes("old-kernel-cri");
+          expect(toml).toMatchObject({
+            version: 3,
+            debug: { level: containerd.logLevel },
+            grpc: { address: inSandbox.containerdSocket },
+          });
+          expect(toml.plugins["io.containerd.cri.v1.images"]).toMatchObject({
+            snapshotter,
+            pinned_images: { sandbox: paths.pauseImage },
+          });
+          // An import that unpacked for another snapshotter than the CRI's would leave images that no container can use.
+          expect(toml.plugins["io.containerd.transfer.v1.local"]).toEqual({
+            unpack_config: [{ platform: "linux", snapshotter }],
+          });
+          expect(toml.plugins["io.containerd.cri.v1.runtime"]).toMatchObject({
+            enable_unprivileged_icmp: unprivileged,
+            enable_unprivileged_ports: unprivileged,
+            cni: { bin_dirs: [paths.cniPlugins] },
+            containerd: { runtimes: { runc: { options: { BinaryName: paths.runtime } } } },
+          });
+        },
+      ),
     );
   });
 
   it("has its snapshotter in two lines of containerd's config, and a change of it changes no other", () => {
     fc.assert(
       fc.property(configs, ({ containerd }) => {
-        const [before, after] = (["overlayfs", "native"] as const).map((snapshotter) => renderContainerdConfig({ ...containerd, snapshotter }, files, {}).split("\n"));
+        const [before, after] = (["overlayfs", "native"] as const).map((snapshotter) =>
+          renderContainerdConfig({ ...containerd, snapshotter }, files, {}).split("\n"),
+        );
         expect(after).toHaveLength(before!.length);
-        expect(before!.flatMap((line, index) => (line === after![index] ? [] : [[line, after![index]]]))).toEqual(Array(2).fill(['snapshotter = "overlayfs"', 'snapshotter = "native"']));
+        expect(before!.flatMap((line, index) => (line === after![index] ? [] : [[line, after![index]]]))).toEqual(
+          Array(2).fill(['snapshotter = "overlayfs"', 'snapshotter = "native"']),
+        );
       }),
     );
   });
@@ -72,7 +104,10 @@ describe("any valid configuration", () => {
   it.each(["1.1", "1.2"] as const)("gives the server its options as they are, read as YAML %s", (version) => {
     fc.assert(
       fc.property(configs, ({ name, node }) => {
-        const yaml = parseYaml(renderNodeConfig(name, "10.107.0.2", node, true), { version }) as Record<string, unknown>;
+        const yaml = parseYaml(renderNodeConfig(name, "10.107.0.2", node, true), { version }) as Record<
+          string,
+          unknown
+        >;
         expect(yaml).toMatchObject({
           "node-name": name,
           "node-ip": "10.107.0.2",
@@ -83,11 +118,17 @@ describe("any valid configuration", () => {
           "service-cidr": node.serviceCidr,
           "cluster-dns": node.clusterDns,
         });
-        const lists = { "node-label": Object.entries(node.labels).map((label) => label.join("=")), "kubelet-arg": node.kubeletArgs, "kube-apiserver-arg": node.apiServerArgs, "kube-controller-manager-arg": node.controllerManagerArgs, "kube-scheduler-arg": node.schedulerArgs };
+        const lists = {
+          "node-label": Object.entries(node.labels).map((label) => label.join("=")),
+          "kubelet-arg": node.kubeletArgs,
+          "kube-apiserver-arg": node.apiServerArgs,
+          "kube-controller-manager-arg": node.controllerManagerArgs,
+          "kube-scheduler-arg": node.schedulerArgs,
+        };
         // An empty list is left out: k3s takes a key without values for one empty value.
-        expect(Object.fromEntries(Object.keys(lists).flatMap((key) => (key in yaml ? [[key, yaml[key]]] : [])))).toEqual(
-          Object.fromEntries(Object.entries(lists).filter(([, values]) => values.length > 0)),
-        );
+        expect(
+          Object.fromEntries(Object.keys(lists).flatMap((key) => (key in yaml ? [[key, yaml[key]]] : []))),
+        ).toEqual(Object.fromEntries(Object.entries(lists).filter(([, values]) => values.length > 0)));
       }),
     );
   });
@@ -97,7 +138,12 @@ describe("any valid configuration", () => {
       fc.property(configs, ({ network, node }) => {
         const conflist = JSON.parse(renderConflist(network, node.clusterCidr, "10.107.0.2")) as { plugins: unknown[] };
         expect(conflist.plugins).toEqual([
-          expect.objectContaining({ bridge: network.bridge, mtu: network.mtu, nodeAddresses: ["10.107.0.2"], ipam: expect.objectContaining({ ranges: [[{ subnet: node.clusterCidr.replace(/\/.*/, "/24") }]] }) }),
+          expect.objectContaining({
+            bridge: network.bridge,
+            mtu: network.mtu,
+            nodeAddresses: ["10.107.0.2"],
+            ipam: expect.objectContaining({ ranges: [[{ subnet: node.clusterCidr.replace(/\/.*/, "/24") }]] }),
+          }),
         ]);
       }),
     );
@@ -107,8 +153,14 @@ describe("any valid configuration", () => {
     fc.assert(
       fc.property(configs, (config) => {
         const { memory, cpus } = config.sandbox;
-        const resources = specOf(config).linux.resources as { memory?: { limit: number }; cpu?: { quota: number; period: number } };
-        expect(Object.keys(resources)).toEqual([...(memory === null ? [] : ["memory"]), ...(cpus === null ? [] : ["cpu"])]);
+        const resources = specOf(config).linux.resources as {
+          memory?: { limit: number };
+          cpu?: { quota: number; period: number };
+        };
+        expect(Object.keys(resources)).toEqual([
+          ...(memory === null ? [] : ["memory"]),
+          ...(cpus === null ? [] : ["cpu"]),
+        ]);
         if (cpus !== null) expect(resources.cpu!.quota / resources.cpu!.period).toBeCloseTo(cpus, 4);
         if (memory !== null) expect(resources.memory!.limit).toBeGreaterThanOrEqual(512 * 2 ** 20);
       }),
@@ -126,7 +178,9 @@ it("a control plane alone has no container runtime, and no kubelet", () => {
 
 it("a sandbox's machine id is its own, and forwarding is on before the overlay covers it", () => {
   expect(facadePlan("dev", []).files[0]).not.toEqual(facadePlan("other", []).files[0]);
-  expect(facadePlan("dev", facadeFor(["kernel-tunables"])).settings).toEqual([{ path: "/proc/sys/net/ipv4/ip_forward", content: "1" }]);
+  expect(facadePlan("dev", facadeFor(["kernel-tunables"])).settings).toEqual([
+    { path: "/proc/sys/net/ipv4/ip_forward", content: "1" },
+  ]);
 });
 
 it("two sandboxes share no path and no link, and a link's name is one that the kernel takes", () => {

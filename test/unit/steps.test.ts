@@ -10,7 +10,8 @@ import { CommandError, run, runsWell } from "../../steps/run.ts";
 import { waitFor } from "../../steps/wait.ts";
 
 describe("a program that fails", () => {
-  const failure = async (program: string, args: string[], options = {}) => (await run(program, args, options).catch((error: unknown) => error)) as CommandError;
+  const failure = async (program: string, args: string[], options = {}) =>
+    (await run(program, args, options).catch((error: unknown) => error)) as CommandError;
 
   it("is told with its command line, its end and what it said", async () => {
     const error = await failure("sh", ["-c", "echo out; echo err >&2; exit 3"]);
@@ -77,7 +78,14 @@ describe("waitFor", () => {
   });
 
   it("tells what it waited for and the last state, and passes a probe's own error on", async () => {
-    await expect(waitFor("rain", 0, () => undefined, () => "a blue sky")).rejects.toThrow("rain: not within 0 s\na blue sky");
+    await expect(
+      waitFor(
+        "rain",
+        0,
+        () => undefined,
+        () => "a blue sky",
+      ),
+    ).rejects.toThrow("rain: not within 0 s\na blue sky");
     await expect(waitFor("rain", 60, () => Promise.reject(new Error("no sky")))).rejects.toThrow("no sky");
   });
 });
@@ -97,7 +105,8 @@ describe("the record of a sandbox", () => {
     // The shell starts a process and becomes a program that never asks how it ended.
     const parent = spawn("sh", ["-c", "sleep 60 & echo $!; exec sleep 60"], { stdio: ["ignore", "pipe", "ignore"] });
     const zombie = Number(String((await once(parent.stdout, "data"))[0]));
-    const shows = (file: string, text: string) => vi.waitFor(() => expect(readFileSync(file, "utf8")).toContain(text), { timeout: 4000 });
+    const shows = (file: string, text: string) =>
+      vi.waitFor(() => expect(readFileSync(file, "utf8")).toContain(text), { timeout: 4000 });
     await shows(`/proc/${parent.pid}/comm`, "sleep");
     process.kill(zombie, "SIGKILL");
     await shows(`/proc/${zombie}/stat`, ") Z ");
@@ -122,7 +131,8 @@ describe("the record of a sandbox", () => {
   it("counts the next start: 1 for a new sandbox, the same while it lives as described, one more when it died or is described otherwise", () => {
     const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-record-"));
     const paths = { ...sandboxPaths("a", home), record: join(home, "sandbox.json") };
-    const write = (startTime: string) => writeFileSync(paths.record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime, revision: "a" }));
+    const write = (startTime: string) =>
+      writeFileSync(paths.record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime, revision: "a" }));
     expect(nextIncarnation(paths, "a")).toBe(1);
     write(processStart(process.pid)!);
     expect(nextIncarnation(paths, "a")).toBe(4);

@@ -4,8 +4,14 @@ import { configuredVersion, type ReadyServer, versionProblems } from "../../step
 
 const k3s = (version: string): Pick<StackConfig, "distribution" | "k3s"> => ({ distribution: "k3s", k3s: { version } });
 const embedded = { ...k3s("v1.0.0+k3s1"), distribution: "embedded" as const };
-const ran = (version: string | undefined, distribution: ReadyServer["distribution"] = "k3s"): ReadyServer => ({ ...(version ? { version } : {}), distribution, server: "/opt/server", config: "" });
-const messages = (...args: Parameters<typeof versionProblems>) => versionProblems(...args).map(({ option, message }) => `${option}: ${message}`);
+const ran = (version: string | undefined, distribution: ReadyServer["distribution"] = "k3s"): ReadyServer => ({
+  ...(version ? { version } : {}),
+  distribution,
+  server: "/opt/server",
+  config: "",
+});
+const messages = (...args: Parameters<typeof versionProblems>) =>
+  versionProblems(...args).map(({ option, message }) => `${option}: ${message}`);
 
 describe("an upgrade", () => {
   it.each([
@@ -21,21 +27,29 @@ describe("an upgrade", () => {
     ["v1.36.10+k3s1", "v1.36.9+k3s1"],
     ["v1.37.0+k3s1", "v1.36.9+k3s1"],
   ])("from %s to %s is a downgrade, which is refused with the reason", (from, to) => {
-    expect(messages(ran(from), k3s(to))).toEqual([`k3s.version: the cluster runs ${from}, and a downgrade is not possible: an older API server may not read what a newer one has stored. Take ${from} or newer, or destroy the cluster first`]);
+    expect(messages(ran(from), k3s(to))).toEqual([
+      `k3s.version: the cluster runs ${from}, and a downgrade is not possible: an older API server may not read what a newer one has stored. Take ${from} or newer, or destroy the cluster first`,
+    ]);
   });
 
   it("over more than one minor version names the one that comes first", () => {
-    expect(messages(ran("v1.34.1+k3s1"), k3s("v1.36.0+k3s1"))).toEqual(["k3s.version: the cluster runs v1.34.1+k3s1, and Kubernetes goes up by one minor version at a time; take a v1.35 first"]);
+    expect(messages(ran("v1.34.1+k3s1"), k3s("v1.36.0+k3s1"))).toEqual([
+      "k3s.version: the cluster runs v1.34.1+k3s1, and Kubernetes goes up by one minor version at a time; take a v1.35 first",
+    ]);
   });
 
   it("of the server that is built here is one of this project", () => {
     const version = configuredVersion(embedded)!;
     expect(versionProblems(ran(version, "embedded"), embedded)).toEqual([]);
-    expect(messages(ran("v9.0.0", "embedded"), embedded)[0]).toContain(`distribution: this gvisor-k3s brings ${version}; the cluster runs v9.0.0, and a downgrade is not possible`);
+    expect(messages(ran("v9.0.0", "embedded"), embedded)[0]).toContain(
+      `distribution: this gvisor-k3s brings ${version}; the cluster runs v9.0.0, and a downgrade is not possible`,
+    );
   });
 
   it("to another distribution is refused", () => {
-    expect(messages(ran("v1.36.4", "embedded"), k3s("v1.36.4+k3s1"))).toEqual(["distribution: the cluster was made by embedded, which keeps its state in another way; set that, or destroy the cluster first"]);
+    expect(messages(ran("v1.36.4", "embedded"), k3s("v1.36.4+k3s1"))).toEqual([
+      "distribution: the cluster was made by embedded, which keeps its state in another way; set that, or destroy the cluster first",
+    ]);
   });
 
   it("of a cluster that was never ready is none", () => {
