@@ -1,4 +1,7 @@
-/** The Pulumi program: it reads the stack's configuration and makes the cluster, whose parts and their order are in components/cluster.ts. */
+/**
+ * The Pulumi program: it reads the stack's configuration and makes the cluster, whose parts and their order are in
+ * components/cluster.ts.
+ */
 import * as pulumi from "@pulumi/pulumi";
 import { checkedConfig, clusterParts } from "./components/cluster.ts";
 import { readStackConfig } from "./config/stackConfig.ts";

@@ -1,7 +1,9 @@
 /**
- * The library: the components for a Pulumi program of your own, the options with their checks, and what the command does as functions.
+ * The library: the components for a Pulumi program of your own, the options with their checks, and what the command
+ * does as functions.
  *
- * A component's steps depend on the components that it is given, so the order of their making is that of their arguments.
+ * A component's steps depend on the components that it is given, so the order of their making is that of their
+ * arguments.
  * @module
  */
 export { Cluster, type ClusterArgs, type TestPodState } from "./components/cluster.ts";

@@ -67,8 +67,8 @@ function secretsOf(config: StackConfig): string[] {
 }
 
 /**
- * Writes the archive: what runs, the options, the rendered files, the ends of the logs, and what the API server tells of nodes, pods and events.
- * No pod's own log and no Secret is in it.
+ * Writes the archive: what runs, the options, the rendered files, the ends of the logs, and what the API server tells
+ * of nodes, pods and events. No pod's own log and no Secret is in it.
  * @returns what is in it
  */
 export async function writeBundle(

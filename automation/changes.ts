@@ -1,5 +1,6 @@
 /**
- * What a preview tells: each resource that changes, what its change restarts, and each file of the runtime that changes as a unified diff.
+ * What a preview tells: each resource that changes, what its change restarts, and each file of the runtime that changes
+ * as a unified diff.
  * @module
  */
 import { styleText } from "node:util";

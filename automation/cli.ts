@@ -1,7 +1,8 @@
 #!/usr/bin/env node
 /**
- * The command `gvisor-k3s`, which `make` calls too. Exit codes: 0 done; 1 an error; 2 a wrong command line; 3 not as it could be: `doctor` found
- * that only a control plane can run, `status` or `refresh` that something is wrong. `kubectl` and `exec` end as what they run.
+ * The command `gvisor-k3s`, which `make` calls too. Exit codes: 0 done; 1 an error; 2 a wrong command line; 3 not as it
+ * could be: `doctor` found that only a control plane can run, `status` or `refresh` that something is wrong. `kubectl`
+ * and `exec` end as what they run.
  */
 import "./compileCache.ts";
 import { readFileSync } from "node:fs";
@@ -43,7 +44,8 @@ const print = (value: unknown): void => {
   process.stdout.write(typeof value === "string" ? value : `${JSON.stringify(value, null, 2)}\n`);
 };
 
-// A terminal sends an interrupt to Pulumi as well, which ends its steps, notes what is done and releases its lock: that is waited for.
+// A terminal sends an interrupt to Pulumi as well, which ends its steps, notes what is done and releases its lock: that
+// is waited for.
 process.on("SIGINT", () => progress?.say("interrupted; what runs is ended first"));
 const termination = new AbortController();
 process.on("SIGTERM", () => termination.abort());
@@ -84,7 +86,9 @@ program
     if (pod) rows.push(["pod", pod.name], ["phase", pod.phase], ["log", pod.logs.split("\n")[0]!]);
     rows.push(["kubeconfig", kubeconfigPath], ["all", progress.elapsed()]);
     print(
-      `\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${value}`).join("\n")}\n\nnext:\n  export KUBECONFIG=${kubeconfigPath}\n  kubectl get pods -A\n  ${process.env.MAKELEVEL ? `make destroy${name === "dev" ? "" : ` STACK=${name}`}` : `gvisor-k3s destroy ${name}`}\n`,
+      `\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${value}`).join("\n")}\n\nnext:\n  export ` +
+        `KUBECONFIG=${kubeconfigPath}\n  kubectl get pods -A\n  ` +
+        `${process.env.MAKELEVEL ? `make destroy${name === "dev" ? "" : ` STACK=${name}`}` : `gvisor-k3s destroy ${name}`}\n`,
     );
   });
 
@@ -164,7 +168,8 @@ program
 program
   .command("refresh")
   .description(
-    "note what is no longer as it was made, a test pod that was deleted by hand included, and tell it as `status` does; `up` repairs it",
+    "note what is no longer as it was made, a test pod that was deleted by hand included, and tell " +
+      "it as `status` does; `up` repairs it",
   )
   .addArgument(name())
   .addOption(json())
@@ -220,7 +225,8 @@ kubeconfig
 kubeconfig
   .command("merge")
   .description(
-    "put it into your kubeconfig (the first file of KUBECONFIG, or ~/.kube/config) as the context gvisor-k3s-NAME, and switch to that",
+    "put it into your kubeconfig (the first file of KUBECONFIG, or ~/.kube/config) as the context " +
+      "gvisor-k3s-NAME, and switch to that",
   )
   .addArgument(name())
   .option("--no-switch", "leave the current context as it is")
@@ -233,7 +239,8 @@ kubeconfig
     if (dryRun) return print(text);
     write(file, text);
     print(
-      `${entryName(name)} is in ${file}${choose ? ", and the current context" : ""}; \`gvisor-k3s kubeconfig undo\` takes that back\n`,
+      `${entryName(name)} is in ${file}${choose ? ", and the current context" : ""}; \`gvisor-k3s ` +
+        `kubeconfig undo\` takes that back\n`,
     );
   });
 kubeconfig
@@ -299,7 +306,8 @@ program
 program
   .command("logs")
   .description(
-    "collect what a bug report needs in one archive: status, options, rendered files, logs, events; secrets are removed",
+    "collect what a bug report needs in one archive: status, options, rendered files, logs, events; " +
+      "secrets are removed",
   )
   .addArgument(name())
   .option("-o, --output <file>", "the archive", "gvisor-k3s-NAME.tar.gz")
@@ -312,7 +320,8 @@ program
     print(
       flags.json
         ? { archive, files }
-        : `${archive}: ${files.length} files, without secrets as far as these are known; look at them before you send them\n`,
+        : `${archive}: ${files.length} files, without secrets as far as these are known; look at them ` +
+            "before you send them\n",
     );
   });
 

@@ -1,5 +1,6 @@
 /**
- * What the commands do, as functions for programs: each takes the stack's name, and tells how far it is by a {@link Progress}.
+ * What the commands do, as functions for programs: each takes the stack's name, and tells how far it is by a {@link
+ * Progress}.
  * @module
  */
 import { existsSync, readFileSync } from "node:fs";
@@ -72,7 +73,8 @@ export interface Upgrade extends Cluster {
 }
 
 /**
- * Takes a cluster to the versions that this gvisor-k3s brings, or to another release of k3s. Pods and data live on; what fails goes back.
+ * Takes a cluster to the versions that this gvisor-k3s brings, or to another release of k3s. Pods and data live on;
+ * what fails goes back.
  * @param to a release of k3s, which is kept in the cluster's options unless the upgrade fails
  * @throws InputError that gives the reason if it would be a downgrade, or too far at once; else as `up`
  */
@@ -86,7 +88,9 @@ export async function upgrade(name: string, to: string | undefined, options: Opt
       {
         option: "--to",
         value: to,
-        message: `it is for distribution: k3s; ${name} runs the server of this gvisor-k3s, and a newer one comes with a newer gvisor-k3s`,
+        message:
+          `it is for distribution: k3s; ${name} runs the server of this gvisor-k3s, and a newer one comes ` +
+          "with a newer gvisor-k3s",
       },
     ]);
   const putBack = to === undefined ? undefined : setRelease(name, to);
@@ -131,8 +135,9 @@ async function changesIn(
 }
 
 /**
- * Has Pulumi note what is no longer as it made it, such as a test pod that was deleted by hand, so that the next {@link up} makes it again. It
- * cannot ask what its commands have made: for the files and processes of a cluster see {@link status}.
+ * Has Pulumi note what is no longer as it made it, such as a test pod that was deleted by hand, so that the next {@link
+ * up} makes it again. It cannot ask what its commands have made: for the files and processes of a cluster see {@link
+ * status}.
  * @returns the names of the resources that are not as they were made
  */
 export async function refresh(name: string, { progress, signal }: Options): Promise<string[]> {
@@ -149,8 +154,10 @@ export async function refresh(name: string, { progress, signal }: Options): Prom
 }
 
 /**
- * Removes the cluster and everything of it, its entries in the user's kubeconfig included; one that is dead or gone is no error.
- * @param forgotten that of a cluster on another machine only what is noted here is removed: the machine is gone for good
+ * Removes the cluster and everything of it, its entries in the user's kubeconfig included; one that is dead or gone is
+ * no error.
+ * @param forgotten that of a cluster on another machine only what is noted here is removed: the machine is gone for
+ *   good
  */
 export async function destroy(
   name: string,
@@ -220,7 +227,10 @@ export function kubeconfigThere(config: StackConfig): string {
   return file;
 }
 
-/** kubectl of the node's own version, as a program and its first arguments. The way to a node on another machine is opened again if it is gone. */
+/**
+ * kubectl of the node's own version, as a program and its first arguments. The way to a node on another machine is
+ * opened again if it is gone.
+ */
 export async function kubectl(
   config: StackConfig,
   say: (line: string) => void,

@@ -1,6 +1,6 @@
 /**
- * Keeps what Node.js compiles, as the steps do it too: Pulumi's packages are most of a command's start. Imported first, because an import
- * is compiled before the next one is run.
+ * Keeps what Node.js compiles, as the steps do it too: Pulumi's packages are most of a command's start. Imported first,
+ * because an import is compiled before the next one is run.
  * @module
  */
 import { enableCompileCache } from "node:module";

@@ -44,8 +44,8 @@ export interface Report {
 }
 
 /**
- * Probes this machine if it is a gVisor sandbox itself; else the stack's sandbox if it runs, or a trial one with the stack's options, of which
- * nothing stays.
+ * Probes this machine if it is a gVisor sandbox itself; else the stack's sandbox if it runs, or a trial one with the
+ * stack's options, of which nothing stays.
  * @param say takes a line per thing that is built first
  * @throws Error if a probe hangs, or if the sandbox does not start
  */

@@ -1,5 +1,6 @@
 /**
- * A cluster's entry in the user's own kubeconfig: merged, chosen, taken back. What else is in the file stays as it is, comments included.
+ * A cluster's entry in the user's own kubeconfig: merged, chosen, taken back. What else is in the file stays as it is,
+ * comments included.
  * @module
  */
 import { createHash } from "node:crypto";

@@ -1,5 +1,6 @@
 /**
- * How far Pulumi is, for people: in a terminal a line for what is done and live ones for what runs, elsewhere plain lines.
+ * How far Pulumi is, for people: in a terminal a line for what is done and live ones for what runs, elsewhere plain
+ * lines.
  * @module
  */
 import type { EngineEvent } from "@pulumi/pulumi/automation/index.js";

@@ -189,7 +189,8 @@ export function asText(found: Status): string {
   if (sandbox)
     rows.push([
       "sandbox",
-      `process ${sandbox.pid}, start ${sandbox.starts}; memory ${mebibytes(sandbox.memory)}, limit ${mebibytes(sandbox.memoryLimit)}`,
+      `process ${sandbox.pid}, start ${sandbox.starts}; memory ${mebibytes(sandbox.memory)}, limit ` +
+        `${mebibytes(sandbox.memoryLimit)}`,
     ]);
   for (const [service, { pid, restarts }] of Object.entries(found.services))
     rows.push([
@@ -203,7 +204,8 @@ export function asText(found: Status): string {
     rows.push(
       [
         "pods",
-        `${pods.ready} ready or done${pods.waiting.length > 0 ? `, ${pods.waiting.length} not: ${pods.waiting.join("; ")}` : ""}`,
+        `${pods.ready} ready or ` +
+          `done${pods.waiting.length > 0 ? `, ${pods.waiting.length} not: ${pods.waiting.join("; ")}` : ""}`,
       ],
       ["limits", found.limits],
       ["kubeconfig", found.kubeconfigPath],
@@ -212,7 +214,8 @@ export function asText(found: Status): string {
   const advice =
     found.state === "absent"
       ? `\`gvisor-k3s up ${found.name}\` makes it`
-      : `\`gvisor-k3s up ${found.name}\` repairs what it can; \`gvisor-k3s logs ${found.name}\` collects what tells more`;
+      : `\`gvisor-k3s up ${found.name}\` repairs what it can; \`gvisor-k3s logs ${found.name}\` collects ` +
+        "what tells more";
   const verdict =
     found.problems.length === 0
       ? "all is well"

@@ -22,8 +22,8 @@ import { compileCache } from "./compileCache.ts";
 const root = join(import.meta.dirname, "..");
 
 /**
- * Opens a stack, making it if it is new. Its state and its passphrase lie in the home folder unless Pulumi's own variables
- * (PULUMI_BACKEND_URL, PULUMI_CONFIG_PASSPHRASE or PULUMI_CONFIG_PASSPHRASE_FILE) name others.
+ * Opens a stack, making it if it is new. Its state and its passphrase lie in the home folder unless Pulumi's own
+ * variables (PULUMI_BACKEND_URL, PULUMI_CONFIG_PASSPHRASE or PULUMI_CONFIG_PASSPHRASE_FILE) name others.
  * @param name the stack's name; options are read from `Pulumi.NAME.yaml` in the current folder, or beside the program
  * @param say takes a line per thing that is built first
  */
@@ -53,7 +53,10 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   return await (isNew ? Stack.create(name, workspace) : Stack.createOrSelect(name, workspace));
 }
 
-/** Removes the locks that a killed Pulumi of this machine left on a stack; one whose process lives is left for Pulumi to refuse. */
+/**
+ * Removes the locks that a killed Pulumi of this machine left on a stack; one whose process lives is left for Pulumi to
+ * refuse.
+ */
 function dropDeadLocks(home: string, stack: string, say: (line: string) => void): void {
   const folder = join(home, "pulumi/.pulumi/locks/organization", projectName(), stack);
   for (const file of existsSync(folder) ? readdirSync(folder).filter((entry) => entry.endsWith(".json")) : []) {
@@ -123,7 +126,10 @@ function readYaml(file: string): Record<string, unknown> {
   return existsSync(file) ? ((parse(readFileSync(file, "utf8")) as Record<string, unknown> | null) ?? {}) : {};
 }
 
-/** The project as Pulumi sees it: its program is this checkout; its settings lie in the home folder, because Pulumi writes the stack's salt into them. */
+/**
+ * The project as Pulumi sees it: its program is this checkout; its settings lie in the home folder, because Pulumi
+ * writes the stack's salt into them.
+ */
 function projectFolder(home: string, stack: string): string {
   const folder = join(home, "project");
   mkdirSync(folder, { recursive: true, mode: 0o700 });
@@ -148,7 +154,10 @@ function passphraseFile(home: string): string {
   return file;
 }
 
-/** The user's own Pulumi, with its language host, where it is new enough; else the one that is built here, with the project's own small plugins. */
+/**
+ * The user's own Pulumi, with its language host, where it is new enough; else the one that is built here, with the
+ * project's own small plugins.
+ */
 export async function pulumiCommand(
   say: (line: string) => void,
 ): Promise<{ command: PulumiCommand; env: Record<string, string> }> {
@@ -163,8 +172,9 @@ export async function pulumiCommand(
   if (version && gte(version, pinned)) return { command: await PulumiCommand.get(), env: {} };
 
   const [cli, plugins] = [await build({ name: "pulumi" }, say), await build({ name: "plugins" }, say)];
-  // Pulumi looks for language hosts beside its own program, and for plugins in its home, which is a private one: the stand-ins must
-  // never hide the real ones. Named by what was built, so that a rebuilt plugin is never shadowed by an older one.
+  // Pulumi looks for language hosts beside its own program, and for plugins in its home, which is a private one: the
+  // stand-ins must never hide the real ones. Named by what was built, so that a rebuilt plugin is never shadowed by an
+  // older one.
   const folder = join(cacheFolder(), "pulumi", `${cli.split("-").at(-1)}-${plugins.split("-").at(-1)}`);
   const env = { PULUMI_HOME: join(folder, "home"), PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION: "true" };
   const program = join(folder, "bin/pulumi");

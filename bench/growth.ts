@@ -1,6 +1,6 @@
 /**
- * `make growth`: a node with 10, 25, 50 and 100 pods, and as many Services, and what each costs. Everything is in bench/growth.json; the table
- * goes into bench/README.md.
+ * `make growth`: a node with 10, 25, 50 and 100 pods, and as many Services, and what each costs. Everything is in
+ * bench/growth.json; the table goes into bench/README.md.
  * @module
  */
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -138,6 +138,7 @@ function table(steps: Step[]): string {
       true,
     ),
     "",
-    `To reach: pod start p95 at ${last.pods} pods within twice that at ${first.pods}: ${ratio.toFixed(2)} times, ${ratio <= 2 ? "yes" : "**no**"}.`,
+    `To reach: pod start p95 at ${last.pods} pods within twice that at ${first.pods}: ` +
+      `${ratio.toFixed(2)} times, ${ratio <= 2 ? "yes" : "**no**"}.`,
   ].join("\n");
 }

@@ -1,7 +1,10 @@
 /** What bench/results.json holds. Times are in seconds, memory is in bytes. */
 export type Side = "gvisor" | "native";
 
-/** The memory of everything in the sandbox's cgroup on the host: for gVisor that is runsc's processes, with the node's memory in them. */
+/**
+ * The memory of everything in the sandbox's cgroup on the host: for gVisor that is runsc's processes, with the node's
+ * memory in them.
+ */
 export interface Memory {
   /** The cgroup's usage. */
   usage: number;

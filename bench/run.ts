@@ -1,6 +1,6 @@
 /**
- * `make bench`: the same stack in gVisor and natively, in turn, and what each costs. Everything is in bench/results.json; the table goes
- * into bench/README.md.
+ * `make bench`: the same stack in gVisor and natively, in turn, and what each costs. Everything is in
+ * bench/results.json; the table goes into bench/README.md.
  * @module
  */
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
@@ -234,7 +234,10 @@ async function cli({ name, home }: SandboxRef, verb: "up" | "preview"): Promise<
   return { start, seconds, lines };
 }
 
-/** How far `up` was when, in seconds since its start, and how long each resource took: from what it printed, and from what the server notes. */
+/**
+ * How far `up` was when, in seconds since its start, and how long each resource took: from what it printed, and from
+ * what the server notes.
+ */
 function stages(side: Side, { start, lines }: Output): Pick<Run, "stages" | "resources"> {
   const resources: Record<string, number> = {};
   const done: Record<string, number> = {};
@@ -257,7 +260,8 @@ function stages(side: Side, { start, lines }: Output): Pick<Run, "stages" | "res
   const missing = Object.entries(times).filter(([, time]) => time === undefined);
   if (missing.length > 0)
     throw new Error(
-      `nothing tells when: ${missing.map(([stage]) => stage).join(", ")}; \`up\` printed\n${lines.map(({ text }) => text).join("\n")}`,
+      `nothing tells when: ${missing.map(([stage]) => stage).join(", ")}; \`up\` ` +
+        `printed\n${lines.map(({ text }) => text).join("\n")}`,
     );
   return {
     resources,

@@ -92,15 +92,19 @@ function figures({ date, seconds, machine, versions, method, runs, controlPlanes
     ];
   });
   return [
-    `${date.slice(0, 10)}, ${Math.round(seconds / 60)} minutes on ${machine.cpu}, ${machine.cores} cores, ${machine.memoryGiB} GiB; ${machine.system}, Linux ${machine.kernel}; its load before was ${machine.load.toFixed(1)}.`,
+    `${date.slice(0, 10)}, ${Math.round(seconds / 60)} minutes on ${machine.cpu}, ${machine.cores} ` +
+      `cores, ${machine.memoryGiB} GiB; ${machine.system}, Linux ${machine.kernel}; its load before ` +
+      `was ${machine.load.toFixed(1)}.`,
     `${Object.entries(versions)
       .map(([name, version]) => `${name} ${version}`)
       .join(", ")}.`,
-    `Median, and (least–most) of ${of("gvisor", () => [1]).length} bring-ups on each side; pods in ${of("gvisor", ({ pods }) => (pods ? [1] : [])).length} of them.`,
+    `Median, and (least–most) of ${of("gvisor", () => [1]).length} bring-ups on each side; pods in ` +
+      `${of("gvisor", ({ pods }) => (pods ? [1] : [])).length} of them.`,
     "",
     markdown(["", "gVisor", "native", "ratio", "to reach"], rows, true),
     "",
-    `A control plane alone (\`mode: control-plane\`), in ${controlPlanes.length / generations.length} bring-ups on each generation of gVisor:`,
+    `A control plane alone (\`mode: control-plane\`), in ` +
+      `${controlPlanes.length / generations.length} bring-ups on each generation of gVisor:`,
     "",
     markdown(
       ["gVisor", "empty → API ready", "empty → default service account", "memory", "to reach"],

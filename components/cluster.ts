@@ -69,7 +69,8 @@ export class Cluster extends pulumi.ComponentResource {
 
 /**
  * The options, complete and checked against this machine.
- * @throws RunError that lists everything that is wrong with them: Pulumi prints its message alone, and of any other error also where it was thrown
+ * @throws RunError that lists everything that is wrong with them: Pulumi prints its message alone, and of any other
+ *   error also where it was thrown
  */
 export function checkedConfig(options: Record<string, unknown>): StackConfig {
   try {
@@ -130,7 +131,8 @@ function external(config: StackConfig, { own, under }: Scope): ClusterParts {
 /** A cluster of one node in a sandbox. */
 function sandboxed(config: StackConfig, scope: Scope): ClusterParts {
   const { own, under } = scope;
-  // Each part's commands depend on the parts that it is given. The parts themselves do not: their builds would wait for the sandbox.
+  // Each part's commands depend on the parts that it is given. The parts themselves do not: their builds would wait for
+  // the sandbox.
   const hasEgress = needsEgress(config);
   const sandbox = new Sandbox(own("sandbox"), { ...config, egress: hasEgress }, under);
   const egress = hasEgress

@@ -8,7 +8,10 @@ export interface ClusterDnsArgs extends AddonArgs {
   domain: Pick<StackConfig["node"], "clusterDomain" | "clusterDns">;
 }
 
-/** CoreDNS in kube-system: names of Services and pods for pods, and every other name by the node's name servers. A change is a rolling update. */
+/**
+ * CoreDNS in kube-system: names of Services and pods for pods, and every other name by the node's name servers. A
+ * change is a rolling update.
+ */
 export class ClusterDns extends pulumi.ComponentResource {
   constructor(name: string, args: ClusterDnsArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:ClusterDns", name, {}, options);

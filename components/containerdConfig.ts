@@ -20,7 +20,10 @@ export interface ContainerdConfigArgs {
   direct: string[];
 }
 
-/** containerd with its shim, and their configuration; a change of it is one restart of containerd, which running pods survive. */
+/**
+ * containerd with its shim, and their configuration; a change of it is one restart of containerd, which running pods
+ * survive.
+ */
 export class ContainerdConfig extends pulumi.ComponentResource {
   /** The file as containerd reads it. */
   readonly toml: pulumi.Output<string>;

@@ -14,7 +14,10 @@ export interface CrunArgs {
   path: string;
 }
 
-/** crun before 1.9 refuses any spec that does not say 1.0 ("unknown version specified"); what it reads has not changed since. */
+/**
+ * crun before 1.9 refuses any spec that does not say 1.0 ("unknown version specified"); what it reads has not changed
+ * since.
+ */
 export const crunRules: OciRule[] = [{ set: "ociVersion", value: "1.0.2" }];
 
 /** crun as it is installed on the host, copied with its libraries. */

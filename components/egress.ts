@@ -13,8 +13,9 @@ export interface EgressArgs {
 }
 
 /**
- * The sandbox's way out: a process on the host that makes connections for the node and its pods, to anything but the host itself, and answers DNS
- * from the host's name servers. It is started again by the next `up` if it died; a change is a restart, which breaks the connections through it.
+ * The sandbox's way out: a process on the host that makes connections for the node and its pods, to anything but the
+ * host itself, and answers DNS from the host's name servers. It is started again by the next `up` if it died; a change
+ * is a restart, which breaks the connections through it.
  */
 export class Egress extends pulumi.ComponentResource {
   constructor(name: string, args: EgressArgs, options?: pulumi.ComponentResourceOptions) {

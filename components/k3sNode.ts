@@ -27,10 +27,16 @@ export interface K3sNodeArgs {
   addons: Pick<StackConfig["addons"], "localStorage">;
 }
 
-/** What k3s brings and this project has its own of, or has no use for: there is no netfilter for a load balancer, and Traefik has an image of its own. */
+/**
+ * What k3s brings and this project has its own of, or has no use for: there is no netfilter for a load balancer, and
+ * Traefik has an image of its own.
+ */
 const K3S_ADDONS = ["coredns", "metrics-server", "servicelb", "traefik"];
 
-/** The Kubernetes server, with a config file in k3s's own keys; a change of it restarts the server, which running pods survive. */
+/**
+ * The Kubernetes server, with a config file in k3s's own keys; a change of it restarts the server, which running pods
+ * survive.
+ */
 export class K3sNode extends pulumi.ComponentResource {
   /** What runs as the server, and what is taken for kubectl, by their paths in the sandbox. */
   readonly program: Pick<ServerParams, "server" | "kubectl" | "distribution">;
@@ -75,8 +81,9 @@ export class K3sNode extends pulumi.ComponentResource {
       },
       sandbox.inside(this, containerd ?? sandbox, ...builds),
     );
-    // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made through it.
-    // A sandbox that is replaced, which its id tells, has another cluster with other keys; one that is restarted has the same.
+    // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made
+    // through it. A sandbox that is replaced, which its id tells, has another cluster with other keys; one that is
+    // restarted has the same.
     const content = pulumi.interpolate`${sandbox.address}:${node.httpsListenPort} ${sandbox.process.id}`;
     const kubeconfig = sandbox.step(
       `${name}-kubeconfig`,

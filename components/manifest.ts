@@ -23,7 +23,8 @@ export class Manifest extends pulumi.ComponentResource {
 }
 
 /**
- * The step that applies a manifest. A change is applied in place: what left the file is deleted. One with a Secret in it is a secret as a whole.
+ * The step that applies a manifest. A change is applied in place: what left the file is deleted. One with a Secret in
+ * it is a secret as a whole.
  * @param parent the component that it is of
  */
 export function applyManifest(

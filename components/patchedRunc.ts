@@ -16,7 +16,10 @@ export interface PatchedRuncArgs {
   path?: string | undefined;
 }
 
-/** runc, built statically with seccomp and with those patches only that the sandbox's quirks or the user ask for; without any it is upstream's. */
+/**
+ * runc, built statically with seccomp and with those patches only that the sandbox's quirks or the user ask for;
+ * without any it is upstream's.
+ */
 export class PatchedRunc extends pulumi.ComponentResource implements OciRuntime {
   /** runc by its path in the sandbox; another build is another path. */
   readonly command: pulumi.Output<string[]>;

@@ -11,7 +11,10 @@ export interface PodNetworkArgs {
   clusterCidr: string;
 }
 
-/** The pods' network: a CNI conflist for the bridge plugin of this project. With it the node becomes Ready, which is awaited. */
+/**
+ * The pods' network: a CNI conflist for the bridge plugin of this project. With it the node becomes Ready, which is
+ * awaited.
+ */
 export class PodNetwork extends pulumi.ComponentResource {
   constructor(name: string, args: PodNetworkArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:PodNetwork", name, {}, options);

@@ -13,8 +13,8 @@ export interface QuirkProbeArgs {
 }
 
 /**
- * What the sandbox's gVisor lacks. It is asked once, and again when runsc, its platform, its network or the questions change; a sandbox that was
- * only restarted is not asked again.
+ * What the sandbox's gVisor lacks. It is asked once, and again when runsc, its platform, its network or the questions
+ * change; a sandbox that was only restarted is not asked again.
  */
 export class QuirkProbe extends pulumi.ComponentResource {
   /** The ids of the quirks that were found; the option `quirks` takes them as they are. */

@@ -24,8 +24,9 @@ export interface RuntimeWrapperArgs {
 }
 
 /**
- * What containerd calls as the OCI runtime: the runtime itself, or, where there are rules or the runtime needs a loader, a wrapper that rewrites
- * each spec and becomes the runtime. It is put in place by a step that then runs a container, before containerd starts.
+ * What containerd calls as the OCI runtime: the runtime itself, or, where there are rules or the runtime needs a
+ * loader, a wrapper that rewrites each spec and becomes the runtime. It is put in place by a step that then runs a
+ * container, before containerd starts.
  */
 export class RuntimeWrapper extends pulumi.ComponentResource {
   /** The runtime by its path in the sandbox. */

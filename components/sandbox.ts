@@ -20,20 +20,25 @@ export interface SandboxArgs {
   ssh: StackConfig["ssh"];
   /** The sandbox's name, unique on the machine. A change replaces the sandbox, and what is in it is lost. */
   name: string;
-  /** See the option `sandbox`. A change of the subnet replaces the sandbox, one of the host's ports restarts nothing, and any other restarts it in place. */
+  /**
+   * See the option `sandbox`. A change of the subnet replaces the sandbox, one of the host's ports restarts nothing,
+   * and any other restarts it in place.
+   */
   sandbox: StackConfig["sandbox"];
   /** See the option `mode`. A change replaces the sandbox. */
   mode: StackConfig["mode"];
-  /** Whether it has a way out, which the component `Egress` then makes; default false. A change restarts the sandbox. */
+  /**
+   * Whether it has a way out, which the component `Egress` then makes; default false. A change restarts the sandbox.
+   */
   egress?: boolean;
   /** See the option `network`. */
   network: StackConfig["network"];
 }
 
 /**
- * Where the node lives. The target `managed` is a runsc container with its own network namespace, a veth pair to the host, and a state folder; it
- * is restarted by the next `up` if it died. `inside` is the machine that Pulumi runs on, which is a sandbox already and gets a supervisor; `ssh` is
- * such a machine elsewhere.
+ * Where the node lives. The target `managed` is a runsc container with its own network namespace, a veth pair to the
+ * host, and a state folder; it is restarted by the next `up` if it died. `inside` is the machine that Pulumi runs on,
+ * which is a sandbox already and gets a supervisor; `ssh` is such a machine elsewhere.
  */
 export class Sandbox extends pulumi.ComponentResource {
   /** What finds the sandbox from where it is; known before it exists. */
@@ -42,7 +47,9 @@ export class Sandbox extends pulumi.ComponentResource {
   readonly ssh: SshTarget | undefined;
   /** The home folder here. */
   readonly home = homeFolder();
-  /** What its gVisor's abilities depend on, beside what finds it; nothing of it is known of a machine that is a sandbox. */
+  /**
+   * What its gVisor's abilities depend on, beside what finds it; nothing of it is known of a machine that is a sandbox.
+   */
   readonly kind: Partial<Pick<SandboxParams, "runscDigest" | "platform" | "network">>;
   /** The node's address, which the host reaches. */
   readonly address: string;
@@ -121,7 +128,10 @@ export class Sandbox extends pulumi.ComponentResource {
     return this.ssh && { ssh: this.ssh, name: this.ref.name, home: this.home };
   }
 
-  /** What a step has in addition whose result outlives the sandbox's restarts: another machine may lose it, which is then told by its incarnation. */
+  /**
+   * What a step has in addition whose result outlives the sandbox's restarts: another machine may lose it, which is
+   * then told by its incarnation.
+   */
   get again(): { incarnation?: number } {
     return this.ssh ? { incarnation: this.incarnation } : {};
   }

@@ -11,8 +11,8 @@ export interface ServiceProxyArgs {
 }
 
 /**
- * What serves Services on the node, in userspace: gVisor has no netfilter, without which kube-proxy cannot run. A change of it is one
- * restart, which breaks the connections that pass through it.
+ * What serves Services on the node, in userspace: gVisor has no netfilter, without which kube-proxy cannot run. A
+ * change of it is one restart, which breaks the connections that pass through it.
  */
 export class ServiceProxy extends pulumi.ComponentResource {
   /** Done once every Service is served. */

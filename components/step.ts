@@ -24,7 +24,8 @@ export interface StepArgs<S extends StepName> {
   replaceOn?: pulumi.Input<string>[];
 }
 
-// A path from where Pulumi runs, so that a checkout that was moved shows no difference. The npm package has it compiled.
+// A path from where Pulumi runs, so that a checkout that was moved shows no difference. The npm package has it
+// compiled.
 const program = relative(process.cwd(), `${import.meta.dirname}/../steps/main${extname(import.meta.filename)}`);
 
 /** What a step's command tells. */
@@ -51,8 +52,8 @@ export function step<S extends StepName>(
 }
 
 /**
- * The same on another machine, by the runner that was copied there. What it gets comes by its standard input: an SSH server takes variables only
- * if it is told which, and they would be seen among its processes.
+ * The same on another machine, by the runner that was copied there. What it gets comes by its standard input: an SSH
+ * server takes variables only if it is told which, and they would be seen among its processes.
  */
 export function remoteStep<S extends StepName>(
   ssh: SshTarget,

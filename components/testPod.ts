@@ -26,8 +26,9 @@ export class TestPod extends pulumi.ComponentResource {
     // Pulumi does not hand what a component depends on to what is in it.
     const after = options?.dependsOn === undefined ? {} : { dependsOn: options.dependsOn };
     const ends = { parent: this, ...(args.endsWith ? { deletedWith: args.endsWith } : {}) };
-    // A preview of a sandbox that is dead finds no cluster, which is no ground to fail: the update starts it before it gets here.
-    // And a pod that an interrupted update made, and did not live to note, is taken over; one whose cluster is gone is gone with it.
+    // A preview of a sandbox that is dead finds no cluster, which is no ground to fail: the update starts it before it
+    // gets here. And a pod that an interrupted update made, and did not live to note, is taken over; one whose cluster
+    // is gone is gone with it.
     const provider = new kubernetes.Provider(
       `${name}-provider`,
       {

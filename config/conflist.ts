@@ -5,7 +5,10 @@ import type { StackConfig } from "./schema.ts";
 /** Where the conflist lies in the sandbox; containerd takes the first file by name. */
 export const conflistPath = `${inSandbox.cniConfig}/10-gvisor-k3s.conflist`;
 
-/** The addresses of the node's pods: the first /24 of the cluster's network, which is what the controller manager gives the first node. */
+/**
+ * The addresses of the node's pods: the first /24 of the cluster's network, which is what the controller manager gives
+ * the first node.
+ */
 export function podSubnet(clusterCidr: string): string {
   return `${addressAt(parseNetwork(clusterCidr)!, 0)}/24`;
 }

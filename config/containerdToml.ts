@@ -32,8 +32,8 @@ const DISABLED = ["blockfile", "btrfs", "devmapper", "erofs", "zfs"].map(
 );
 
 /**
- * containerd 2.x's config, version 3. A change of any line takes effect by a restart of containerd, which running pods survive.
- * Keys: containerd's docs/cri/config.md.
+ * containerd 2.x's config, version 3. A change of any line takes effect by a restart of containerd, which running pods
+ * survive. Keys: containerd's docs/cri/config.md.
  * @param quirky keys that the sandbox's quirks ask for; see `containerdKeysFor`
  */
 export function renderContainerdConfig(
@@ -64,13 +64,15 @@ export function renderContainerdConfig(
         containerd: {
           default_runtime_name: "runc",
           runtimes: {
-            // The shim is the first on containerd's PATH. By its path containerd would ask it for its features with each container, which is a process each.
-            // A session keyring for each container would use up the 200 keys that gVisor has, which it never takes back: pkg/sentry/kernel/auth.
+            // The shim is the first on containerd's PATH. By its path containerd would ask it for its features with
+            // each container, which is a process each. A session keyring for each container would use up the 200 keys
+            // that gVisor has, which it never takes back: pkg/sentry/kernel/auth.
             runc: { runtime_type: "io.containerd.runc.v2", options: { BinaryName: files.runtime, NoNewKeyring: true } },
           },
         },
       },
-      // `ctr images import` and pulls unpack with this plugin, not with the CRI's; left out, they fail with "no unpack platforms defined".
+      // `ctr images import` and pulls unpack with this plugin, not with the CRI's; left out, they fail with "no unpack
+      // platforms defined".
       "io.containerd.transfer.v1.local": { unpack_config: [{ platform: "linux", snapshotter }] },
     },
   });

@@ -6,8 +6,8 @@ import { systemPod } from "./systemPod.ts";
 const PORT = 1053;
 
 /**
- * CoreDNS's configuration, after k3s's. What people add goes where k3s has it too: a ConfigMap `coredns-custom` with keys `*.override`
- * (lines of this server) and `*.server` (servers of their own).
+ * CoreDNS's configuration, after k3s's. What people add goes where k3s has it too: a ConfigMap `coredns-custom` with
+ * keys `*.override` (lines of this server) and `*.server` (servers of their own).
  */
 export function renderCorefile(clusterDomain: string): string {
   return `.:${PORT} {
@@ -31,7 +31,8 @@ import /etc/coredns-custom/*.server
 }
 
 /**
- * The manifest of the cluster's DNS. Names and labels are those of every other cluster (kube-system, kube-dns), which tools look for.
+ * The manifest of the cluster's DNS. Names and labels are those of every other cluster (kube-system, kube-dns), which
+ * tools look for.
  * @param image CoreDNS's image
  */
 export function renderCoreDns(

@@ -12,7 +12,10 @@ const FILES = [
   ["users", "user", "tokenFile"],
 ] as const;
 
-/** A cluster's kubeconfig with the context that is asked for as its current one, and with whole paths: it is used from elsewhere. */
+/**
+ * A cluster's kubeconfig with the context that is asked for as its current one, and with whole paths: it is used from
+ * elsewhere.
+ */
 export function externalKubeconfig({ kubeconfig: file, context }: StackConfig["external"]): string {
   const document = parseDocument(readFileSync(file!, "utf8"));
   if (context !== undefined) document.set("current-context", context);
@@ -50,7 +53,9 @@ export function kubeconfigProblems({ kubeconfig: file, context }: StackConfig["e
   return [
     {
       ...option,
-      message: `${context === undefined ? "it has no current context; set external.context" : "there is no such context in the kubeconfig"}; there are: ${contexts.join(", ")}`,
+      message:
+        `${context === undefined ? "it has no current context; set external.context" : "there is no such context in the kubeconfig"}; ` +
+        `there are: ${contexts.join(", ")}`,
     },
   ];
 }

@@ -12,7 +12,10 @@ export interface FacadePlan {
 /** A part of a plan, as a quirk of the sandbox asks for it. */
 export type FacadeParts = Partial<FacadePlan>;
 
-/** The kernel tunables that the kubelet sets at its start or refuses to run without (kubelet: cm.setupKernelTunables), below /proc/sys. */
+/**
+ * The kernel tunables that the kubelet sets at its start or refuses to run without (kubelet: cm.setupKernelTunables),
+ * below /proc/sys.
+ */
 export const TUNABLES: Record<string, string> = {
   "vm/overcommit_memory": "1",
   "vm/panic_on_oom": "0",
@@ -22,7 +25,10 @@ export const TUNABLES: Record<string, string> = {
   "kernel/keys/root_maxbytes": "25000000",
 };
 
-/** The cgroup v1 controllers that gVisor accounts with (gVisor: pkg/sentry/fsimpl/cgroupfs); one that a generation lacks is left out. */
+/**
+ * The cgroup v1 controllers that gVisor accounts with (gVisor: pkg/sentry/fsimpl/cgroupfs); one that a generation lacks
+ * is left out.
+ */
 const CONTROLLERS = ["cpu", "cpuacct", "cpuset", "devices", "memory", "pids"];
 
 const upper = "/run/gvisor-k3s/proc-sys/upper";
@@ -44,13 +50,19 @@ const mount = (
   optional,
 });
 
-/** The tunables on an overlay over /proc/sys whose upper folder is on a tmpfs: processes read and write plain files there, and nothing has to be intercepted. */
+/**
+ * The tunables on an overlay over /proc/sys whose upper folder is on a tmpfs: processes read and write plain files
+ * there, and nothing has to be intercepted.
+ */
 export const tunables: FacadeParts = {
   files: Object.entries(TUNABLES).map(([name, value]) => ({ path: `${upper}/${name}`, content: `${value}\n` })),
   mounts: [mount("overlay", "overlay", "/proc/sys", `lowerdir=/proc/sys,upperdir=${upper},workdir=${work}`, [work])],
 };
 
-/** Each controller of cgroup v1 that the kernel has. The file tells the probe for cgroups that they are the facade's (node/init/probe). */
+/**
+ * Each controller of cgroup v1 that the kernel has. The file tells the probe for cgroups that they are the facade's
+ * (node/init/probe).
+ */
 export const cgroupMounts: FacadeParts = {
   files: [{ path: "/run/gvisor-k3s/cgroup-mounts", content: "" }],
   mounts: [

@@ -4,8 +4,8 @@ import { systemPod } from "./systemPod.ts";
 const PORT = 10443;
 
 /**
- * The manifest of metrics-server, after upstream's own. Other than there, the kubelet's certificate is verified: it is signed by the CA that
- * every pod has.
+ * The manifest of metrics-server, after upstream's own. Other than there, the kubelet's certificate is verified: it is
+ * signed by the CA that every pod has.
  * @param image metrics-server's image
  */
 export function renderMetricsServer(image: string): string {
@@ -104,7 +104,8 @@ function podSpec(image: string) {
       ],
       resources: { requests: { cpu: "100m", memory: "70Mi" } },
       ports: [{ name: "https", containerPort: PORT, protocol: "TCP" }],
-      // It has something to tell from its second look at the node on, a quarter of a minute after its start, for which nothing else waits.
+      // It has something to tell from its second look at the node on, a quarter of a minute after its start, for which
+      // nothing else waits.
       startupProbe: { ...probe("/readyz?exclude=metric-storage-ready"), periodSeconds: 1, failureThreshold: 120 },
       readinessProbe: { ...probe("/readyz?exclude=metric-storage-ready"), periodSeconds: 10 },
       livenessProbe: { ...probe("/livez"), periodSeconds: 30, timeoutSeconds: 5 },

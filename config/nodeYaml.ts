@@ -52,8 +52,8 @@ export function renderNodeConfig(
 }
 
 /**
- * The kubelet's settings that gVisor asks for, as a drop-in over k3s's own (k3s's docs, "Advanced options", kubelet.conf.d, from v1.32 on). The
- * embedded server has the same, and why, in node/server/kubelet.go.
+ * The kubelet's settings that gVisor asks for, as a drop-in over k3s's own (k3s's docs, "Advanced options",
+ * kubelet.conf.d, from v1.32 on). The embedded server has the same, and why, in node/server/kubelet.go.
  */
 export function renderKubeletConfig(): string {
   return stringify({

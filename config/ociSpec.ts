@@ -1,7 +1,10 @@
 import { inSandbox, type sandboxPaths } from "./paths.ts";
 import { bytes, type StackConfig } from "./schema.ts";
 
-/** What root can do in the sandbox. It is gVisor that grants these, not the host's kernel, which the sandbox's processes never reach. */
+/**
+ * What root can do in the sandbox. It is gVisor that grants these, not the host's kernel, which the sandbox's processes
+ * never reach.
+ */
 const CAPABILITIES = [
   "AUDIT_CONTROL",
   "AUDIT_WRITE",
@@ -112,8 +115,9 @@ export function sandboxSpec({ name, paths, artifacts, init, limits }: SandboxSpe
 }
 
 /**
- * The spec of the container that is run directly with the OCI runtime, before containerd comes into play. It asks for what a pod's
- * container asks for (namespaces, masked paths, a seccomp filter), so that what the sandbox cannot do shows here, in the runtime's own words.
+ * The spec of the container that is run directly with the OCI runtime, before containerd comes into play. It asks for
+ * what a pod's container asks for (namespaces, masked paths, a seccomp filter), so that what the sandbox cannot do
+ * shows here, in the runtime's own words.
  */
 export function runtimeCheckSpec(args: string[]) {
   const granted = ["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETUID"];

@@ -5,7 +5,10 @@
 import { homedir } from "node:os";
 import { join } from "node:path";
 
-/** Paths within the sandbox. Of a managed one `/etc` and the logs are folders of the host's state folder, and `/opt/gvisor-k3s` is its artifact cache, read-only. */
+/**
+ * Paths within the sandbox. Of a managed one `/etc` and the logs are folders of the host's state folder, and
+ * `/opt/gvisor-k3s` is its artifact cache, read-only.
+ */
 export const inSandbox = {
   artifacts: "/opt/gvisor-k3s",
   containerdConfig: "/etc/containerd/config.toml",
@@ -24,7 +27,10 @@ export function homeFolder(environment: NodeJS.ProcessEnv = process.env): string
   return environment.GVISOR_K3S_HOME || "/var/lib/gvisor-k3s";
 }
 
-/** The folder of what is built, safe to delete while no sandbox exists: `GVISOR_K3S_CACHE`, by default `gvisor-k3s` in `XDG_CACHE_HOME` or `~/.cache`. */
+/**
+ * The folder of what is built, safe to delete while no sandbox exists: `GVISOR_K3S_CACHE`, by default `gvisor-k3s` in
+ * `XDG_CACHE_HOME` or `~/.cache`.
+ */
 export function cacheFolder(environment: NodeJS.ProcessEnv = process.env): string {
   return environment.GVISOR_K3S_CACHE || join(environment.XDG_CACHE_HOME || join(homedir(), ".cache"), "gvisor-k3s");
 }

@@ -16,7 +16,8 @@ export class InputError extends Error {
     const lines = problems.map((problem) => `  - ${problem.option}${shown(problem.value)}: ${problem.message}`);
     super(
       [
-        `${problems.length} ${problems.length === 1 ? "problem" : "problems"} with the configuration; nothing was changed:`,
+        `${problems.length} ${problems.length === 1 ? "problem" : "problems"} with the configuration; ` +
+          "nothing was changed:",
         ...lines,
       ].join("\n"),
     );

@@ -1,6 +1,7 @@
 /**
- * What gVisor's generations do to a Kubernetes node, and what removes it. One entry here is all that a quirk takes: the probe, the remedy,
- * the doctor's report and docs/quirks.md follow from it. Whether a sandbox has a quirk is asked of the sandbox, never of a version.
+ * What gVisor's generations do to a Kubernetes node, and what removes it. One entry here is all that a quirk takes: the
+ * probe, the remedy, the doctor's report and docs/quirks.md follow from it. Whether a sandbox has a quirk is asked of
+ * the sandbox, never of a version.
  * @module
  */
 import type { ContainerdKeys } from "./containerdToml.ts";
@@ -13,8 +14,8 @@ export interface Quirk {
   /** What does not work without the remedy. */
   needs: string;
   /**
-   * A command in the sandbox: exit code 0 means that the sandbox is free of the quirk. "can" is sandbox-init's own (see `abilities` in
-   * node/init/can.go). Without a probe every gVisor has the quirk, and the remedy is always there.
+   * A command in the sandbox: exit code 0 means that the sandbox is free of the quirk. "can" is sandbox-init's own (see
+   * `abilities` in node/init/can.go). Without a probe every gVisor has the quirk, and the remedy is always there.
    */
   probe?: readonly string[];
   remedy: Remedy;
@@ -55,7 +56,8 @@ export const quirks = {
   },
   "kernel-tunables": {
     symptom:
-      "kubelet: Failed to start ContainerManager: write /proc/sys/vm/overcommit_memory: input/output error, open /proc/sys/vm/panic_on_oom: no such file",
+      "kubelet: Failed to start ContainerManager: write /proc/sys/vm/overcommit_memory: input/output " +
+      "error, open /proc/sys/vm/panic_on_oom: no such file",
     needs: "the kubelet",
     probe: ["can", "tune", ...Object.keys(TUNABLES)],
     remedy: { facade: tunables },
@@ -133,7 +135,8 @@ export const quirks = {
   },
   "cgroup-statfs": {
     symptom:
-      "runc: unable to apply cgroup configuration: statfs /sys/fs/cgroup/cpuset/…/cpuset.cpus: function not implemented",
+      "runc: unable to apply cgroup configuration: statfs /sys/fs/cgroup/cpuset/…/cpuset.cpus: " +
+      "function not implemented",
     needs: "every container",
     probe: ["can", "stat-cgroups"],
     remedy: { patch: "cgroup-statfs" },
@@ -157,7 +160,8 @@ export const quirks = {
     symptom: "crun: error opening file '/sys/fs/cgroup/freezer/…/freezer.state': No such file or directory",
     needs: "kubectl exec with crun",
     probe: ["can", "mount", "cgroup", "cgroup", "freezer"],
-    // It asks whether a container is paused before it lets anybody in. Without cgroups nothing is accounted to single containers.
+    // It asks whether a container is paused before it lets anybody in. Without cgroups nothing is accounted to single
+    // containers.
     remedy: { crun: ["--cgroup-manager=disabled"] },
     source: "google/gvisor#13683",
   },
@@ -170,7 +174,8 @@ export const quirks = {
   },
   "old-kernel-cri": {
     symptom:
-      "containerd: CRI plugin: unprivileged_icmp and unprivileged_port require kernel version greater than or equal to 4.11",
+      "containerd: CRI plugin: unprivileged_icmp and unprivileged_port require kernel version greater " +
+      "than or equal to 4.11",
     needs: "containerd's CRI plugin",
     probe: ["can", "tune", "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range"],
     remedy: { containerd: { enable_unprivileged_icmp: false, enable_unprivileged_ports: false } },
@@ -292,7 +297,8 @@ export function whyNoNode(blockers: readonly QuirkId[]): string {
   return blockers
     .map(
       (id) =>
-        `${id}: ${quirk(id).needs} cannot run here ("${quirk(id).symptom}"); who can change it: ${(quirk(id).remedy as { blocked: string }).blocked}`,
+        `${id}: ${quirk(id).needs} cannot run here ("${quirk(id).symptom}"); who can change it: ` +
+        `${(quirk(id).remedy as { blocked: string }).blocked}`,
     )
     .join("\n");
 }

@@ -1,5 +1,6 @@
 /**
- * Image registries, in the format of k3s's registries.yaml (k3s's docs, "Private Registry Configuration"), rendered for containerd.
+ * Image registries, in the format of k3s's registries.yaml (k3s's docs, "Private Registry Configuration"), rendered for
+ * containerd.
  * @module
  */
 import { stringify } from "smol-toml";
@@ -66,7 +67,8 @@ export function tlsFiles({ configs }: Registries): { option: string; path: strin
 }
 
 /**
- * The files below containerd's folder of registries, by their paths there. They are read at each pull, so that a change takes effect at once.
+ * The files below containerd's folder of registries, by their paths there. They are read at each pull, so that a change
+ * takes effect at once.
  * @param read returns the content of a file on the host
  */
 export function renderRegistries(
@@ -104,7 +106,9 @@ export function renderRegistries(
   return files;
 }
 
-/** The part of containerd's config that has passwords in it; undefined without any. containerd reads it when it starts. */
+/**
+ * The part of containerd's config that has passwords in it; undefined without any. containerd reads it when it starts.
+ */
 export function renderCredentials({ configs }: Registries): string | undefined {
   const entries = Object.entries(configs).flatMap(([host, { auth }]) => {
     if (!auth) return [];

@@ -52,11 +52,13 @@ const componentArguments = (program: string) =>
     .array(z.string().regex(/^[a-z][a-z0-9-]*=.*$/s, `name=value without leading dashes is allowed, such as v=2`))
     .default([])
     .describe(
-      `Arguments for ${program} as \`name=value\`, over those that this project sets. Changing them restarts the node's server; pods live on.`,
+      `Arguments for ${program} as \`name=value\`, over those that this project sets. Changing them ` +
+        "restarts the node's server; pods live on.",
     );
 
 const RULE_FORMS =
-  "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
+  "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: " +
+  "FIELD, value: JSON} is allowed";
 const field = z.string().min(1, "a path such as linux.seccomp is allowed");
 
 const ociRule = z.union([
@@ -82,13 +84,17 @@ export const stackSchema = z.strictObject({
       "up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last",
     )
     .describe(
-      "The sandbox's name, one per machine; also the node's name. Default: the stack's name. Changing it replaces the sandbox, and the cluster in it is lost.",
+      "The sandbox's name, one per machine; also the node's name. Default: the stack's name. Changing " +
+        "it replaces the sandbox, and the cluster in it is lost.",
     ),
   mode: z
     .enum(["node", "control-plane", "external"])
     .default("node")
     .describe(
-      "`node` runs pods. `control-plane` is the API server, the controllers and the scheduler alone: for Helm, RBAC, CRDs, admission and server-side dry runs; pods stay Pending. `external` is a cluster that is there already (see `external`): nothing is installed, and the outputs and the test pod are the same. Changing it replaces the sandbox, and the cluster in it is lost.",
+      "`node` runs pods. `control-plane` is the API server, the controllers and the scheduler alone: " +
+        "for Helm, RBAC, CRDs, admission and server-side dry runs; pods stay Pending. `external` is a " +
+        "cluster that is there already (see `external`): nothing is installed, and the outputs and the " +
+        "test pod are the same. Changing it replaces the sandbox, and the cluster in it is lost.",
     ),
   external: z
     .strictObject({
@@ -106,13 +112,18 @@ export const stackSchema = z.strictObject({
     .union([z.literal("auto"), z.array(z.string())])
     .default("auto")
     .describe(
-      "What the sandbox's gVisor lacks, by the ids of [docs/quirks.md](docs/quirks.md): `auto` probes the sandbox, once; a list is taken as it is, so that a preview of a new sandbox shows every line. Changing it changes what they ask for: runc, the wrapper, containerd's config.",
+      "What the sandbox's gVisor lacks, by the ids of [docs/quirks.md](docs/quirks.md): `auto` probes " +
+        "the sandbox, once; a list is taken as it is, so that a preview of a new sandbox shows every " +
+        "line. Changing it changes what they ask for: runc, the wrapper, containerd's config.",
     ),
   target: z
     .enum(["managed", "inside", "ssh"])
     .default("managed")
     .describe(
-      "Where the node lives: in a sandbox that is made here (`managed`), on the machine that Pulumi runs on, which is a gVisor sandbox itself (`inside`), or on another machine that is one (`ssh`). With the latter two there is no runsc, no network namespace, and no way out for pods. Changing it replaces the sandbox, and the cluster in it is lost.",
+      "Where the node lives: in a sandbox that is made here (`managed`), on the machine that Pulumi " +
+        "runs on, which is a gVisor sandbox itself (`inside`), or on another machine that is one " +
+        "(`ssh`). With the latter two there is no runsc, no network namespace, and no way out for pods. " +
+        "Changing it replaces the sandbox, and the cluster in it is lost.",
     ),
   ssh: z
     .strictObject({
@@ -121,7 +132,9 @@ export const stackSchema = z.strictObject({
         .regex(/^[A-Za-z0-9][A-Za-z0-9.:-]*$/, "a host's name or address is allowed")
         .optional()
         .describe(
-          "The machine, with `target: ssh`; it needs an SSH server and what [a node takes](#on-another-machine). Changing it, or the port, replaces the sandbox, and the cluster in it is lost.",
+          "The machine, with `target: ssh`; it needs an SSH server and what [a node " +
+            "takes](#on-another-machine). Changing it, or the port, replaces the sandbox, and the cluster in " +
+            "it is lost.",
         ),
       port: port.default(22).describe("The port of its SSH server."),
       user: z
@@ -132,12 +145,14 @@ export const stackSchema = z.strictObject({
       privateKey: absolutePath
         .optional()
         .describe(
-          "The file of a private key without a passphrase; it is kept as a secret of the stack. Default: the keys of the SSH agent.",
+          "The file of a private key without a passphrase; it is kept as a secret of the stack. Default: " +
+            "the keys of the SSH agent.",
         ),
       knownHosts: absolutePath
         .optional()
         .describe(
-          "The file that the machine's own key is noted in, as OpenSSH writes it; a machine with another key is refused. Default: `~/.ssh/known_hosts`.",
+          "The file that the machine's own key is noted in, as OpenSSH writes it; a machine with another " +
+            "key is refused. Default: `~/.ssh/known_hosts`.",
         ),
       sudo: z.boolean().optional().describe("Whether commands are run by `sudo -n`. Default: for any user but root."),
     })
@@ -146,7 +161,9 @@ export const stackSchema = z.strictObject({
     .enum(["embedded", "k3s"])
     .default("embedded")
     .describe(
-      "The server: `embedded` is built from the Kubernetes modules; `k3s` is the official release (see `k3s`), with the same containerd, network, proxy and config file. Changing it on a cluster that exists is refused: the two keep their state differently.",
+      "The server: `embedded` is built from the Kubernetes modules; `k3s` is the official release (see " +
+        "`k3s`), with the same containerd, network, proxy and config file. Changing it on a cluster that " +
+        "exists is refused: the two keep their state differently.",
     ),
   k3s: z
     .strictObject({
@@ -155,7 +172,10 @@ export const stackSchema = z.strictObject({
         .regex(/^v1\.\d+\.\d+(-rc\d+)?\+k3s\d+$/, "a release's tag such as v1.36.4+k3s1 is allowed")
         .default("v1.36.4+k3s1")
         .describe(
-          "The release of k3s, by its tag. It is downloaded once and verified with the release's own SHA-256. Changing it restarts the node's server; pods live on. A downgrade, or more than one minor version at a time, is refused; a release that does not become ready makes way for the one of before, with its data.",
+          "The release of k3s, by its tag. It is downloaded once and verified with the release's own " +
+            "SHA-256. Changing it restarts the node's server; pods live on. A downgrade, or more than one " +
+            "minor version at a time, is refused; a release that does not become ready makes way for the one " +
+            "of before, with its data.",
         ),
       mirror: z
         .url({ protocol: /^https?$/, error: "an http or https address is allowed" })
@@ -174,7 +194,9 @@ export const stackSchema = z.strictObject({
       subnet: cidr
         .optional()
         .describe(
-          "The link between host and sandbox: an IPv4 network of 4 to 256 addresses; the host takes the first address, the node the second. Default: four addresses of 10.107.0.0/16, chosen by `name`. Changing it replaces the sandbox.",
+          "The link between host and sandbox: an IPv4 network of 4 to 256 addresses; the host takes the " +
+            "first address, the node the second. Default: four addresses of 10.107.0.0/16, chosen by `name`. " +
+            "Changing it replaces the sandbox.",
         ),
       memory: quantity
         .nullable()
@@ -188,7 +210,8 @@ export const stackSchema = z.strictObject({
         .nullable()
         .default(null)
         .describe(
-          "How many CPUs' worth of time the sandbox may use, from 0.1; `null` for no limit. Changing it restarts the sandbox.",
+          "How many CPUs' worth of time the sandbox may use, from 0.1; `null` for no limit. Changing it " +
+            "restarts the sandbox.",
         ),
       platform: z
         .enum(["systrap", "kvm", "ptrace"])
@@ -198,18 +221,25 @@ export const stackSchema = z.strictObject({
         .enum(["sandbox", "host"])
         .default("sandbox")
         .describe(
-          "Whose network stack the sandbox uses: gVisor's own (`sandbox`), or the host kernel's (`host`), in the sandbox's own network namespace either way. `host` is for old gVisors that refuse the other on a newer kernel; it has no veth, so it carries a control plane and no pods. Changing it restarts the sandbox.",
+          "Whose network stack the sandbox uses: gVisor's own (`sandbox`), or the host kernel's (`host`), " +
+            "in the sandbox's own network namespace either way. `host` is for old gVisors that refuse the " +
+            "other on a newer kernel; it has no veth, so it carries a control plane and no pods. Changing it " +
+            "restarts the sandbox.",
         ),
       hostPorts: z
         .union([z.literal("all"), z.array(port)])
         .default([])
         .describe(
-          "The host's ports that the sandbox reaches at the host's end of the link, by TCP and UDP: those of a registry on the host, say. Others of the host's services are kept from it, also those that listen on every address; the host reaches the sandbox either way. `all` filters nothing, for hosts whose kernel lacks nftables' egress hook (Linux 5.16). Changing it restarts nothing.",
+          "The host's ports that the sandbox reaches at the host's end of the link, by TCP and UDP: those " +
+            "of a registry on the host, say. Others of the host's services are kept from it, also those that " +
+            "listen on every address; the host reaches the sandbox either way. `all` filters nothing, for " +
+            "hosts whose kernel lacks nftables' egress hook (Linux 5.16). Changing it restarts nothing.",
         ),
       runsc: absolutePath
         .optional()
         .describe(
-          "A `runsc` to use in place of the one that is built from the pinned module. Changing it restarts the sandbox.",
+          "A `runsc` to use in place of the one that is built from the pinned module. Changing it restarts " +
+            "the sandbox.",
         ),
     })
     .prefault({}),
@@ -219,24 +249,30 @@ export const stackSchema = z.strictObject({
         .enum(["runc", "crun"])
         .default("runc")
         .describe(
-          "The OCI runtime: `runc`, built here with the patches that the sandbox's quirks ask for, or `crun`, the one that is installed on the host. Changing it restarts containerd; running pods live on, and are stopped by the runtime that started them.",
+          "The OCI runtime: `runc`, built here with the patches that the sandbox's quirks ask for, or " +
+            "`crun`, the one that is installed on the host. Changing it restarts containerd; running pods " +
+            "live on, and are stopped by the runtime that started them.",
         ),
       path: absolutePath
         .optional()
         .describe(
-          `A program to use in place of the runtime that is built (\`runc\`, which must be static) or installed (\`crun\`, default \`${CRUN}\`; it is taken with its libraries).`,
+          `A program to use in place of the runtime that is built (\`runc\`, which must be static) or ` +
+            `installed (\`crun\`, default \`${CRUN}\`; it is taken with its libraries).`,
         ),
       patches: z
         .array(z.string())
         .default([])
         .describe(
-          "Patches by id (`toolchain/runc/patches/ID.patch`) that runc is built with beside those that the quirks ask for. Changing them restarts containerd; running pods keep their runc's containers.",
+          "Patches by id (`toolchain/runc/patches/ID.patch`) that runc is built with beside those that the " +
+            "quirks ask for. Changing them restarts containerd; running pods keep their runc's containers.",
         ),
       rules: z
         .array(ociRule)
         .default([])
         .describe(
-          "Changes to every container's OCI spec, in order, after those that the quirks ask for: `{dropNamespace}`, `{dropMaskedPath}`, `{dropMount}`, `{unset}` or `{set, value}`. Without any there is no wrapper.",
+          "Changes to every container's OCI spec, in order, after those that the quirks ask for: " +
+            "`{dropNamespace}`, `{dropMaskedPath}`, `{dropMount}`, `{unset}` or `{set, value}`. Without any " +
+            "there is no wrapper.",
         ),
     })
     .prefault({}),
@@ -246,7 +282,9 @@ export const stackSchema = z.strictObject({
         .enum(["auto", "overlayfs", "native"])
         .default("auto")
         .describe(
-          "How image layers become a container's root: `overlayfs` shares them, `native` copies them; `auto` is `overlayfs` unless the sandbox has the quirk overlay-upper. Changing it restarts containerd; running pods live on.",
+          "How image layers become a container's root: `overlayfs` shares them, `native` copies them; " +
+            "`auto` is `overlayfs` unless the sandbox has the quirk overlay-upper. Changing it restarts " +
+            "containerd; running pods live on.",
         ),
       logLevel: z
         .enum(["debug", "info", "warn", "error"])
@@ -260,14 +298,17 @@ export const stackSchema = z.strictObject({
       shim: absolutePath
         .optional()
         .describe(
-          "A static `containerd-shim-runc-v2` to use in place of the one that is built; it must be of containerd's version.",
+          "A static `containerd-shim-runc-v2` to use in place of the one that is built; it must be of " +
+            "containerd's version.",
         ),
     })
     .prefault({}),
   registries: registriesSchema
     .prefault({})
     .describe(
-      "Mirrors, credentials and TLS of image registries: the path of a file in the format of k3s's registries.yaml, or its content; the files that it names are the host's. Changing credentials restarts containerd; the rest holds for the next pull.",
+      "Mirrors, credentials and TLS of image registries: the path of a file in the format of k3s's " +
+        "registries.yaml, or its content; the files that it names are the host's. Changing credentials " +
+        "restarts containerd; the rest holds for the next pull.",
     ),
   proxy: z
     .strictObject({
@@ -283,7 +324,8 @@ export const stackSchema = z.strictObject({
         .array(z.string())
         .default([])
         .describe(
-          "Hosts, domains and networks that are pulled from without a proxy, beside the node's own. Changing it restarts containerd.",
+          "Hosts, domains and networks that are pulled from without a proxy, beside the node's own. " +
+            "Changing it restarts containerd.",
         ),
     })
     .prefault({}),
@@ -324,7 +366,8 @@ export const stackSchema = z.strictObject({
       mtu: wholeNumber(1280, 65521)
         .default(65000)
         .describe(
-          "The largest packet of pods that start from now on. Nothing leaves the sandbox's memory between pods, so a large one is several times faster.",
+          "The largest packet of pods that start from now on. Nothing leaves the sandbox's memory between " +
+            "pods, so a large one is several times faster.",
         ),
     })
     .prefault({}),
@@ -334,7 +377,10 @@ export const stackSchema = z.strictObject({
         .boolean()
         .default(true)
         .describe(
-          "Whether the node and its pods reach what the host reaches, less the host itself (see `sandbox.hostPorts`) and link-local addresses: TCP, UDP, and DNS by the host's name servers. A process on the host makes the connections; nothing of the host's own network is changed. A control plane alone has none. Changing it restarts the sandbox.",
+          "Whether the node and its pods reach what the host reaches, less the host itself (see " +
+            "`sandbox.hostPorts`) and link-local addresses: TCP, UDP, and DNS by the host's name servers. A " +
+            "process on the host makes the connections; nothing of the host's own network is changed. A " +
+            "control plane alone has none. Changing it restarts the sandbox.",
         ),
     })
     .prefault({}),
@@ -351,7 +397,8 @@ export const stackSchema = z.strictObject({
           image: imageName
             .optional()
             .describe(
-              "CoreDNS's image. Default: one that is built here from CoreDNS's module, with the plugins that a cluster takes. Changing it is a rolling update.",
+              "CoreDNS's image. Default: one that is built here from CoreDNS's module, with the plugins that a " +
+                "cluster takes. Changing it is a rolling update.",
             ),
         })
         .prefault({}),
@@ -361,7 +408,9 @@ export const stackSchema = z.strictObject({
             .boolean()
             .default(true)
             .describe(
-              "Whether claims are bound to folders of the node, by the default StorageClass `local-path`, as in k3s. They outlive the sandbox's restarts, and end with their claims. Changing it restarts the node's server; volumes that exist stay.",
+              "Whether claims are bound to folders of the node, by the default StorageClass `local-path`, as " +
+                "in k3s. They outlive the sandbox's restarts, and end with their claims. Changing it restarts " +
+                "the node's server; volumes that exist stay.",
             ),
         })
         .prefault({}),
@@ -371,12 +420,14 @@ export const stackSchema = z.strictObject({
             .boolean()
             .default(true)
             .describe(
-              "Whether metrics-server tells what the node and its pods use, for `kubectl top` and HorizontalPodAutoscalers: from a quarter of a minute after its start on.",
+              "Whether metrics-server tells what the node and its pods use, for `kubectl top` and " +
+                "HorizontalPodAutoscalers: from a quarter of a minute after its start on.",
             ),
           image: imageName
             .optional()
             .describe(
-              "metrics-server's image. Default: one that is built here from its module. Changing it is a rolling update.",
+              "metrics-server's image. Default: one that is built here from its module. Changing it is a " +
+                "rolling update.",
             ),
         })
         .prefault({}),
@@ -391,13 +442,16 @@ export const stackSchema = z.strictObject({
     )
     .default([])
     .describe(
-      "Files with Kubernetes objects, which are applied and kept applied; their Deployments, DaemonSets and StatefulSets are awaited. What leaves a file, or the list, is deleted.",
+      "Files with Kubernetes objects, which are applied and kept applied; their Deployments, " +
+        "DaemonSets and StatefulSets are awaited. What leaves a file, or the list, is deleted.",
     ),
   images: z
     .array(absolutePath)
     .default([])
     .describe(
-      "Archives (OCI layout or docker save, a tar archive that may be compressed with gzip or zstd) to import before the test pod starts. Images that are already there stay when an archive is taken off the list.",
+      "Archives (OCI layout or docker save, a tar archive that may be compressed with gzip or zstd) to " +
+        "import before the test pod starts. Images that are already there stay when an archive is taken " +
+        "off the list.",
     ),
   pod: z
     .strictObject({
@@ -408,7 +462,8 @@ export const stackSchema = z.strictObject({
       image: imageName
         .optional()
         .describe(
-          "The test pod's image. Default: the project's own test image, which is built here. Changing it replaces the pod.",
+          "The test pod's image. Default: the project's own test image, which is built here. Changing it " +
+            "replaces the pod.",
         ),
       args: z
         .array(z.string())
@@ -557,7 +612,9 @@ function crossChecks({
     problems.push({
       option: "sandbox.hostPorts",
       value: sandbox.hostPorts,
-      message: `the link that they are for is made with target: managed only, and not with target: ${target}; leave it out`,
+      message:
+        `the link that they are for is made with target: managed only, and not with target: ${target}; ` +
+        "leave it out",
     });
   }
   if (target !== "managed" && sandbox.runsc !== undefined) {
@@ -642,7 +699,9 @@ function quirkProblems(quirks: "auto" | string[], mode: StackConfigInput["mode"]
     problems.push({
       option: "quirks",
       value: blockers.join(", "),
-      message: `a sandbox with these cannot run pods (${blockers.map((id) => quirk(id).needs).join(", ")}); set mode: control-plane, or use another gVisor`,
+      message:
+        `a sandbox with these cannot run pods (${blockers.map((id) => quirk(id).needs).join(", ")}); set ` +
+        "mode: control-plane, or use another gVisor",
     });
   return problems;
 }
@@ -672,7 +731,8 @@ function toProblems(issue: z.core.$ZodIssue): Problem[] {
         return [
           { option, value: issue.input, message: "the path of a YAML file, or its content as an object, is allowed" },
         ];
-      if (issue.path.includes("auth")) return [{ option, message: `a value of type ${issue.expected} is allowed` }]; // what was given may be a password
+      // what was given may be a password
+      if (issue.path.includes("auth")) return [{ option, message: `a value of type ${issue.expected} is allowed` }];
       return [
         {
           option,

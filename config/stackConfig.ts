@@ -2,9 +2,9 @@ import { existsSync, readFileSync } from "node:fs";
 import { parse } from "yaml";
 
 /**
- * Takes the project's options out of Pulumi's configuration. A program gets all values of it as texts, in which lists and objects are
- * JSON; a stack's settings file may hold them either way.
- * What is no option is left for the schema to refuse by name.
+ * Takes the project's options out of Pulumi's configuration. A program gets all values of it as texts, in which lists
+ * and objects are JSON; a stack's settings file may hold them either way. What is no option is left for the schema to
+ * refuse by name.
  * @param name the default for the option `name`
  */
 export function readStackConfig(all: Record<string, unknown>, project: string, name: string): Record<string, unknown> {

@@ -1,5 +1,6 @@
 /**
- * The images that the conformance tests run, under the names that they ask for, from the pinned modules and from Debian's packages.
+ * The images that the conformance tests run, under the names that they ask for, from the pinned modules and from
+ * Debian's packages.
  * @module
  */
 import { chmodSync, copyFileSync, existsSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
@@ -36,12 +37,13 @@ const users = {
 };
 const folders = { "/tmp": 0o1777, "/root": 0o700, "/home": 0o755, "/run": 0o755, "/var/log": 0o755 };
 const shell = ["busybox-static"];
-// Debian's busybox takes its own applets before anything in PATH, so that its shell would never run the other packages' programs.
+// Debian's busybox takes its own applets before anything in PATH, so that its shell would never run the other packages'
+// programs.
 const dnsTools = [...shell, "dash", "bind9-dnsutils", "libc-bin"];
 
 const images: Image[] = [
-  // Some tests look for variables with a dash in their names, which Debian's older busybox, as a shell, does not hand on; they ask for `sh` by PATH. Others know
-  // its words, and ask for /bin/sh.
+  // Some tests look for variables with a dash in their names, which Debian's older busybox, as a shell, does not hand
+  // on; they ask for `sh` by PATH. Others know its words, and ask for /bin/sh.
   {
     names: [`${e2e}/busybox:1.37.0-2`],
     packages: [...shell, "bash-static"],

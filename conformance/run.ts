@@ -1,6 +1,6 @@
 /**
- * `make conformance`: upstream's own conformance tests on a node of ours, as far as they fit one node. Their names, results and reasons are
- * in conformance/results.json, the table goes into conformance/README.md.
+ * `make conformance`: upstream's own conformance tests on a node of ours, as far as they fit one node. Their names,
+ * results and reasons are in conformance/results.json, the table goes into conformance/README.md.
  *
  *   node conformance/run.ts [--groups services,dns | --groups all] [--procs 2] [--list]
  * @module
@@ -141,7 +141,8 @@ function groupsOf(text?: string): string[] {
   const unknown = asked.filter((group) => !Object.hasOwn(groups, group));
   if (unknown.length > 0)
     throw new Error(
-      `--groups: there is no group ${unknown.join(", ")}; allowed are all, or some of: ${Object.keys(groups).join(", ")}`,
+      `--groups: there is no group ${unknown.join(", ")}; allowed are all, or some of: ` +
+        `${Object.keys(groups).join(", ")}`,
     );
   return asked;
 }
@@ -165,7 +166,8 @@ function list(all: Spec[]): void {
   for (const [group, { usual }] of Object.entries(groups)) {
     const specs = all.filter((spec) => groupOf(spec) === group);
     console.log(
-      `${group}: ${specs.length} tests, ${specs.filter((spec) => !reasonFor(leftOut, spec)).length} tried${usual ? ", usually" : ""}`,
+      `${group}: ${specs.length} tests, ${specs.filter((spec) => !reasonFor(leftOut, spec)).length} ` +
+        `tried${usual ? ", usually" : ""}`,
     );
   }
 }
@@ -190,7 +192,9 @@ async function inCluster<T>(use: () => Promise<T>): Promise<T> {
   }
 }
 
-/** Runs exactly these tests, several at a time, and those that must be alone at the end. What fails is in the report. */
+/**
+ * Runs exactly these tests, several at a time, and those that must be alone at the end. What fails is in the report.
+ */
 async function runTests(specs: Spec[]): Promise<Spec[]> {
   say(`${specs.length} tests`);
   const kubectl = join(work, "kubectl");
@@ -234,7 +238,10 @@ async function runTests(specs: Spec[]): Promise<Spec[]> {
   return specsIn(join(work, "ginkgo.json"));
 }
 
-/** Prints the results and, of a run of the usual groups or of all, keeps them; returns whether anything failed that is not known to. */
+/**
+ * Prints the results and, of a run of the usual groups or of all, keeps them; returns whether anything failed that is
+ * not known to.
+ */
 function report(ran: Spec[], chosen: Spec[]): boolean {
   const results = chosen.map(resultOf(ran));
   const table = tableOf(results);

@@ -1,6 +1,6 @@
 /**
- * Runs every OCI runtime on every generation of gVisor and writes what came of it into docs/runtimes.md: `node docs/runtimes.ts`, or
- * `make runtimes`. It takes a minute, once everything is built.
+ * Runs every OCI runtime on every generation of gVisor and writes what came of it into docs/runtimes.md: `node
+ * docs/runtimes.ts`, or `make runtimes`. It takes a minute, once everything is built.
  */
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";

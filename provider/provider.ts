@@ -25,7 +25,10 @@ void main(
   process.argv.slice(2),
 );
 
-/** Whether a value is known, and the value; neither is part of the SDK's types, and without them a preview would wait for the unknown for ever. */
+/**
+ * Whether a value is known, and the value; neither is part of the SDK's types, and without them a preview would wait
+ * for the unknown for ever.
+ */
 type Inner = pulumi.Output<unknown> & { isKnown: Promise<boolean>; promise(withUnknowns: boolean): Promise<unknown> };
 
 /**

@@ -3,8 +3,9 @@ import { type StackConfig, stackSchema, unwrap } from "../config/schema.ts";
 const SCALARS = new Set(["string", "number", "boolean"]);
 
 /**
- * Pulumi's schema of the package (https://www.pulumi.com/docs/iac/extending-pulumi/schema/). The component's inputs are the stack's options. What is in a group is
- * left to this project's own checks: they tell every problem at once, and Pulumi's not even which option is wrong.
+ * Pulumi's schema of the package (https://www.pulumi.com/docs/iac/extending-pulumi/schema/). The component's inputs are
+ * the stack's options. What is in a group is left to this project's own checks: they tell every problem at once, and
+ * Pulumi's not even which option is wrong.
  */
 export function packageSchema(version: string): object {
   const inputProperties = Object.entries(stackSchema.shape).map(([option, schema]) => {

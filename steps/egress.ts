@@ -1,5 +1,6 @@
 /**
- * A sandbox's way out: a process on the host that makes connections for it, so that the host needs neither forwarding nor address translation.
+ * A sandbox's way out: a process on the host that makes connections for it, so that the host needs neither forwarding
+ * nor address translation.
  * @module
  */
 import { spawn } from "node:child_process";

@@ -1,6 +1,6 @@
 /**
- * The node's configuration files, and a note of what was written into each, so that one that was edited or removed by hand is noticed by a
- * preview, told by `status` and written again by the next `up`.
+ * The node's configuration files, and a note of what was written into each, so that one that was edited or removed by
+ * hand is noticed by a preview, told by `status` and written again by the next `up`.
  * @module
  */
 import { createHash } from "node:crypto";
@@ -64,7 +64,10 @@ export function driftOf(ref: SandboxRef): Drift[] {
   return notedSteps(ref).flatMap((step) => driftOfStep(ref, step));
 }
 
-/** How often the files of each step are found edited, this time included: an input of the step, which then writes them again. */
+/**
+ * How often the files of each step are found edited, this time included: an input of the step, which then writes them
+ * again.
+ */
 export function repairsOf(ref: SandboxRef): Partial<Record<StepName, number>> {
   const drifted = new Set(driftOf(ref).map(({ step }) => step));
   return Object.fromEntries(

@@ -1,5 +1,6 @@
 /**
- * The machine that this runs on as the sandbox: it is one already, and only takes what process 1 of a managed sandbox does.
+ * The machine that this runs on as the sandbox: it is one already, and only takes what process 1 of a managed sandbox
+ * does.
  * @module
  */
 import { spawn } from "node:child_process";
@@ -27,7 +28,9 @@ export interface InsideParams extends SandboxRef {
 /** What the facade keeps. */
 const RUN = "/run/gvisor-k3s";
 
-/** What the node keeps, below folders that may be others' too. It is removed with it, so none of it may be there before. */
+/**
+ * What the node keeps, below folders that may be others' too. It is removed with it, so none of it may be there before.
+ */
 export const ownFolders = [
   dirname(inSandbox.containerdConfig),
   dirname(inSandbox.cniConfig),

@@ -1,7 +1,8 @@
 /**
- * What the stack's commands run: `node steps/main.ts STEP`, with the step's parameters as JSON in the variable STEP_PARAMS and, where it
- * has one, the file that it is about on standard input. On another machine, which takes no variables, all of that is JSON on standard input.
- * Every step is idempotent: it makes the described state so and says what it found.
+ * What the stack's commands run: `node steps/main.ts STEP`, with the step's parameters as JSON in the variable
+ * STEP_PARAMS and, where it has one, the file that it is about on standard input. On another machine, which takes no
+ * variables, all of that is JSON on standard input. Every step is idempotent: it makes the described state so and says
+ * what it found.
  * @module
  */
 import { text } from "node:stream/consumers";
@@ -21,7 +22,8 @@ import { ensureSandbox, removeSandbox, type SandboxRef } from "./sandbox.ts";
 import { ensureTunnel, removeTunnel } from "./tunnel.ts";
 
 /** A step takes its parameters and its standard input, and returns what becomes the command's output. */
-// biome-ignore lint/suspicious/noExplicitAny: each step knows its own parameters; the component that calls it passes them typed (see StepParams)
+// Each step knows its own parameters; the component that calls it passes them typed (see StepParams).
+// biome-ignore lint/suspicious/noExplicitAny: see above
 type Step = (params: any, input: string) => Promise<unknown>;
 
 /** The steps by name. */

@@ -20,7 +20,10 @@ export interface ManifestParams extends SandboxRef {
   pods: boolean;
 }
 
-/** Seconds for the server to apply a manifest, retries included, and for its pods to become ready: they start in about two, and a pull may come before. */
+/**
+ * Seconds for the server to apply a manifest, retries included, and for its pods to become ready: they start in about
+ * two, and a pull may come before.
+ */
 const [APPLY, ROLLOUT] = [60, 300];
 
 const folder = `${inSandbox.nodeData}/server/manifests`;
@@ -56,7 +59,8 @@ interface PodStatus {
 }
 
 /**
- * Writes a manifest (standard input) where the server applies it, and waits until it is applied and its workloads are rolled out.
+ * Writes a manifest (standard input) where the server applies it, and waits until it is applied and its workloads are
+ * rolled out.
  * @throws Error with the API server's words on what it refuses, or with what the pods wait for
  */
 export async function ensureManifest(params: ManifestParams, content: string): Promise<void> {
@@ -86,8 +90,9 @@ async function applyByServer(params: ManifestParams, content: string): Promise<v
 }
 
 /**
- * k3s has such a folder too, and never deletes what a file that left it brought (k3s's docs, "Auto-deploying manifests"), so kubectl does it: what
- * was applied last is kept, and what is in it and not in the new content is deleted. Empty content deletes all.
+ * k3s has such a folder too, and never deletes what a file that left it brought (k3s's docs, "Auto-deploying
+ * manifests"), so kubectl does it: what was applied last is kept, and what is in it and not in the new content is
+ * deleted. Empty content deletes all.
  */
 async function applyWithKubectl(params: ManifestParams, content: string): Promise<void> {
   const last = join(sandboxPaths(params.name, params.home).state, "manifests", fileOf(params.manifest));

@@ -27,10 +27,10 @@ export interface ServerParams extends SandboxRef {
 const PATIENCE = 180;
 
 /**
- * Writes the server's config (standard input), has the server run with it and waits until the API is ready: /readyz, and the default
- * service account is there. The node becomes Ready when it has a network; see {@link ensureNetwork}.
- * @throws Error with the end of the server's log if it does not become ready. If another one was ready before, that one runs again then, with its
- * configuration, and, if it was of another version, with the data as they were
+ * Writes the server's config (standard input), has the server run with it and waits until the API is ready: /readyz,
+ * and the default service account is there. The node becomes Ready when it has a network; see {@link ensureNetwork}.
+ * @throws Error with the end of the server's log if it does not become ready. If another one was ready before, that one
+ *   runs again then, with its configuration, and, if it was of another version, with the data as they were
  */
 export async function ensureServer(params: ServerParams, config: string): Promise<void> {
   const { version, distribution, server } = params;
@@ -81,7 +81,10 @@ export async function printKubeconfig(params: SandboxRef): Promise<string> {
   return await readFile(hostPath(params, inSandbox.kubeconfig), "utf8");
 }
 
-/** Writes the CNI conflist (standard input) from within the sandbox, where containerd watches for it, and waits until the node is Ready. */
+/**
+ * Writes the CNI conflist (standard input) from within the sandbox, where containerd watches for it, and waits until
+ * the node is Ready.
+ */
 export async function ensureNetwork(params: ServerParams, conflist: string): Promise<void> {
   await writeOwnFiles(params, "network", [{ path: conflistPath, content: conflist, mode: 0o644, watched: true }]);
   await reached(params, "nodeReady");
@@ -95,8 +98,8 @@ interface Stages {
 }
 
 /**
- * Waits until the server that runs now has noted a stage. To ask the API server takes a process in the sandbox, which has to start
- * just when the server needs every CPU; so that is done only to tell what is missing when the time is up.
+ * Waits until the server that runs now has noted a stage. To ask the API server takes a process in the sandbox, which
+ * has to start just when the server needs every CPU; so that is done only to tell what is missing when the time is up.
  */
 async function reached(
   params: ServerParams,

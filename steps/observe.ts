@@ -57,7 +57,9 @@ export interface Machine {
   observed?: Observed;
 }
 
-/** What a node takes of a machine. sandbox-init, the facade and the network are made with these; see steps/inside.ts. */
+/**
+ * What a node takes of a machine. sandbox-init, the facade and the network are made with these; see steps/inside.ts.
+ */
 const PROGRAMS = ["ip", "mount", "umount", "tar", "sha256sum"];
 
 const machines = new Map<string, Machine>();

@@ -15,11 +15,16 @@ export interface BuildParams {
   own: { source: string; name: string }[];
   /** Another machine that all of it is copied to. */
   to?: UploadParams;
-  /** Whether what runs steps there is copied as well, by the name of its folder, so that another one is another input. */
+  /**
+   * Whether what runs steps there is copied as well, by the name of its folder, so that another one is another input.
+   */
   runner?: string;
 }
 
-/** Builds what is not built yet, takes files of the user's into the artifact folder, and copies all to the machine that runs it, if that is another one. */
+/**
+ * Builds what is not built yet, takes files of the user's into the artifact folder, and copies all to the machine that
+ * runs it, if that is another one.
+ */
 export async function buildArtifacts({ artifacts, own, to, runner }: BuildParams): Promise<void> {
   const folders: string[] = [];
   if (to && runner) await noteMachine(to);
@@ -50,8 +55,8 @@ export async function applyFacade(params: SandboxRef & { plan: FacadePlan }): Pr
 }
 
 /**
- * Puts the runtime wrapper with its rules (standard input) in place, unless there are none, and runs a container directly with it or with the
- * OCI runtime, before containerd starts.
+ * Puts the runtime wrapper with its rules (standard input) in place, unless there are none, and runs a container
+ * directly with it or with the OCI runtime, before containerd starts.
  * @throws CommandError with the runtime's own message
  */
 export async function checkRuntime(params: RuntimeRef, rules: string): Promise<void> {
@@ -84,7 +89,10 @@ const BUNDLE = "/run/gvisor-k3s/runtime-check";
 const CONTAINER = "runtime-check";
 const WORD = "the runtime can start a container here";
 
-/** What containerd does: the container is detached, and its output is a pipe in the sandbox, which here ends with the container. */
+/**
+ * What containerd does: the container is detached, and its output is a pipe in the sandbox, which here ends with the
+ * container.
+ */
 const INSIDE_PIPE = 'set -o pipefail; "$@" < /dev/null 2>&1 | cat';
 
 type Runtime = (...args: string[]) => Promise<{ stdout: string }>;

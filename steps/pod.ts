@@ -12,7 +12,10 @@ export interface PodLogsParams {
 /** Seconds for a container that runs to have its first line in the log. */
 const FIRST_LINE = 10;
 
-/** What a pod's container has printed so far; the kubeconfig comes on standard input. A container that prints nothing gives "". */
+/**
+ * What a pod's container has printed so far; the kubeconfig comes on standard input. A container that prints nothing
+ * gives "".
+ */
 export async function podLogs(params: PodLogsParams, kubeconfig: string): Promise<string> {
   const config = new KubeConfig();
   config.loadFromString(kubeconfig);

@@ -58,7 +58,9 @@ export function preflight(config: StackConfig): void {
       problems.push({
         option: "runtime.patches",
         value: id,
-        message: `it does not apply to the runc that is pinned in toolchain/runc/go.mod: ${refusal.replaceAll("\n", "; ")}`,
+        message:
+          "it does not apply to the runc that is pinned in toolchain/runc/go.mod: " +
+          `${refusal.replaceAll("\n", "; ")}`,
       });
   }
   const { name: runtime, path = runtime === "crun" ? CRUN : undefined } = config.runtime;
@@ -71,7 +73,9 @@ export function preflight(config: StackConfig): void {
     problems.push({
       option: "runtime.name",
       value: runtime,
-      message: `there is no ${CRUN}; install it (Debian: apt-get install crun), or give the path of another one with runtime.path`,
+      message:
+        `there is no ${CRUN}; install it (Debian: apt-get install crun), or give the path of another one ` +
+        "with runtime.path",
     });
     delete inTheSandbox["runtime.path"];
   }
@@ -103,13 +107,17 @@ export function preflight(config: StackConfig): void {
       option: "egress.enabled",
       value: true,
       message:
-        "the host has no /dev/net/tun; load it (modprobe tun), or set egress.enabled to false: pods and pulls then reach no further than the host",
+        "the host has no /dev/net/tun; load it (modprobe tun), or set egress.enabled to false: pods and " +
+        "pulls then reach no further than the host",
     });
   }
   refuse(problems);
 }
 
-/** What stands in the way of the official release: its source is looked at before anything is made, and downloaded later. */
+/**
+ * What stands in the way of the official release: its source is looked at before anything is made, and downloaded
+ * later.
+ */
 function k3sProblems({ distribution, k3s }: StackConfig): Problem[] {
   if (distribution !== "k3s" || k3s.path !== undefined || existsSync(k3sFolder(k3s))) return [];
   if (k3s.airgap !== undefined) {
@@ -144,7 +152,8 @@ function insideProblems({ name, target }: StackConfig): Problem[] {
     : [
         ...problems,
         problem(
-          `this machine has a container runtime or a node already, or what one left: ${taken.join(", ")}; a node needs these for itself: remove them, or use target: managed`,
+          `this machine has a container runtime or a node already, or what one left: ${taken.join(", ")}; ` +
+            "a node needs these for itself: remove them, or use target: managed",
         ),
       ];
 }
@@ -168,7 +177,8 @@ function problemsOn(machine: Machine, { host }: SshTarget, config: StackConfig):
   if (!machine.isGvisor)
     problems.push(
       problem(
-        "it is no gVisor sandbox, and the node would be on its kernel; give a machine that is one, or use target: managed on it",
+        "it is no gVisor sandbox, and the node would be on its kernel; give a machine that is one, or " +
+          "use target: managed on it",
       ),
     );
   if (ARCHITECTURES[machine.arch] !== arch())
@@ -178,7 +188,8 @@ function problemsOn(machine: Machine, { host }: SshTarget, config: StackConfig):
   if (machine.missing.length > 0)
     problems.push(
       problem(
-        `it lacks ${machine.missing.join(", ")}; a node needs them (programs, on Debian: apt-get install iproute2 mount tar coreutils busybox-static)`,
+        `it lacks ${machine.missing.join(", ")}; a node needs them (programs, on Debian: apt-get install ` +
+          "iproute2 mount tar coreutils busybox-static)",
       ),
     );
   const { record, ready } = machine.observed ?? {};
@@ -186,7 +197,8 @@ function problemsOn(machine: Machine, { host }: SshTarget, config: StackConfig):
     if (machine.taken.length > 0)
       problems.push(
         problem(
-          `it has a container runtime or a node already, or what one left: ${machine.taken.join(", ")}; a node needs these for itself: remove them, or give another machine`,
+          `it has a container runtime or a node already, or what one left: ${machine.taken.join(", ")}; a ` +
+            "node needs these for itself: remove them, or give another machine",
         ),
       );
     if (machine.free < REMOTE_MIB)
@@ -197,7 +209,9 @@ function problemsOn(machine: Machine, { host }: SshTarget, config: StackConfig):
     problems.push({
       option: "name",
       value: config.name,
-      message: `${host} has a node of this name that was made from elsewhere; choose another machine, or destroy it from there`,
+      message:
+        `${host} has a node of this name that was made from elsewhere; choose another machine, or ` +
+        "destroy it from there",
     });
   }
   return [...problems, ...versionProblems(ready, config)];
@@ -277,14 +291,16 @@ export function archiveProblem(path: string): Problem[] {
     list({ file: path, sync: true, strict: true, onReadEntry: (entry) => void entries.push(entry.path) });
   } catch (error) {
     return problem(
-      `it is no tar archive, or a broken one (${(error as Error).message}); give one that \`docker save\` or an OCI tool wrote`,
+      `it is no tar archive, or a broken one (${(error as Error).message}); give one that \`docker ` +
+        `save\` or an OCI tool wrote`,
     );
   }
   // Both of what `docker save` and what OCI tools write have an index at the top.
   return entries.some((entry) => /^(\.\/)?(index|manifest)\.json$/.test(entry))
     ? []
     : problem(
-        "it is a tar archive but none of an image: it has neither index.json nor manifest.json; give one that `docker save` or an OCI tool wrote",
+        "it is a tar archive but none of an image: it has neither index.json nor manifest.json; give one " +
+          "that `docker save` or an OCI tool wrote",
       );
 }
 
@@ -341,7 +357,9 @@ function subnetProblems({ target, name, sandbox }: StackConfig): Problem[] {
     problems.push({
       option: "name",
       value: name,
-      message: `a sandbox of this name exists on this machine with another home (network namespace ${link}); choose another name`,
+      message:
+        `a sandbox of this name exists on this machine with another home (network namespace ${link}); ` +
+        "choose another name",
     });
   }
   return problems;

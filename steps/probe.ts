@@ -48,7 +48,8 @@ export async function probeQuirks(params: ProbeParams): Promise<QuirkId[]> {
   const blockers = params.mode === "node" ? blockersAmong(found) : [];
   if (blockers.length > 0)
     throw new Error(
-      `this sandbox cannot run pods:\n${whyNoNode(blockers)}\nset mode: control-plane for an API server without pods, or use another gVisor`,
+      `this sandbox cannot run pods:\n${whyNoNode(blockers)}\nset mode: control-plane for an API ` +
+        "server without pods, or use another gVisor",
     );
   await writeFile(resultFile(params), JSON.stringify({ key: keyOf(params), found }));
   return found;
@@ -71,7 +72,8 @@ export async function ask(
         `probe ${id} gave no answer within ${milliseconds / 1000} s: ${command.join(" ")}`,
     );
     throw new Error(
-      `${lines.join("\n")}\ntry again on a machine that is less busy, or name the sandbox's quirks with the option \`quirks\`, which probes nothing`,
+      `${lines.join("\n")}\ntry again on a machine that is less busy, or name the sandbox's quirks ` +
+        `with the option \`quirks\`, which probes nothing`,
     );
   }
   return answers;
@@ -83,8 +85,10 @@ export function quirksIn(answers: readonly Answer[]): QuirkId[] {
 }
 
 /**
- * What {@link probeQuirks} will find, for a preview: what it found last if nothing changed since, else what a trial sandbox tells.
- * @returns undefined if only an update can tell, because runsc or sandbox-init are not built yet, not on the other machine yet, or do not start
+ * What {@link probeQuirks} will find, for a preview: what it found last if nothing changed since, else what a trial
+ * sandbox tells.
+ * @returns undefined if only an update can tell, because runsc or sandbox-init are not built yet, not on the other
+ *   machine yet, or do not start
  */
 export async function foreseeQuirks(params: ProbeParams): Promise<QuirkId[] | undefined> {
   if (params.ssh)

@@ -15,7 +15,10 @@ export interface ProxyParams extends SandboxRef {
   distribution: StackConfig["distribution"];
 }
 
-/** What each server writes for the proxy (k3s for its kube-proxy, whether that runs or not), and the proxy for who waits for it. */
+/**
+ * What each server writes for the proxy (k3s for its kube-proxy, whether that runs or not), and the proxy for who waits
+ * for it.
+ */
 const kubeconfigs = {
   embedded: `${inSandbox.nodeData}/server/cred/kube-proxy.kubeconfig`,
   k3s: `${inSandbox.nodeData}/agent/kubeproxy.kubeconfig`,

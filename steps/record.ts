@@ -3,7 +3,10 @@ import { rename, writeFile } from "node:fs/promises";
 
 /** What is written down of a sandbox, or of its egress, that was started. */
 export interface SandboxRecord {
-  /** Counts the starts of the sandbox: 1 is the first. Everything that lives in the sandbox's memory is done anew when it changes. */
+  /**
+   * Counts the starts of the sandbox: 1 is the first. Everything that lives in the sandbox's memory is done anew when
+   * it changes.
+   */
   incarnation: number;
   pid: number;
   /** The process's start, in clock ticks since the host's boot; with the pid it tells this process from any other. */
@@ -33,8 +36,9 @@ export function isAlive(record: SandboxRecord | undefined): boolean {
 }
 
 /**
- * The incarnation that the next `up` is for: the one that runs, or the one that it will start. It is an input of everything that lives in
- * the sandbox's memory, so a preview shows what a sandbox that is dead, or described otherwise, will have done again.
+ * The incarnation that the next `up` is for: the one that runs, or the one that it will start. It is an input of
+ * everything that lives in the sandbox's memory, so a preview shows what a sandbox that is dead, or described
+ * otherwise, will have done again.
  * @param revision what the sandbox is to be started with
  */
 export function nextIncarnation(paths: { record: string }, revision: string): number {

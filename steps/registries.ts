@@ -4,7 +4,10 @@ import { hostPath, inSandbox } from "../config/paths.ts";
 import { writeOwnFiles } from "./files.ts";
 import type { SandboxRef } from "./sandbox.ts";
 
-/** Writes the files of the registries (standard input: contents by path, as JSON), and takes away those of before. containerd reads them at each pull. */
+/**
+ * Writes the files of the registries (standard input: contents by path, as JSON), and takes away those of before.
+ * containerd reads them at each pull.
+ */
 export async function writeRegistries(params: SandboxRef, files: string): Promise<void> {
   const folder = hostPath(params, inSandbox.registries);
   await rm(folder, { recursive: true, force: true });

@@ -2,7 +2,9 @@ import { closeSync, openSync, readFileSync } from "node:fs";
 import type { Readable } from "node:stream";
 import { execa, ExecaError, type Options } from "execa";
 
-/** A program that ended badly: what was run, how it ended and what it said. The command line can be pasted into a shell. */
+/**
+ * A program that ended badly: what was run, how it ended and what it said. The command line can be pasted into a shell.
+ */
 export class CommandError extends Error {
   readonly command: string;
   readonly output: string;
@@ -33,7 +35,9 @@ export interface RunOptions {
   input?: string | Uint8Array | Readable;
   /** A file that the program reads on standard input. */
   inputFile?: string;
-  /** A file that takes what the program prints, so that it may outlive this one; the file's end is part of the error. */
+  /**
+   * A file that takes what the program prints, so that it may outlive this one; the file's end is part of the error.
+   */
   outputFile?: string;
   /** Milliseconds until the program is ended; no limit by default. */
   timeout?: number;
@@ -50,7 +54,8 @@ export async function run(
 ): Promise<{ stdout: string; stderr: string }> {
   const { outputFile, ...rest } = options;
   const sink = outputFile === undefined ? undefined : openSync(outputFile, "a", 0o600);
-  const output = sink === undefined ? {} : { stdout: sink as 1, stderr: sink as 1 }; // execa takes any descriptor, and its types only the first few
+  // execa takes any descriptor, and its types only the first few
+  const output = sink === undefined ? {} : { stdout: sink as 1, stderr: sink as 1 };
   const settings: Options = {
     ...rest,
     ...(options.input === undefined && options.inputFile === undefined ? { stdin: "ignore" } : {}),

@@ -1,5 +1,6 @@
 /**
- * A managed sandbox on this host: a runsc container with a network namespace of its own, a veth pair to the host, and a state folder.
+ * A managed sandbox on this host: a runsc container with a network namespace of its own, a veth pair to the host, and a
+ * state folder.
  * @module
  */
 import { createHash } from "node:crypto";
@@ -37,7 +38,10 @@ export interface SandboxParams extends SandboxRef {
   network: StackConfig["sandbox"]["network"];
   /** Whether it has a tap, and a way out through that: see `ensureEgress`. */
   egress?: boolean;
-  /** The host's ports that it reaches; without, nothing is filtered, as for a sandbox that is only probed. A change restarts nothing. */
+  /**
+   * The host's ports that it reaches; without, nothing is filtered, as for a sandbox that is only probed. A change
+   * restarts nothing.
+   */
   hostPorts?: StackConfig["sandbox"]["hostPorts"];
 }
 
@@ -91,8 +95,8 @@ function specOf({ name, home, limits }: SandboxParams) {
 }
 
 /**
- * Makes the sandbox run as described: starts one that is new or dead, restarts one that was described otherwise, leaves alone one that is
- * as it should be. A first start that fails leaves nothing behind.
+ * Makes the sandbox run as described: starts one that is new or dead, restarts one that was described otherwise, leaves
+ * alone one that is as it should be. A first start that fails leaves nothing behind.
  * @throws Error that names what is in the way
  */
 export async function ensureSandbox(params: SandboxParams): Promise<SandboxRecord> {
@@ -137,7 +141,8 @@ async function needDiskSpace(home: string): Promise<void> {
   const free = Math.floor((bavail * bsize) / 2 ** 20);
   if (free < NEEDED_MIB)
     throw new Error(
-      `no space: ${existing} has ${free} MiB free and a sandbox needs ${NEEDED_MIB} MiB; make room, or set GVISOR_K3S_HOME to a folder on another disk`,
+      `no space: ${existing} has ${free} MiB free and a sandbox needs ${NEEDED_MIB} MiB; make room, or ` +
+        "set GVISOR_K3S_HOME to a folder on another disk",
     );
 }
 
@@ -160,7 +165,10 @@ async function writeBundle(params: SandboxParams): Promise<void> {
   await writeFile(join(paths.bundle, "config.json"), JSON.stringify(specOf(params), null, 2), { mode: 0o600 });
 }
 
-/** The root of the sandbox: busybox and the folders that mounts go to. What the node writes below it stays over restarts. */
+/**
+ * The root of the sandbox: busybox and the folders that mounts go to. What the node writes below it stays over
+ * restarts.
+ */
 async function writeRootfs(rootfs: string): Promise<void> {
   const busybox = await staticBusybox();
   for (const folder of [
@@ -205,7 +213,10 @@ export async function staticBusybox(): Promise<string> {
   return found;
 }
 
-/** The host's resolv.conf; its name servers are asked by way of the egress, or, without one, directly, less those on loopback, which the sandbox cannot reach. */
+/**
+ * The host's resolv.conf; its name servers are asked by way of the egress, or, without one, directly, less those on
+ * loopback, which the sandbox cannot reach.
+ */
 async function resolvConf(egress: boolean | undefined): Promise<string> {
   const lines = (await readFile("/etc/resolv.conf", "utf8").catch(() => ""))
     .split("\n")
@@ -214,7 +225,10 @@ async function resolvConf(egress: boolean | undefined): Promise<string> {
   return `${[...(egress ? [`nameserver ${tapAddresses.gateway}`] : []), ...lines.filter((line) => !unreachable.test(line))].join("\n")}\n`;
 }
 
-/** The tap's two ends. Each sandbox's network is its own, so they may all have the same link-local addresses, which no stack has. */
+/**
+ * The tap's two ends. Each sandbox's network is its own, so they may all have the same link-local addresses, which no
+ * stack has.
+ */
 export const tapAddresses = { device: "tap0", gateway: "169.254.77.1", node: "169.254.77.2", prefix: 30, mtu: 65000 };
 
 /** The host's and the node's address on the link between them. */
@@ -265,7 +279,8 @@ async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, 
     `--root=${paths.runsc}`,
     `--platform=${params.platform}`,
     `--network=${params.network}`,
-    // Without an overlay of runsc's own the root is the host's folder: it keeps the cluster over restarts, and it can carry containerd's overlays.
+    // Without an overlay of runsc's own the root is the host's folder: it keeps the cluster over restarts, and it can
+    // carry containerd's overlays.
     "--overlay2=none",
     ...(limits.memory === null && limits.cpus === null ? ["--ignore-cgroups"] : ["--cpu-num-from-quota"]),
     `--debug-log=${paths.logs}/runsc/`,
@@ -303,9 +318,12 @@ async function startSandbox(params: SandboxParams): Promise<Pick<SandboxRecord, 
 /** Refusals that an option of this project's helps with. */
 const ADVICE: Record<string, string> = {
   "cannot run with network enabled in root network namespace":
-    "this runsc takes the network namespace of a newer kernel for the host's own: set sandbox.network: host, with which it uses the kernel's network stack within the sandbox's own namespace",
+    "this runsc takes the network namespace of a newer kernel for the host's own: set " +
+    "sandbox.network: host, with which it uses the kernel's network stack within the sandbox's own " +
+    "namespace",
   "nftables netdev egress hook":
-    "without it the services of this host that listen on every address cannot be kept from the sandbox: set sandbox.hostPorts: all to let it reach them",
+    "without it the services of this host that listen on every address cannot be kept from the " +
+    "sandbox: set sandbox.hostPorts: all to let it reach them",
   "unknown platform": "this runsc does not know the platform: set sandbox.platform to one that it has, such as ptrace",
 };
 
@@ -323,7 +341,10 @@ function fail(message: string): never {
 /** Seconds that the services of a sandbox have to end before it is restarted with another configuration. */
 const STOP = 30;
 
-/** Asks sandbox-init to end its services and itself; where that takes too long the sandbox is killed by {@link clearRuntime}. */
+/**
+ * Asks sandbox-init to end its services and itself; where that takes too long the sandbox is killed by {@link
+ * clearRuntime}.
+ */
 async function stopSandbox(ref: SandboxParams): Promise<void> {
   const paths = sandboxPaths(ref.name, ref.home);
   await runsWell(ref.runsc, [`--root=${paths.runsc}`, "kill", ref.name, "TERM"]);
@@ -366,7 +387,10 @@ export function mountPoints(): string[] {
     .map((line) => line.split(" ")[1] ?? "");
 }
 
-/** Takes off what is mounted on a folder or below it. runsc keeps a namespace mounted in its own, and leaves the mount behind when it is killed. */
+/**
+ * Takes off what is mounted on a folder or below it. runsc keeps a namespace mounted in its own, and leaves the mount
+ * behind when it is killed.
+ */
 export async function unmountBelow(folder: string): Promise<void> {
   const targets = mountPoints().filter((target) => target === folder || target.startsWith(`${folder}/`));
   for (const target of targets.reverse()) await run("umount", [target]);

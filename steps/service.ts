@@ -10,7 +10,10 @@ const ATTEMPTS = 3;
 export interface ServiceParams {
   name: string;
   command: string[];
-  /** What tells whether another start could work. A service that runs is not ended if it fails; where none runs, the start itself tells the same. */
+  /**
+   * What tells whether another start could work. A service that runs is not ended if it fails; where none runs, the
+   * start itself tells the same.
+   */
   check?: string[];
   /** What it has in its environment beside what every program in the sandbox has, as NAME=value. */
   env?: string[];
@@ -54,7 +57,10 @@ export async function serviceStates(ref: SandboxRef): Promise<Record<string, Ser
   return JSON.parse((await initIn(ref, ["service", "status"])).stdout) as Record<string, ServiceState>;
 }
 
-/** Milliseconds between two looks at whether a service that is waited for still runs; each look is a process in the sandbox. */
+/**
+ * Milliseconds between two looks at whether a service that is waited for still runs; each look is a process in the
+ * sandbox.
+ */
 const LOOK = 2000;
 
 /**

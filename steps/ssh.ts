@@ -1,6 +1,6 @@
 /**
- * Another machine, reached by OpenSSH's client: what is asked of it, and what is run on it beside Pulumi's own remote commands. Both check the
- * same key of the machine, and neither asks for a password.
+ * Another machine, reached by OpenSSH's client: what is asked of it, and what is run on it beside Pulumi's own remote
+ * commands. Both check the same key of the machine, and neither asks for a password.
  * @module
  */
 import { execFileSync } from "node:child_process";
@@ -20,7 +20,10 @@ export function hostKey({ host, port, knownHosts }: SshTarget): string | undefin
   return keys.filter((key) => rank(key) >= 0).sort((a, b) => rank(a) - rank(b))[0];
 }
 
-/** ssh's arguments before the command. No file of the user's configuration is read: Pulumi's remote commands do not read it either. */
+/**
+ * ssh's arguments before the command. No file of the user's configuration is read: Pulumi's remote commands do not read
+ * it either.
+ */
 export function sshArguments(target: SshTarget, ...more: string[]): string[] {
   const { host, port, user, privateKey, knownHosts } = target;
   const options = {
@@ -50,7 +53,10 @@ export function sshArguments(target: SshTarget, ...more: string[]): string[] {
   ];
 }
 
-/** The command line that runs a program on the machine as root. SSH knows commands as one text for a shell only, so each argument is quoted. */
+/**
+ * The command line that runs a program on the machine as root. SSH knows commands as one text for a shell only, so each
+ * argument is quoted.
+ */
 export function sshCommand(target: SshTarget, args: readonly string[]): string[] {
   return [
     "ssh",
@@ -110,7 +116,11 @@ function problemOf(
     return {
       option: "ssh.knownHosts",
       value: knownHosts,
-      message: `the key of ${host} is not the one that is noted there: it was set up anew, or somebody answers in its place. Compare \`ssh-keyscan -p ${port} ${host}\` with the machine's own /etc/ssh/ssh_host_*_key.pub; if they are the same, \`ssh-keygen -R ${port === 22 ? host : `[${host}]:${port}`} -f ${knownHosts}\` forgets the old one`,
+      message:
+        `the key of ${host} is not the one that is noted there: it was set up anew, or somebody answers ` +
+        `in its place. Compare \`ssh-keyscan -p ${port} ${host}\` with the machine's own ` +
+        `/etc/ssh/ssh_host_*_key.pub; if they are the same, \`ssh-keygen -R ` +
+        `${port === 22 ? host : `[${host}]:${port}`} -f ${knownHosts}\` forgets the old one`,
     };
   }
   if (/Permission denied/.test(output) && status === 255) {
@@ -120,14 +130,18 @@ function problemOf(
         : { option: "ssh.privateKey", value: privateKey, message: "the key is not" };
     return {
       ...by,
-      message: `${by.message} accepted by ${host} for the user ${user} (${last}); put its public part into that user's ~/.ssh/authorized_keys, or give another key`,
+      message:
+        `${by.message} accepted by ${host} for the user ${user} (${last}); put its public part into that ` +
+        "user's ~/.ssh/authorized_keys, or give another key",
     };
   }
   if (/^sudo:|not in the sudoers/m.test(output))
     return {
       option: "ssh.user",
       value: user,
-      message: `it cannot become root on ${host} without a password (${last}); allow that in sudoers, or give another user`,
+      message:
+        `it cannot become root on ${host} without a password (${last}); allow that in sudoers, or give ` +
+        "another user",
     };
   if (status === 255 || status === undefined)
     return { option: "ssh.host", value: host, message: `it is not reached at port ${port} (${last})` };
@@ -159,7 +173,8 @@ export function keyProblems(target: SshTarget): Problem[] {
       option: "ssh.privateKey",
       value: privateKey,
       message:
-        "it cannot be used as it is: it is encrypted, or others may read it. An encrypted key is for the SSH agent: `ssh-add` it and leave the option out; else `chmod 600` it",
+        "it cannot be used as it is: it is encrypted, or others may read it. An encrypted key is for the " +
+        "SSH agent: `ssh-add` it and leave the option out; else `chmod 600` it",
     });
   if (privateKey === undefined && process.env.SSH_AUTH_SOCK === undefined)
     problems.push({
@@ -170,7 +185,10 @@ export function keyProblems(target: SshTarget): Problem[] {
     problems.push({
       option: "ssh.knownHosts",
       value: knownHosts,
-      message: `no key of ${host} is noted there, so nobody could tell it from another machine; \`ssh-keyscan -p ${port} ${host} >> ${knownHosts}\`, and compare that with the machine's own /etc/ssh/ssh_host_*_key.pub`,
+      message:
+        `no key of ${host} is noted there, so nobody could tell it from another machine; \`ssh-keyscan ` +
+        `-p ${port} ${host} >> ${knownHosts}\`, and compare that with the machine's own ` +
+        "/etc/ssh/ssh_host_*_key.pub",
     });
   }
   return problems;

@@ -1,6 +1,6 @@
 /**
- * The way to the API server of a node on another machine: an SSH connection that forwards a port of this machine's loopback device. The node's
- * own port is open to nobody but the machine itself.
+ * The way to the API server of a node on another machine: an SSH connection that forwards a port of this machine's
+ * loopback device. The node's own port is open to nobody but the machine itself.
  * @module
  */
 import { spawn } from "node:child_process";

@@ -1,5 +1,6 @@
 /**
- * What the server was when it was last ready: what an upgrade is measured against, and what one that fails goes back to.
+ * What the server was when it was last ready: what an upgrade is measured against, and what one that fails goes back
+ * to.
  * @module
  */
 import { existsSync, readFileSync } from "node:fs";
@@ -68,8 +69,9 @@ export function configuredVersion({
 }
 
 /**
- * What stands between the server that was ready last and the one that is configured: Kubernetes' version skew policy lets a control plane go up by
- * one minor version at a time (https://kubernetes.io/releases/version-skew-policy/), and its data may be such as an older one cannot read.
+ * What stands between the server that was ready last and the one that is configured: Kubernetes' version skew policy
+ * lets a control plane go up by one minor version at a time (https://kubernetes.io/releases/version-skew-policy/), and
+ * its data may be such as an older one cannot read.
  */
 export function versionProblems(
   last: ReadyServer | undefined,
@@ -81,7 +83,9 @@ export function versionProblems(
       {
         option: "distribution",
         value: config.distribution,
-        message: `the cluster was made by ${last.distribution}, which keeps its state in another way; set that, or destroy the cluster first`,
+        message:
+          `the cluster was made by ${last.distribution}, which keeps its state in another way; set that, ` +
+          "or destroy the cluster first",
       },
     ];
   }
@@ -96,14 +100,18 @@ export function versionProblems(
     return [
       {
         ...at,
-        message: `${brings}the cluster runs ${from}, and a downgrade is not possible: an older API server may not read what a newer one has stored. Take ${from} or newer, or destroy the cluster first`,
+        message:
+          `${brings}the cluster runs ${from}, and a downgrade is not possible: an older API server may not ` +
+          `read what a newer one has stored. Take ${from} or newer, or destroy the cluster first`,
       },
     ];
   if (minor(to) - minor(from) > 1)
     return [
       {
         ...at,
-        message: `${brings}the cluster runs ${from}, and Kubernetes goes up by one minor version at a time; take a v1.${minor(from) + 1} first`,
+        message:
+          `${brings}the cluster runs ${from}, and Kubernetes goes up by one minor version at a time; take ` +
+          `a v1.${minor(from) + 1} first`,
       },
     ];
   return [];

@@ -1,6 +1,7 @@
 /**
- * What is built here, copied to the machine that runs it: each folder once, since its name tells its content, and checked by SHA-256.
- * Pulumi's own CopyToRemote would have all of it hashed by the engine at every preview, and cannot write where only root may.
+ * What is built here, copied to the machine that runs it: each folder once, since its name tells its content, and
+ * checked by SHA-256. Pulumi's own CopyToRemote would have all of it hashed by the engine at every preview, and cannot
+ * write where only root may.
  * @module
  */
 import { existsSync, readFileSync } from "node:fs";
@@ -77,8 +78,8 @@ export function notedMachine({ name, home }: Pick<UploadParams, "name" | "home">
 }
 
 /**
- * Notes here that a machine holds this cluster, and which start of it is to come: a machine that has lost everything, because it was set up
- * anew, must not be taken for the same.
+ * Notes here that a machine holds this cluster, and which start of it is to come: a machine that has lost everything,
+ * because it was set up anew, must not be taken for the same.
  */
 export async function noteMachine({ name, home, ssh: { host, port } }: UploadParams): Promise<void> {
   const { state, machine } = sandboxPaths(name, home);

@@ -1,6 +1,7 @@
 /**
- * What this project builds, and where it lies once built. An artifact's folder is named by a hash of everything that goes into it
- * (sources, module pins, flags, patches, compilers), so a build is never stale and its path is known before it exists.
+ * What this project builds, and where it lies once built. An artifact's folder is named by a hash of everything that
+ * goes into it (sources, module pins, flags, patches, compilers), so a build is never stale and its path is known
+ * before it exists.
  * @module
  */
 import { execFileSync } from "node:child_process";
@@ -277,7 +278,10 @@ export function stagedPath(source: string, name: string): string {
   return join(inSandbox.artifacts, stagedId(source, name), name);
 }
 
-/** What starts a program of {@link stage} in the sandbox: its path or, where it has libraries, its loader with where they are. */
+/**
+ * What starts a program of {@link stage} in the sandbox: its path or, where it has libraries, its loader with where
+ * they are.
+ */
 export function stagedProgram(source: string, name: string): string[] {
   const path = stagedPath(source, name);
   const loader = readElf(source)?.loader;
@@ -381,8 +385,8 @@ async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Prom
 }
 
 /**
- * Copies the modules that the patches change, applies them and returns a go.mod that builds from the copies. The paths in a patch begin
- * with the module's: a fix may belong into a library that runc uses.
+ * Copies the modules that the patches change, applies them and returns a go.mod that builds from the copies. The paths
+ * in a patch begin with the module's: a fix may belong into a library that runc uses.
  */
 async function patchedModfile(goBuild: GoBuild, artifact: Artifact, work: string): Promise<string> {
   const module = join(root, goBuild.module);
@@ -411,7 +415,8 @@ async function patchedModfile(goBuild: GoBuild, artifact: Artifact, work: string
 
 /**
  * Tries a patch on the pinned source, without changing anything.
- * @returns what `patch` says if it does not apply; undefined if it does, or if the source cannot be had, which a build will tell
+ * @returns what `patch` says if it does not apply; undefined if it does, or if the source cannot be had, which a build
+ *   will tell
  */
 export function patchRefusal(name: ArtifactName, id: string): string | undefined {
   const module = join(root, (builds[name] as GoBuild[])[0]!.module);
@@ -468,7 +473,10 @@ function patchFile(name: ArtifactName, id: string): string {
 export const ownImages = ["pause", "testpod", "coredns", "metrics-server"] as const;
 export type OwnImage = (typeof ownImages)[number];
 
-/** The full name of an image that is built here; the tag is a hash of what goes into them, so a name is never reused for other content. */
+/**
+ * The full name of an image that is built here; the tag is a hash of what goes into them, so a name is never reused for
+ * other content.
+ */
 export function imageName(image: OwnImage): string {
   return `gvisor-k3s.local/${image}:${artifactId({ name: "images" }).split("-").at(-1)}`;
 }
@@ -520,7 +528,9 @@ function versionVariables(): Record<string, string> {
   );
 }
 
-/** Holds the ids of artifacts where their sources are not: on a machine that they were copied to (toolchain/runner.ts). */
+/**
+ * Holds the ids of artifacts where their sources are not: on a machine that they were copied to (toolchain/runner.ts).
+ */
 export const idsFile = "artifact-ids.json";
 
 const ids = new Map<string, string>(

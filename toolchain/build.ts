@@ -1,6 +1,6 @@
 /**
- * `node toolchain/build.ts [--print] [NAME ...]` builds the named artifacts, or all that a sandbox takes; what is built already takes no time.
- * With `--print` it builds nothing and prints the folder of each.
+ * `node toolchain/build.ts [--print] [NAME ...]` builds the named artifacts, or all that a sandbox takes; what is built
+ * already takes no time. With `--print` it builds nothing and prints the folder of each.
  */
 import { existsSync } from "node:fs";
 import { parseArgs } from "node:util";

@@ -11,7 +11,9 @@ export interface Elf {
 const MACHINES: Record<number, string> = { 62: "x64", 183: "arm64" }; // e_machine: EM_X86_64, EM_AARCH64
 const PT_INTERP = 3;
 
-/** Reads a program's ELF header (elf(5)) in its form of 64 bits, little-endian; undefined if it has none, as a script. */
+/**
+ * Reads a program's ELF header (elf(5)) in its form of 64 bits, little-endian; undefined if it has none, as a script.
+ */
 export function readElf(path: string): Elf | undefined {
   const file = openSync(path, "r");
   try {

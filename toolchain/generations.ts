@@ -1,6 +1,6 @@
 /**
- * The generations of gVisor that this project is tested with, beside the one that it pins. They stand for what users find; nothing in the
- * product goes by them.
+ * The generations of gVisor that this project is tested with, beside the one that it pins. They stand for what users
+ * find; nothing in the product goes by them.
  * @module
  */
 import { existsSync } from "node:fs";
@@ -22,7 +22,8 @@ export interface Generation {
 export const generations: Generation[] = [
   { name: "2026-09", runsc: async (say) => join(await build({ name: "runsc" }, say), "runsc"), sandbox: {} },
   { name: "2025-02", runsc: async (say) => join(await build({ name: "runsc-2025-02" }, say), "runsc"), sandbox: {} },
-  // It knows no systrap, and takes the network namespace of a newer kernel for the host's own, in which it refuses its own network stack.
+  // It knows no systrap, and takes the network namespace of a newer kernel for the host's own, in which it refuses its
+  // own network stack.
   { name: "2022-12", runsc: debianRunsc, sandbox: { platform: "ptrace", network: "host" } },
 ];
 

@@ -21,7 +21,9 @@ export interface K3sRelease {
   airgap?: string | undefined;
 }
 
-/** The release's folder in the cache; the binary in it is named k3s. It exists once the binary is there and verified. */
+/**
+ * The release's folder in the cache; the binary in it is named k3s. It exists once the binary is there and verified.
+ */
 export function k3sFolder({ version }: K3sRelease): string {
   return join(artifactsFolder(), `k3s-${version}-${goArch()}`);
 }
@@ -35,7 +37,8 @@ export function releaseFiles(): { binary: string; sums: string } {
 /**
  * Brings a release into the cache unless it is there. A download that was interrupted goes on where it ended.
  * @param say takes a line now and then while it goes on
- * @throws Error that names the file or the address, and what is wrong with it: missing, cut off, not what the release's list of sums says
+ * @throws Error that names the file or the address, and what is wrong with it: missing, cut off, not what the release's
+ *   list of sums says
  */
 export async function fetchK3s(release: K3sRelease, say: (line: string) => void): Promise<string> {
   const folder = k3sFolder(release);
@@ -47,7 +50,8 @@ export async function fetchK3s(release: K3sRelease, say: (line: string) => void)
       : `${release.mirror ?? RELEASES}/${encodeURIComponent(release.version)}/${file}`;
   const absent = (): never => {
     throw new Error(
-      `${release.airgap} lacks ${binary} or ${sums} of ${release.version}; the folder of the option k3s.airgap must hold both`,
+      `${release.airgap} lacks ${binary} or ${sums} of ${release.version}; the folder of the option ` +
+        "k3s.airgap must hold both",
     );
   };
   const list = release.airgap ? await readFile(from(sums), "utf8").catch(absent) : (await curl(from(sums), [])).stdout;
@@ -79,7 +83,8 @@ async function verify(part: string, expected: string, otherwise: string): Promis
   if (found === expected) return;
   await rm(part);
   throw new Error(
-    `${otherwise}: its SHA-256 is ${found}, and ${expected} is expected; it was deleted. Try again; if it stays so, what is there was changed or is of another release`,
+    `${otherwise}: its SHA-256 is ${found}, and ${expected} is expected; it was deleted. Try again; ` +
+      "if it stays so, what is there was changed or is of another release",
   );
 }
 
@@ -155,6 +160,12 @@ async function curl(url: string, options: string[], before: string[] = []): Prom
 
 function advice(said: string): string {
   if (/error: 404/.test(said))
-    return "there is no such file: see https://github.com/k3s-io/k3s/releases for the releases, and set k3s.version to one of them";
-  return "what came of it is kept, and the next try goes on from there; where GitHub cannot be reached, set k3s.mirror, k3s.airgap or k3s.path";
+    return (
+      "there is no such file: see https://github.com/k3s-io/k3s/releases for the releases, and set " +
+      "k3s.version to one of them"
+    );
+  return (
+    "what came of it is kept, and the next try goes on from there; where GitHub cannot be reached, " +
+    "set k3s.mirror, k3s.airgap or k3s.path"
+  );
 }

@@ -1,6 +1,7 @@
 /**
- * `node toolchain/package.ts`: makes `dist`, the npm package: the TypeScript compiled, because Node.js does not strip types below `node_modules`,
- * beside the sources of what is built on its user's machine. `npm pack ./dist` or `npm publish ./dist` takes it.
+ * `node toolchain/package.ts`: makes `dist`, the npm package: the TypeScript compiled, because Node.js does not strip
+ * types below `node_modules`, beside the sources of what is built on its user's machine. `npm pack ./dist` or `npm
+ * publish ./dist` takes it.
  */
 import { cpSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";

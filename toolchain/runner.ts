@@ -1,6 +1,6 @@
 /**
- * What runs steps on another machine: this project's steps with the packages that they take, and Node.js with its libraries, so that the machine
- * needs neither a Node.js nor a C library of ours.
+ * What runs steps on another machine: this project's steps with the packages that they take, and Node.js with its
+ * libraries, so that the machine needs neither a Node.js nor a C library of ours.
  * @module
  */
 import { existsSync, globSync, readFileSync } from "node:fs";

@@ -1,5 +1,6 @@
 /**
- * What runsc is given, fitted to runc and to a kernel that is the host's own. Only what could not work, or would reach the host, is changed.
+ * What runsc is given, fitted to runc and to a kernel that is the host's own. Only what could not work, or would reach
+ * the host, is changed.
  *
  *     node adapt.ts bundle FOLDER    rewrites the bundle's config.json
  *     node adapt.ts plan             rewrites the facade's plan, from standard input to standard output
@@ -20,7 +21,8 @@ function nativeSpec(spec: Spec) {
   const openFiles = Number(limits.match(/^Max open files\s+\d+\s+(\d+)/m)![1]);
   return {
     ...spec,
-    // In gVisor root's rights and limits are the sandbox's own affair; here nobody can give what this machine's root does not have.
+    // In gVisor root's rights and limits are the sandbox's own affair; here nobody can give what this machine's root
+    // does not have.
     process: {
       ...process,
       capabilities: { bounding: held, effective: held, permitted: held, inheritable: held },
@@ -55,10 +57,12 @@ function nativeSpec(spec: Spec) {
 /** Those of these capabilities that this process may hand on. */
 function heldCapabilities(names: string[]): string[] {
   // linux/capability.h: the bit of each name that the sandbox's spec may hold.
-  const order =
-    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG".split(
-      " ",
-    );
+  const order = (
+    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE " +
+    "NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO " +
+    "SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME " +
+    "SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG"
+  ).split(" ");
   const bits = BigInt(`0x${readFileSync("/proc/self/status", "utf8").match(/^CapEff:\s*(\w+)/m)![1]}`);
   return names.filter((name) => ((bits >> BigInt(order.indexOf(name.slice("CAP_".length)))) & 1n) === 1n);
 }

@@ -1,6 +1,7 @@
 /**
- * The components in a Pulumi program of one's own: a control plane in a gVisor sandbox, with a manifest that is kept applied. The order of making is that
- * of the arguments: each component's steps depend on the components that it is given.
+ * The components in a Pulumi program of one's own: a control plane in a gVisor sandbox, with a manifest that is kept
+ * applied. The order of making is that of the arguments: each component's steps depend on the components that it is
+ * given.
  */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";

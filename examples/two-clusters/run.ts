@@ -1,6 +1,6 @@
 /**
- * Two clusters side by side, as functions: what is made in one is not in the other. `node run.ts`, with `Pulumi.ex-one.yaml` and `Pulumi.ex-two.yaml`
- * in the folder that it runs in.
+ * Two clusters side by side, as functions: what is made in one is not in the other. `node run.ts`, with
+ * `Pulumi.ex-one.yaml` and `Pulumi.ex-two.yaml` in the folder that it runs in.
  */
 import { destroy, kubectl, list, Progress, readConfig, up } from "gvisor-k3s";
 import { execa } from "execa";

@@ -99,7 +99,8 @@ it("kubectl and exec are what they run, exit codes included", async () => {
 
 it("kubeconfig is printed, merged, chosen and taken back", async () => {
   const theirs =
-    "apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts:\n  - name: work\n    context: { cluster: work, user: me }\ncurrent-context: work\n";
+    "apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts:\n  - name: work\n    context: " +
+    "{ cluster: work, user: me }\ncurrent-context: work\n";
   expect(await printed("kubeconfig", name)).toBe(readFileSync(paths.kubeconfig, "utf8").trimEnd());
   expect(await printed("kubeconfig", "merge", name, "--dry-run")).toContain(`current-context: gvisor-k3s-${name}`);
   expect(existsSync(userKubeconfig)).toBe(false);

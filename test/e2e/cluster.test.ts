@@ -349,28 +349,31 @@ describe("the way out", () => {
     await expect(inPod("get", "http://169.254.169.254/"), "a cloud's metadata").rejects.toThrow(/connection refused/);
   });
 
-  it("leads to none of the host's services on the link either, but to those that are given, which restarts nothing", async () => {
-    const { host } = linkAddresses(defaultSubnet(name));
-    const careless = createServer((_, response) => response.end("a service of the host's"));
-    await new Promise<void>((resolve) => careless.listen(0, resolve)); // on every address
-    const { port } = careless.address() as AddressInfo;
-    const ask = () => inside(name, pathInSandbox({ name: "images" }, "testpod"), "get", `http://${host}:${port}/`); // the node itself: pods have no way back from there
-    const give = async (hostPorts: number[]) => {
-      const stack = await open(name, { ...options, sandbox: { hostPorts } });
-      expect((await changes((settings) => stack.up(settings))).changed).toEqual({ update: ["sandbox-process"] });
-    };
-    try {
-      await expect(ask()).rejects.toThrow(/deadline exceeded/);
-      const before = record(name).pid;
-      await give([port]);
-      expect(await ask()).toContain("a service of the host's");
-      await give([]);
-      await expect(ask()).rejects.toThrow(/deadline exceeded/);
-      expect(record(name).pid).toBe(before);
-    } finally {
-      careless.close();
-    }
-  });
+  it(
+    "leads to none of the host's services on the link either, but to those that are given, which " + "restarts nothing",
+    async () => {
+      const { host } = linkAddresses(defaultSubnet(name));
+      const careless = createServer((_, response) => response.end("a service of the host's"));
+      await new Promise<void>((resolve) => careless.listen(0, resolve)); // on every address
+      const { port } = careless.address() as AddressInfo;
+      const ask = () => inside(name, pathInSandbox({ name: "images" }, "testpod"), "get", `http://${host}:${port}/`); // the node itself: pods have no way back from there
+      const give = async (hostPorts: number[]) => {
+        const stack = await open(name, { ...options, sandbox: { hostPorts } });
+        expect((await changes((settings) => stack.up(settings))).changed).toEqual({ update: ["sandbox-process"] });
+      };
+      try {
+        await expect(ask()).rejects.toThrow(/deadline exceeded/);
+        const before = record(name).pid;
+        await give([port]);
+        expect(await ask()).toContain("a service of the host's");
+        await give([]);
+        await expect(ask()).rejects.toThrow(/deadline exceeded/);
+        expect(record(name).pid).toBe(before);
+      } finally {
+        careless.close();
+      }
+    },
+  );
 
   it("is one update away when its process was killed", async () => {
     const egress = () => readRecord({ record: sandboxPaths(name).egress })!;
@@ -458,7 +461,8 @@ describe("a claim", () => {
             "get",
             "pods",
             "-l=app=web",
-            '-o=jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].ready}{"\\n"}{end}',
+            "-o=jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} " +
+              '{.status.containerStatuses[0].ready}{"\\n"}{end}',
           )
         )
           .split("\n")
@@ -470,7 +474,8 @@ describe("a claim", () => {
     process.kill(record(name).pid, "SIGKILL");
     await waitFor("the sandbox is gone", 20, () => !isAlive(record(name)) || undefined);
     await (await open(name, options)).up();
-    // What the API server tells of a pod is from before until the kubelet has looked at it: another container tells that it has.
+    // What the API server tells of a pod is from before until the kubelet has looked at it: another container tells
+    // that it has.
     await waitFor(
       "every pod has a new container, and is Ready",
       240,

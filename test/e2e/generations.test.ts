@@ -148,18 +148,22 @@ describe.each<[string, QuirkId[], string[]]>([
   });
 });
 
-it("a preview of another gVisor shows the lines of the configuration that it changes, and leaves everything as it is", async () => {
-  const [name, running] = [stackOf("2026-09"), traces(home)];
-  const older = await generations.find((generation) => generation.name === "2025-02")!.runsc(() => {});
-  const stack = await open(name, { images: [archive], sandbox: { runsc: older } });
-  const { output } = await changes((run) => stack.preview(run));
-  const lines = output.split("\n").map((line) => line.trim());
-  expect(lines).toEqual(expect.arrayContaining(['- snapshotter = "overlayfs"', '+ snapshotter = "native"']));
-  expect(lines.filter((line) => /^[-+] BinaryName = "\/opt\/gvisor-k3s\/runc-/.test(line))).toHaveLength(2);
-  for (const patch of ["procfs-root-inode", "setns-exec", "tmpfs-nr-blocks"])
-    expect(output).toMatch(new RegExp(`\\+ +\\[\\d\\]: "${patch}"`));
-  expect(traces(home)).toEqual(running);
-});
+it(
+  "a preview of another gVisor shows the lines of the configuration that it changes, and leaves " +
+    "everything as it is",
+  async () => {
+    const [name, running] = [stackOf("2026-09"), traces(home)];
+    const older = await generations.find((generation) => generation.name === "2025-02")!.runsc(() => {});
+    const stack = await open(name, { images: [archive], sandbox: { runsc: older } });
+    const { output } = await changes((run) => stack.preview(run));
+    const lines = output.split("\n").map((line) => line.trim());
+    expect(lines).toEqual(expect.arrayContaining(['- snapshotter = "overlayfs"', '+ snapshotter = "native"']));
+    expect(lines.filter((line) => /^[-+] BinaryName = "\/opt\/gvisor-k3s\/runc-/.test(line))).toHaveLength(2);
+    for (const patch of ["procfs-root-inode", "setns-exec", "tmpfs-nr-blocks"])
+      expect(output).toMatch(new RegExp(`\\+ +\\[\\d\\]: "${patch}"`));
+    expect(traces(home)).toEqual(running);
+  },
+);
 
 describe("crun", () => {
   const name = stackOf("2026-09");
@@ -340,7 +344,8 @@ describe("doctor", () => {
     const { exitCode, all } = await cli("doctor", name);
     expect(exitCode).toBe(3);
     expect(all).toContain(
-      'rshared: "kubelet: failed to make /var/lib/kubelet rshared: invalid argument"; the kernel\'s answer: mount --make-rshared: invalid argument',
+      'rshared: "kubelet: failed to make /var/lib/kubelet rshared: invalid argument"; the kernel\'s ' +
+        "answer: mount --make-rshared: invalid argument",
     );
     expect(all).toMatch(/recommended {2}mode: control-plane$/);
   });

@@ -1,4 +1,6 @@
-/** What the end-to-end tests share: a home of their own, Pulumi's Automation API on it, and a look at what the host has. */
+/**
+ * What the end-to-end tests share: a home of their own, Pulumi's Automation API on it, and a look at what the host has.
+ */
 import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -16,8 +18,8 @@ import { artifactFolder, goArch } from "../../toolchain/artifacts.ts";
 export const root = join(import.meta.dirname, "../..");
 
 /**
- * An empty home folder for one test file, in the environment of everything that it starts. It is at the same place each time, so that
- * what a killed run left there is found and destroyed first.
+ * An empty home folder for one test file, in the environment of everything that it starts. It is at the same place each
+ * time, so that what a killed run left there is found and destroyed first.
  */
 export async function ownHome(): Promise<string> {
   const home = join(tmpdir(), "gvisor-k3s-e2e");
@@ -67,7 +69,10 @@ export async function open(
   return stack;
 }
 
-/** Runs a preview or an update and returns the names of what changes, by what happens to them, with what the engine prints. */
+/**
+ * Runs a preview or an update and returns the names of what changes, by what happens to them, with what the engine
+ * prints.
+ */
 export async function changes(
   act: (options: {
     diff: boolean;

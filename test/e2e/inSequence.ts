@@ -1,6 +1,6 @@
 /**
- * Runs commands one after another and prints how each ended, as JSON by the commands' names: what a test has done within a sandbox, where no
- * second program can be started from outside.
+ * Runs commands one after another and prints how each ended, as JSON by the commands' names: what a test has done
+ * within a sandbox, where no second program can be started from outside.
  *
  *     node inSequence.ts '[["name", "program", "argument", …], …]'
  * @module

@@ -22,7 +22,11 @@ const shell = (script: string) => ["sh", "-c", script];
 
 /** What a node leaves traces in. */
 const traces = shell(
-  "ls -d /etc/cni /etc/containerd /etc/rancher /opt/gvisor-k3s /run/cni /run/containerd /run/gvisor* /run/netns/* /run/sandbox-init.sock /var/lib/cni /var/lib/containerd /var/lib/kubelet /var/lib/rancher /var/log/pods /var/log/gvisor-k3s /dev/kmsg 2> /dev/null; cat /proc/mounts; ip -oneline address; ps -e -o stat=,comm= | grep -v ^Z | grep -E 'sandbox-init|containerd|gvisor-k3s|pause|coredns'",
+  "ls -d /etc/cni /etc/containerd /etc/rancher /opt/gvisor-k3s /run/cni /run/containerd " +
+    "/run/gvisor* /run/netns/* /run/sandbox-init.sock /var/lib/cni /var/lib/containerd " +
+    "/var/lib/kubelet /var/lib/rancher /var/log/pods /var/log/gvisor-k3s /dev/kmsg 2> /dev/null; cat " +
+    "/proc/mounts; ip -oneline address; ps -e -o stat=,comm= | grep -v ^Z | grep -E " +
+    "'sandbox-init|containerd|gvisor-k3s|pause|coredns'",
 );
 
 const commands: [string, ...string[]][] = [
@@ -36,7 +40,8 @@ const commands: [string, ...string[]][] = [
   [
     "kill",
     ...shell(
-      "pkill -KILL -x sandbox-init && pkill -KILL -x containerd && pkill -KILL -x gvisor-k3s-node && pkill -KILL -x service-proxy",
+      "pkill -KILL -x sandbox-init && pkill -KILL -x containerd && pkill -KILL -x gvisor-k3s-node && " +
+        "pkill -KILL -x service-proxy",
     ),
   ],
   ["repair", ...cli("up")],

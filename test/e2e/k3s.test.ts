@@ -1,6 +1,7 @@
 /**
- * The official release's way: downloaded, started by its own command line, awaited by the API server's word. k3s cannot be had where this was
- * built, so the release that a server on loopback offers is a script that starts the embedded server, which reads the same config file.
+ * The official release's way: downloaded, started by its own command line, awaited by the API server's word. k3s cannot
+ * be had where this was built, so the release that a server on loopback offers is a script that starts the embedded
+ * server, which reads the same config file.
  */
 import { createHash } from "node:crypto";
 import { createServer, type Server } from "node:http";
@@ -16,7 +17,9 @@ const home = await ownHome();
 const name = "e2e-r";
 const [older, newer, broken] = ["v1.37.1+k3s900", "v1.37.1+k3s901", "v1.38.0+k3s900"];
 const { binary, sums } = releaseFiles();
-/** What k3s writes for its kube-proxy, which the embedded server writes elsewhere; and its version on standard error. */
+/**
+ * What k3s writes for its kube-proxy, which the embedded server writes elsewhere; and its version on standard error.
+ */
 const release = (version: string) => `#!/bin/sh
 ${version === broken ? "rm -f /var/lib/rancher/k3s/server/db/*; echo I cannot read this >&2; exit 1" : ""}
 mkdir -p /var/lib/rancher/k3s/agent
@@ -43,7 +46,8 @@ let server: Server;
 let options: { distribution: "k3s"; k3s: { version: string; mirror: string }; manifests: string[] };
 
 beforeAll(async () => {
-  for (const version of [older, newer, broken]) rmSync(k3sFolder({ version }), { recursive: true, force: true }); // of an earlier run
+  // of an earlier run
+  for (const version of [older, newer, broken]) rmSync(k3sFolder({ version }), { recursive: true, force: true });
   server = createServer((request, response) => {
     const [version, file] = request.url!.split("/").slice(-2).map(decodeURIComponent) as [string, string];
     const content = release(version);

@@ -64,7 +64,9 @@ describe("kubectl", () => {
     // The size comes a moment after the start.
     const sized =
       'test -t 0 && until case "$(stty size 2>&1)" in *"33 111"*) echo as large;; *) false;; esac; do sleep 0.1; done';
-    const command = `stty rows 33 columns 111; ${kubectlPath} kubectl --kubeconfig ${sandboxPaths(name).kubeconfig} exec -it shell -- sh -c '${sized}'`;
+    const command =
+      `stty rows 33 columns 111; ${kubectlPath} kubectl --kubeconfig ${sandboxPaths(name).kubeconfig} ` +
+      `exec -it shell -- sh -c '${sized}'`;
     const { stdout } = await execa("script", ["--quiet", "--return", "--command", command, "/dev/null"], {
       timeout: 30_000,
     });
@@ -179,27 +181,31 @@ describe("workloads", () => {
   });
 });
 
-it("another stack has this cluster as an external one: the same outputs and test pod, and nothing is installed or taken away", async () => {
-  const [other, before] = ["e2e-x", await kubectl(name, "get", "all", "--namespace=kube-system", "-o=name")];
-  const external = {
-    mode: "external" as const,
-    external: { kubeconfig: sandboxPaths(name).kubeconfig },
-    pod: { image, args: ["/bin/sleep", "infinity"] },
-  };
-  const { outputs } = await (await open(other, external)).up();
-  expect(outputs.testPod!.value).toMatchObject({ name: "testpod", phase: "Running" });
-  expect(outputs.kubeconfigPath!.value).toBe(sandboxPaths(name).kubeconfig);
-  expect(outputs.kubeconfig!.secret).toBe(true);
-  expect((await changes(async (run) => await (await open(other, external)).up(run))).changed).toEqual({});
-  await expect(
-    async () =>
-      await (await open(other, { ...external, external: { ...external.external, context: "elsewhere" } })).up(),
-  ).rejects.toThrow(/external\.context = "elsewhere": there is no such context in the kubeconfig; there are: e2e-k/);
-  const { exitCode, all } = await cli("destroy", other);
-  expect(exitCode, all).toBe(0);
-  await expect(kubectl(name, "get", "pod", "testpod")).rejects.toThrow(/not found/);
-  expect(await kubectl(name, "get", "all", "--namespace=kube-system", "-o=name")).toBe(before);
-});
+it(
+  "another stack has this cluster as an external one: the same outputs and test pod, and nothing " +
+    "is installed or taken away",
+  async () => {
+    const [other, before] = ["e2e-x", await kubectl(name, "get", "all", "--namespace=kube-system", "-o=name")];
+    const external = {
+      mode: "external" as const,
+      external: { kubeconfig: sandboxPaths(name).kubeconfig },
+      pod: { image, args: ["/bin/sleep", "infinity"] },
+    };
+    const { outputs } = await (await open(other, external)).up();
+    expect(outputs.testPod!.value).toMatchObject({ name: "testpod", phase: "Running" });
+    expect(outputs.kubeconfigPath!.value).toBe(sandboxPaths(name).kubeconfig);
+    expect(outputs.kubeconfig!.secret).toBe(true);
+    expect((await changes(async (run) => await (await open(other, external)).up(run))).changed).toEqual({});
+    await expect(
+      async () =>
+        await (await open(other, { ...external, external: { ...external.external, context: "elsewhere" } })).up(),
+    ).rejects.toThrow(/external\.context = "elsewhere": there is no such context in the kubeconfig; there are: e2e-k/);
+    const { exitCode, all } = await cli("destroy", other);
+    expect(exitCode, all).toBe(0);
+    await expect(kubectl(name, "get", "pod", "testpod")).rejects.toThrow(/not found/);
+    expect(await kubectl(name, "get", "all", "--namespace=kube-system", "-o=name")).toBe(before);
+  },
+);
 
 describe("kubectl top", () => {
   it("tells what the node and each container use", async () => {

@@ -51,7 +51,8 @@ async function identity(pod: string): Promise<string> {
     "get",
     "pod",
     pod,
-    "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}",
+    "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].containerID} " +
+      "{.status.containerStatuses[0].restartCount}",
   );
 }
 
@@ -295,7 +296,9 @@ describe("what dies", () => {
 });
 
 describe("a second sandbox", () => {
-  /** Starts `up` in a process group of its own, as a terminal does, and sends the group a signal once a condition holds. */
+  /**
+   * Starts `up` in a process group of its own, as a terminal does, and sends the group a signal once a condition holds.
+   */
   async function interruptedUp(
     signal: "SIGINT" | "SIGKILL",
     what: string,

@@ -45,7 +45,10 @@ afterAll(async () => {
 it("has the types of its components and functions", async () => {
   writeFileSync(
     join(folder, "program.ts"),
-    'import { parseStackConfig, Sandbox, type Status, status } from "gvisor-k3s";\nconst config = parseStackConfig({ name: "ci", sandbox: { memory: "2Gi" } });\nexport const sandbox = new Sandbox("sandbox", { ...config, egress: false });\nexport const found: Promise<Status> = status(config);\n',
+    'import { parseStackConfig, Sandbox, type Status, status } from "gvisor-k3s";\nconst config = ' +
+      'parseStackConfig({ name: "ci", sandbox: { memory: "2Gi" } });\nexport const sandbox = new ' +
+      'Sandbox("sandbox", { ...config, egress: false });\nexport const found: Promise<Status> = ' +
+      "status(config);\n",
   );
   const tsc = async () =>
     await inFolder(
@@ -126,7 +129,10 @@ it("is a component of a program in YAML", async () => {
   expect(entriesOf(join(home, "sandboxes"))).toEqual([name]);
 });
 
-/** Runs the steps of a job as GitHub's runner does: each in a shell that ends at the first error, and after a failure only what says so. */
+/**
+ * Runs the steps of a job as GitHub's runner does: each in a shell that ends at the first error, and after a failure
+ * only what says so.
+ */
 async function runJob(file: string): Promise<{ failed: string[]; printed: string }> {
   const { jobs } = parse(readFileSync(file, "utf8")) as {
     jobs: Record<string, { steps: { run?: string; name?: string; if?: string }[] }>;

@@ -23,7 +23,9 @@ const proxyPort = 5003;
 let proxy: Server;
 const proxied: string[] = [];
 
-/** A stack with these passwords, that pulls `mirrored.test` from the registry that asks, and `host:5000` without TLS. */
+/**
+ * A stack with these passwords, that pulls `mirrored.test` from the registry that asks, and `host:5000` without TLS.
+ */
 function options(password: string, more: Partial<StackConfigInput> = {}): Record<string, unknown> {
   const registries = {
     mirrors: {

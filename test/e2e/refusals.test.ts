@@ -73,7 +73,8 @@ describe("the configuration is refused before anything is made", () => {
     [
       "networks that overlap",
       () => ({ sandbox: { subnet: "10.43.0.0/30" } }),
-      'node.serviceCidr = "10.43.0.0/16": it overlaps sandbox.subnet (10.43.0.0/30); choose networks that share no address',
+      'node.serviceCidr = "10.43.0.0/16": it overlaps sandbox.subnet (10.43.0.0/30); choose networks ' +
+        "that share no address",
     ],
     [
       "a network of the host's",
@@ -93,7 +94,8 @@ describe("the configuration is refused before anything is made", () => {
     [
       "no runsc",
       () => ({ sandbox: { runsc: "/nowhere/runsc" } }),
-      'sandbox.runsc = "/nowhere/runsc": there is no such program; give the path of an executable file, or leave the option out',
+      'sandbox.runsc = "/nowhere/runsc": there is no such program; give the path of an executable ' +
+        "file, or leave the option out",
     ],
     [
       "a runsc that is none",
@@ -136,12 +138,14 @@ describe("the configuration is refused before anything is made", () => {
     [
       "a quirk that no pod can live with",
       () => ({ quirks: ["rshared"] }),
-      'quirks = "rshared": a sandbox with these cannot run pods (the kubelet); set mode: control-plane, or use another gVisor',
+      'quirks = "rshared": a sandbox with these cannot run pods (the kubelet); set mode: ' +
+        "control-plane, or use another gVisor",
     ],
     [
       "a runtime that is missing",
       () => ({ runtime: { path: "/nowhere/runc" } }),
-      'runtime.path = "/nowhere/runc": there is no such program; give the path of an executable file, or leave the option out',
+      'runtime.path = "/nowhere/runc": there is no such program; give the path of an executable file, ' +
+        "or leave the option out",
     ],
     [
       "a runtime of another architecture",
@@ -172,7 +176,8 @@ describe("the configuration is refused before anything is made", () => {
     const patch = join(root, "toolchain/runc/patches/e2e-stale.patch");
     writeFileSync(
       patch,
-      "--- a/github.com/opencontainers/runc/main.go\n+++ b/github.com/opencontainers/runc/main.go\n@@ -55 +55 @@\n-a line of another version\n+another\n",
+      "--- a/github.com/opencontainers/runc/main.go\n+++ b/github.com/opencontainers/runc/main.go\n@@ " +
+        "-55 +55 @@\n-a line of another version\n+another\n",
     );
     try {
       const { exitCode, all } = await upWith({ runtime: { patches: ["e2e-stale", "cap-last-cap"] } });
@@ -189,7 +194,8 @@ describe("the configuration is refused before anything is made", () => {
   it("every problem at once", async () => {
     const { all } = await upWith({ sandbox: { memory: 4 }, containerd: { snapshotter: "zfs" } });
     expect(all).toBe(
-      '2 problems with the configuration; nothing was changed:\n  - sandbox.memory = 4: a value of type string is allowed\n  - containerd.snapshotter = "zfs": allowed: auto, overlayfs, native',
+      "2 problems with the configuration; nothing was changed:\n  - sandbox.memory = 4: a value of " +
+        'type string is allowed\n  - containerd.snapshotter = "zfs": allowed: auto, overlayfs, native',
     );
   });
 

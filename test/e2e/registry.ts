@@ -44,7 +44,10 @@ export async function selfSigned(folder: string, address: string): Promise<{ ca:
   return { ca, key };
 }
 
-/** Starts a registry on what lies in a folder; with a certificate it speaks TLS and asks who pulls. Registries may share a folder. */
+/**
+ * Starts a registry on what lies in a folder; with a certificate it speaks TLS and asks who pulls. Registries may share
+ * a folder.
+ */
 export async function startRegistry(folder: string, host: string, tls?: { ca: string; key: string }): Promise<void> {
   mkdirSync(folder, { recursive: true });
   const [config, passwords] = [join(folder, `${host}.json`), join(folder, "htpasswd")];

@@ -1,4 +1,7 @@
-/** What removes quirks: each patch of runc, and the rule, does what it is there for; and what goes wrong with patches and probes is told. */
+/**
+ * What removes quirks: each patch of runc, and the rule, does what it is there for; and what goes wrong with patches
+ * and probes is told.
+ */
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -35,7 +38,9 @@ async function inGeneration<T>(name: string, use: (sandbox: SandboxRef) => Promi
 const lacksIn = async (sandbox: SandboxRef) =>
   quirksIn(await ask(probes, (input) => initIn(sandbox, ["probe"], { input })));
 
-/** What runc says, with these patches, when it runs a container and a second process in it; nothing if all goes well. */
+/**
+ * What runc says, with these patches, when it runs a container and a second process in it; nothing if all goes well.
+ */
 async function complaint(
   sandbox: SandboxRef,
   found: QuirkId[],
@@ -76,7 +81,8 @@ describe("a patch is needed where its quirk is found, and removes it", () => {
       },
       [],
     ],
-    // There is more that this one lacks (docs/quirks.md): it can join no namespace, and so no pod. What the patches are for is gone.
+    // There is more that this one lacks (docs/quirks.md): it can join no namespace, and so no pod. What the patches are
+    // for is gone.
     [
       "2022-12",
       /open \/proc\/\d+\/ns\/mnt: no such file/,

@@ -43,7 +43,11 @@ const processesHere = () => traces(home).processes.filter((line) => !line.includ
 /** What a node leaves traces in, on the machine. */
 const left = () =>
   machine.shell(
-    "ls -d /etc/cni /etc/containerd /etc/rancher /opt/gvisor-k3s /run/cni /run/containerd /run/gvisor* /run/netns/* /run/sandbox-init.sock /var/lib/cni /var/lib/containerd /var/lib/gvisor-k3s /var/lib/kubelet /var/lib/rancher /var/log/pods /var/log/gvisor-k3s /dev/kmsg 2> /dev/null; cat /proc/mounts; ip -oneline address; ps -e -o stat=,comm= | grep -v ^Z | grep -E 'sandbox-init|containerd|gvisor-k3s|pause|coredns|node'; true",
+    "ls -d /etc/cni /etc/containerd /etc/rancher /opt/gvisor-k3s /run/cni /run/containerd " +
+      "/run/gvisor* /run/netns/* /run/sandbox-init.sock /var/lib/cni /var/lib/containerd " +
+      "/var/lib/gvisor-k3s /var/lib/kubelet /var/lib/rancher /var/log/pods /var/log/gvisor-k3s " +
+      "/dev/kmsg 2> /dev/null; cat /proc/mounts; ip -oneline address; ps -e -o stat=,comm= | grep -v " +
+      "^Z | grep -E 'sandbox-init|containerd|gvisor-k3s|pause|coredns|node'; true",
   );
 
 let before: string;
@@ -193,7 +197,8 @@ describe("a cluster", () => {
     const tunnel = readRecord({ record: sandboxPaths(name).tunnel })!;
     process.kill(tunnel.pid, "SIGKILL");
     await machine.shell(
-      "echo '# by hand' >> /etc/containerd/config.toml; pkill -KILL -x sandbox-init; pkill -KILL -x containerd; pkill -KILL -x gvisor-k3s-node; pkill -KILL -x service-proxy; true",
+      "echo '# by hand' >> /etc/containerd/config.toml; pkill -KILL -x sandbox-init; pkill -KILL -x " +
+        "containerd; pkill -KILL -x gvisor-k3s-node; pkill -KILL -x service-proxy; true",
     );
     const { exitCode, stdout } = await cli("status", name);
     expect(exitCode).toBe(3);

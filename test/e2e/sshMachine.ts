@@ -91,7 +91,8 @@ export async function startSshMachine(home: string, name: string, subnet: string
     );
   own(
     "etc/ssh/sshd_config",
-    "HostKey /etc/ssh/host\nUsePAM no\nPasswordAuthentication no\nAuthorizedKeysFile /etc/ssh/users\nPidFile none\nStrictModes no\n",
+    "HostKey /etc/ssh/host\nUsePAM no\nPasswordAuthentication no\nAuthorizedKeysFile " +
+      "/etc/ssh/users\nPidFile none\nStrictModes no\n",
   );
   own("etc/ssh/users", `${userKey}\n`);
   for (const suffix of ["", ".pub"])

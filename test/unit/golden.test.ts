@@ -1,4 +1,7 @@
-/** Every file that is rendered, whole. A change of one shows in the review of its golden file; `vitest run --project unit -u` writes them anew. */
+/**
+ * Every file that is rendered, whole. A change of one shows in the review of its golden file; `vitest run --project
+ * unit -u` writes them anew.
+ */
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { parse } from "yaml";

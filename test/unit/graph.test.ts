@@ -183,17 +183,21 @@ describe("the graph", () => {
       expect(awaited(plain, "testpod-pod"), "what the test pod does not need").not.toContain(other);
   });
 
-  it("builds beside the sandbox: no build waits for anything, but runc's for what it is to be patched with", async () => {
-    const builds = Object.keys(plain).filter(
-      (name) => name.endsWith("-build") && name !== "sandbox-build" && name !== "runc-build",
-    );
-    expect(builds.sort()).toEqual(["containerd-build", "images-build", "node-build"]);
-    expect(awaited(plain, "runc-build")).toContain("quirks-ask");
-    expect([...awaited(await graph({ quirks: [] }), "runc-build")]).toEqual([]);
-    // A resource is registered after its parent, which in turn waits for all that it depends on itself.
-    const withParents = ({ dependsOn, parent }: Registration) => [...dependsOn, ...(parent ? [parent] : [])];
-    for (const build of builds) expect([...awaited(plain, build, withParents)], build).toEqual([plain[build]!.parent]);
-  });
+  it(
+    "builds beside the sandbox: no build waits for anything, but runc's for what it is to be patched " + "with",
+    async () => {
+      const builds = Object.keys(plain).filter(
+        (name) => name.endsWith("-build") && name !== "sandbox-build" && name !== "runc-build",
+      );
+      expect(builds.sort()).toEqual(["containerd-build", "images-build", "node-build"]);
+      expect(awaited(plain, "runc-build")).toContain("quirks-ask");
+      expect([...awaited(await graph({ quirks: [] }), "runc-build")]).toEqual([]);
+      // A resource is registered after its parent, which in turn waits for all that it depends on itself.
+      const withParents = ({ dependsOn, parent }: Registration) => [...dependsOn, ...(parent ? [parent] : [])];
+      for (const build of builds)
+        expect([...awaited(plain, build, withParents)], build).toEqual([plain[build]!.parent]);
+    },
+  );
 
   it("lets everything in the sandbox end with it, and nothing else", () => {
     const ending = Object.keys(plain).filter((name) => plain[name]!.deletedWith !== "");
@@ -273,7 +277,10 @@ describe("the graph", () => {
   });
 });
 
-/** The inputs that differ between two graphs, as "resource.input"; a resource that only one of them has is told by its name. */
+/**
+ * The inputs that differ between two graphs, as "resource.input"; a resource that only one of them has is told by its
+ * name.
+ */
 function differences(a: Record<string, Registration>, b: Record<string, Registration>): string[] {
   const keys = (all: Record<string, Registration>) =>
     Object.entries(all).flatMap(([name, { inputs }]) => [name, ...Object.keys(inputs).map((key) => `${name}.${key}`)]);
@@ -376,23 +383,28 @@ describe("an option changes the graph", () => {
     );
   });
 
-  it("k3s is downloaded beside the sandbox, and runs in the embedded server's place with its own addons off", async () => {
-    const k3s = await graph({ distribution: "k3s" });
-    expect(k3s["node-download"]!.inputs.create).toBe("k3s");
-    expect([...awaited(k3s, "node-download")]).toEqual([]);
-    expect(awaited(k3s, "node-server")).toContain("node-download");
-    expect(JSON.parse((k3s["node-server"]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS)).toMatchObject({
-      distribution: "k3s",
-      server: expect.stringMatching(/^\/opt\/gvisor-k3s\/k3s-v1\.36\.4\+k3s1-\w+\/k3s$/),
-      kubectl: expect.stringMatching(/gvisor-k3s-node$/),
-    });
-    expect(k3s["node-server"]!.inputs.stdin).toContain(
-      "disable:\n  - coredns\n  - metrics-server\n  - servicelb\n  - traefik\n",
-    );
-    expect(Object.keys(await graph({ distribution: "k3s", k3s: { path: process.execPath } }))).not.toContain(
-      "node-download",
-    );
-  });
+  it(
+    "k3s is downloaded beside the sandbox, and runs in the embedded server's place with its own " + "addons off",
+    async () => {
+      const k3s = await graph({ distribution: "k3s" });
+      expect(k3s["node-download"]!.inputs.create).toBe("k3s");
+      expect([...awaited(k3s, "node-download")]).toEqual([]);
+      expect(awaited(k3s, "node-server")).toContain("node-download");
+      expect(JSON.parse((k3s["node-server"]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS)).toMatchObject(
+        {
+          distribution: "k3s",
+          server: expect.stringMatching(/^\/opt\/gvisor-k3s\/k3s-v1\.36\.4\+k3s1-\w+\/k3s$/),
+          kubectl: expect.stringMatching(/gvisor-k3s-node$/),
+        },
+      );
+      expect(k3s["node-server"]!.inputs.stdin).toContain(
+        "disable:\n  - coredns\n  - metrics-server\n  - servicelb\n  - traefik\n",
+      );
+      expect(Object.keys(await graph({ distribution: "k3s", k3s: { path: process.execPath } }))).not.toContain(
+        "node-download",
+      );
+    },
+  );
 
   it("on a machine that is a sandbox itself no step has a runsc, and there is no egress", async () => {
     const inside = await graph({ target: "inside" });
@@ -405,64 +417,67 @@ describe("an option changes the graph", () => {
     ).toEqual(["egress", "egress-apply"]);
   });
 
-  it("on another machine every step is run there, but the builds, the images and the way to the API server", async () => {
-    const key = join(home, "key");
-    writeFileSync(key, "a very private key");
-    const there = await graph({
-      target: "ssh",
-      ssh: { host: "machine.example", privateKey: key, knownHosts: "/dev/null", user: "ops" },
-    });
-    const kinds = Object.groupBy(
-      Object.keys(there).filter((name) => there[name]!.type.startsWith("command:")),
-      (name) => there[name]!.type.split(":")[1]!,
-    );
-    expect(kinds.local!.sort()).toEqual([
-      "containerd-build",
-      "coredns-image",
-      "images-build",
-      "images-import",
-      "metrics-server-image",
-      "node-build",
-      "node-tunnel",
-      "runc-build",
-      "sandbox-build",
-      "testpod-logs",
-    ]);
-    expect(kinds.remote!.sort()).toEqual([
-      "containerd-apply",
-      "containerd-registries",
-      "coredns-apply",
-      "facade-apply",
-      "metrics-server-apply",
-      "network-apply",
-      "node-kubeconfig",
-      "node-server",
-      "proxy-apply",
-      "quirks-ask",
-      "runtime-check",
-      "sandbox-process",
-    ]);
-    expect(there["sandbox-process"]!.inputs).toMatchObject({
-      create: "sudo -n /var/lib/gvisor-k3s/cache/runner/run inside",
-      delete:
-        "test ! -e /var/lib/gvisor-k3s/cache/runner || sudo -n /var/lib/gvisor-k3s/cache/runner/run inside-remove",
-      triggers: ["graph", "/var/lib/gvisor-k3s", expect.any(String), "node", "ssh", "machine.example", "22"],
-    });
-    expect(there["sandbox-build"]!.inputs.delete, "what was copied goes last").toBe("build-remove");
-    expect(awaited(there, "sandbox-process")).toContain("sandbox-build");
-    expect([...awaited(there, "testpod-pod")]).toEqual(
-      expect.arrayContaining(["node-tunnel", "images-import", "network-apply"]),
-    );
-    // The key is a secret as part of the connection, and is nowhere else.
-    const secret = "4dabf18193072939515e22adb298388d";
-    const rest = Object.values(there).map(({ inputs: { connection, ...others } }) => {
-      if (connection !== undefined) expect(connection).toHaveProperty(secret);
-      return others;
-    });
-    expect(JSON.stringify(rest)).not.toContain("very private");
-    expect(there["node-tunnel"]!.inputs.stdin).toHaveProperty(secret);
-    expect(there["testpod-provider"]!.inputs.kubeconfig).toMatchObject({ value: "node-tunnel says" });
-  });
+  it(
+    "on another machine every step is run there, but the builds, the images and the way to the API " + "server",
+    async () => {
+      const key = join(home, "key");
+      writeFileSync(key, "a very private key");
+      const there = await graph({
+        target: "ssh",
+        ssh: { host: "machine.example", privateKey: key, knownHosts: "/dev/null", user: "ops" },
+      });
+      const kinds = Object.groupBy(
+        Object.keys(there).filter((name) => there[name]!.type.startsWith("command:")),
+        (name) => there[name]!.type.split(":")[1]!,
+      );
+      expect(kinds.local!.sort()).toEqual([
+        "containerd-build",
+        "coredns-image",
+        "images-build",
+        "images-import",
+        "metrics-server-image",
+        "node-build",
+        "node-tunnel",
+        "runc-build",
+        "sandbox-build",
+        "testpod-logs",
+      ]);
+      expect(kinds.remote!.sort()).toEqual([
+        "containerd-apply",
+        "containerd-registries",
+        "coredns-apply",
+        "facade-apply",
+        "metrics-server-apply",
+        "network-apply",
+        "node-kubeconfig",
+        "node-server",
+        "proxy-apply",
+        "quirks-ask",
+        "runtime-check",
+        "sandbox-process",
+      ]);
+      expect(there["sandbox-process"]!.inputs).toMatchObject({
+        create: "sudo -n /var/lib/gvisor-k3s/cache/runner/run inside",
+        delete:
+          "test ! -e /var/lib/gvisor-k3s/cache/runner || sudo -n /var/lib/gvisor-k3s/cache/runner/run inside-remove",
+        triggers: ["graph", "/var/lib/gvisor-k3s", expect.any(String), "node", "ssh", "machine.example", "22"],
+      });
+      expect(there["sandbox-build"]!.inputs.delete, "what was copied goes last").toBe("build-remove");
+      expect(awaited(there, "sandbox-process")).toContain("sandbox-build");
+      expect([...awaited(there, "testpod-pod")]).toEqual(
+        expect.arrayContaining(["node-tunnel", "images-import", "network-apply"]),
+      );
+      // The key is a secret as part of the connection, and is nowhere else.
+      const secret = "4dabf18193072939515e22adb298388d";
+      const rest = Object.values(there).map(({ inputs: { connection, ...others } }) => {
+        if (connection !== undefined) expect(connection).toHaveProperty(secret);
+        return others;
+      });
+      expect(JSON.stringify(rest)).not.toContain("very private");
+      expect(there["node-tunnel"]!.inputs.stdin).toHaveProperty(secret);
+      expect(there["testpod-provider"]!.inputs.kubeconfig).toMatchObject({ value: "node-tunnel says" });
+    },
+  );
 
   it("a control plane alone has nothing that runs containers", async () => {
     const alone = await graph({ mode: "control-plane" });
@@ -512,26 +527,29 @@ describe("an option changes the graph", () => {
     );
   });
 
-  it("a manifest of the user's is applied when what its pods need is there, and one with a Secret is a secret", async () => {
-    const [plainFile, secretFile] = ["app.yaml", "keys.yml"].map((name) => join(home, name)) as [string, string];
-    writeFileSync(plainFile, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n");
-    writeFileSync(secretFile, "apiVersion: v1\nkind: Secret\nmetadata: {name: b}\nstringData: {key: very-secret}\n");
-    const more = await graph({ manifests: [plainFile, secretFile] });
-    expect(more["manifest-app-apply"]).toMatchObject({
-      parent: "manifest-app",
-      inputs: { stdin: expect.stringContaining("kind: ConfigMap") },
-    });
-    expect([...awaited(more, "manifest-app-apply")]).toEqual(
-      expect.arrayContaining(["network-apply", "images-import", "proxy-apply"]),
-    );
-    expect(more["manifest-keys-apply"]!.inputs.stdin).toMatchObject({
-      "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270",
-    });
-    const alone = await graph({ mode: "control-plane", manifests: [plainFile] });
-    expect(
-      JSON.parse((alone["manifest-app-apply"]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS),
-    ).toMatchObject({ manifest: "app", pods: false });
-  });
+  it(
+    "a manifest of the user's is applied when what its pods need is there, and one with a Secret is " + "a secret",
+    async () => {
+      const [plainFile, secretFile] = ["app.yaml", "keys.yml"].map((name) => join(home, name)) as [string, string];
+      writeFileSync(plainFile, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n");
+      writeFileSync(secretFile, "apiVersion: v1\nkind: Secret\nmetadata: {name: b}\nstringData: {key: very-secret}\n");
+      const more = await graph({ manifests: [plainFile, secretFile] });
+      expect(more["manifest-app-apply"]).toMatchObject({
+        parent: "manifest-app",
+        inputs: { stdin: expect.stringContaining("kind: ConfigMap") },
+      });
+      expect([...awaited(more, "manifest-app-apply")]).toEqual(
+        expect.arrayContaining(["network-apply", "images-import", "proxy-apply"]),
+      );
+      expect(more["manifest-keys-apply"]!.inputs.stdin).toMatchObject({
+        "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270",
+      });
+      const alone = await graph({ mode: "control-plane", manifests: [plainFile] });
+      expect(
+        JSON.parse((alone["manifest-app-apply"]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS),
+      ).toMatchObject({ manifest: "app", pods: false });
+    },
+  );
 
   it("programs of the user's are taken in place of those that are built", async () => {
     const [containerd, shim, runsc] = ["containerd", "shim", "runsc"].map((name) => {

@@ -27,7 +27,9 @@ const goodList = `${sha256("images")}  k3s-airgap-images.tar\n${sha256(content)}
 let server: Server;
 let mirror: string;
 let cache: string;
-/** What is served, by the file's name; and how a request for the binary is answered, where that is not as it should be. */
+/**
+ * What is served, by the file's name; and how a request for the binary is answered, where that is not as it should be.
+ */
 let files: Record<string, Buffer | string>;
 let answer: ((response: ServerResponse, from: number) => boolean) | undefined;
 let requests: { url: string; range: string | undefined }[];
@@ -136,7 +138,8 @@ describe("a release", () => {
     rmSync(k3sFolder({ version }), { recursive: true });
     writeFileSync(join(airgap, binary), "another program");
     await expect(bring({ airgap })).rejects.toThrow(
-      `${join(airgap, binary)} is not what ${sums} says: its SHA-256 is ${sha256("another program")}, and ${sha256(content)} is expected`,
+      `${join(airgap, binary)} is not what ${sums} says: its SHA-256 is ${sha256("another program")}, ` +
+        `and ${sha256(content)} is expected`,
     );
     rmSync(join(airgap, binary));
     await expect(bring({ airgap })).rejects.toThrow(
@@ -148,7 +151,8 @@ describe("a release", () => {
 
 describe("what is wrong is told, and nothing is made", () => {
   it("a file that is not what the list says, which is deleted, so that the next try can succeed", async () => {
-    files[binary] = Buffer.concat([content.subarray(0, -1), Buffer.from([content.at(-1)! ^ 1])]); // whatever the last byte is
+    // whatever the last byte is
+    files[binary] = Buffer.concat([content.subarray(0, -1), Buffer.from([content.at(-1)! ^ 1])]);
     await expect(bring()).rejects.toThrow(
       /is not what sha256sum-\w+\.txt says: its SHA-256 is [0-9a-f]{64}, and [0-9a-f]{64} is expected; it was deleted/,
     );

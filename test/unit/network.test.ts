@@ -89,7 +89,8 @@ describe("addresses", () => {
 
 describe("two networks", () => {
   it("overlap exactly when one holds the other's first address, whichever is asked", () => {
-    // Random networks hardly ever meet; one that is made around or within the other does, and so does its neighbour not.
+    // Random networks hardly ever meet; one that is made around or within the other does, and so does its neighbour
+    // not.
     const pairs = fc
       .tuple(addresses, fc.integer({ min: 1, max: 32 }), fc.integer({ min: 1, max: 32 }), fc.boolean())
       .map(([address, a, b, flip]) => {

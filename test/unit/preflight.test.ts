@@ -1,4 +1,7 @@
-/** What is refused because of the machine. The machine's own addresses and user are made up here; programs and archives are real files. */
+/**
+ * What is refused because of the machine. The machine's own addresses and user are made up here; programs and archives
+ * are real files.
+ */
 import { accessSync, chmodSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { arch, type NetworkInterfaceInfo, networkInterfaces, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -102,14 +105,16 @@ describe("a runtime", () => {
     ]);
     const strange = elf("runc-strange", 243);
     expect(refusal({ runtime: { path: strange } })).toEqual([
-      `  - runtime.path = "${strange}": it is built for machine 243, and this machine is ${arch()}; give one for ${arch()}`,
+      `  - runtime.path = "${strange}": it is built for machine 243, and this machine is ${arch()}; ` +
+        `give one for ${arch()}`,
     ]);
   });
 
   it("that needs libraries is refused, but for crun", () => {
     const path = elf("runc-dynamic", mine!, "/lib/ld.so");
     expect(refusal({ runtime: { path } })).toEqual([
-      `  - runtime.path = "${path}": it is linked with shared libraries, which the sandbox does not have; give a static one`,
+      `  - runtime.path = "${path}": it is linked with shared libraries, which the sandbox does not ` +
+        "have; give a static one",
     ]);
   });
 
@@ -118,7 +123,8 @@ describe("a runtime", () => {
       throw new Error("ENOENT");
     });
     expect(refusal({ runtime: { name: "crun" } })).toEqual([
-      '  - runtime.name = "crun": there is no /usr/bin/crun; install it (Debian: apt-get install crun), or give the path of another one with runtime.path',
+      '  - runtime.name = "crun": there is no /usr/bin/crun; install it (Debian: apt-get install ' +
+        "crun), or give the path of another one with runtime.path",
     ]);
   });
 });
@@ -135,7 +141,8 @@ describe("a program", () => {
     const [group, key] = option.split(".") as ["sandbox", "runsc"];
     for (const path of ["/nowhere/program", folder, file("not-executable", "#!/bin/sh\n")]) {
       expect(refusal({ [group]: { [key]: path } })).toEqual([
-        `  - ${option} = "${path}": there is no such program; give the path of an executable file, or leave the option out`,
+        `  - ${option} = "${path}": there is no such program; give the path of an executable file, or ` +
+          "leave the option out",
       ]);
     }
   });
@@ -200,7 +207,8 @@ describe("containerd and its shim", () => {
     expect(refusal({ containerd: { containerd: "/nowhere/containerd", shim: "/nowhere/shim" } })).toEqual(
       ["containerd", "shim"].map(
         (key) =>
-          `  - containerd.${key} = "/nowhere/${key}": there is no such program; give the path of an executable file, or leave the option out`,
+          `  - containerd.${key} = "/nowhere/${key}": there is no such program; give the path of an ` +
+          "executable file, or leave the option out",
       ),
     );
   });
@@ -215,7 +223,8 @@ it("a patch that is not there is refused with those that are", () => {
 
 describe("an archive", () => {
   const none =
-    "it is a tar archive but none of an image: it has neither index.json nor manifest.json; give one that `docker save` or an OCI tool wrote";
+    "it is a tar archive but none of an image: it has neither index.json nor manifest.json; give one " +
+    "that `docker save` or an OCI tool wrote";
   const broken =
     /^ {2}- images = ".*": it is no tar archive, or a broken one \(.+\); give one that `docker save` or an OCI tool wrote$/;
 
@@ -253,7 +262,8 @@ describe("an archive", () => {
 it("a manifest that is not there, no YAML, or of something else is refused by its path and document", () => {
   const good = file(
     "good.yaml",
-    "# nothing yet\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: v1\nkind: List\nitems: []\n",
+    "# nothing yet\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: " +
+      "v1\nkind: List\nitems: []\n",
   );
   const [broken, other] = [
     file("broken.yaml", "a: [\n"),

@@ -35,7 +35,8 @@ describe("the catalogue", () => {
   it("tells why a sandbox cannot run pods", () => {
     expect(blockersAmong(["setns-exec", "no-veth", "rshared"])).toEqual(["rshared", "no-veth"]);
     expect(whyNoNode(["rshared"])).toBe(
-      `rshared: the kubelet cannot run here ("kubelet: failed to make /var/lib/kubelet rshared: invalid argument"); who can change it: the sandbox's owner: a gVisor of 2025 or later`,
+      `rshared: the kubelet cannot run here ("kubelet: failed to make /var/lib/kubelet rshared: ` +
+        `invalid argument"); who can change it: the sandbox's owner: a gVisor of 2025 or later`,
     );
   });
 });

@@ -71,7 +71,8 @@ describe("any valid configuration", () => {
             snapshotter,
             pinned_images: { sandbox: paths.pauseImage },
           });
-          // An import that unpacked for another snapshotter than the CRI's would leave images that no container can use.
+          // An import that unpacked for another snapshotter than the CRI's would leave images that no container can
+          // use.
           expect(toml.plugins["io.containerd.transfer.v1.local"]).toEqual({
             unpack_config: [{ platform: "linux", snapshotter }],
           });
@@ -100,7 +101,8 @@ describe("any valid configuration", () => {
     );
   });
 
-  // The server reads YAML 1.1 (sigs.k8s.io/yaml), where more words than in 1.2 are no texts: a node's name may be "on", "no" or "y".
+  // The server reads YAML 1.1 (sigs.k8s.io/yaml), where more words than in 1.2 are no texts: a node's name may be "on",
+  // "no" or "y".
   it.each(["1.1", "1.2"] as const)("gives the server its options as they are, read as YAML %s", (version) => {
     fc.assert(
       fc.property(configs, ({ name, node }) => {

@@ -38,9 +38,11 @@ describe("each bad input has its own message", () => {
   const whole = "a whole number from 1 to 65535 is allowed";
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
   const options =
-    "allowed here: name, mode, external, quirks, target, ssh, distribution, k3s, sandbox, runtime, containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
+    "allowed here: name, mode, external, quirks, target, ssh, distribution, k3s, sandbox, runtime, " +
+    "containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
   const rules =
-    "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: FIELD, value: JSON} is allowed";
+    "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: " +
+    "FIELD, value: JSON} is allowed";
   const apart = "choose networks that share no address";
 
   it.each<[Record<string, unknown>, string]>([
@@ -103,7 +105,8 @@ describe("each bad input has its own message", () => {
     ],
     [
       { registries: { mirrors: { "docker.io": { rewrite: {} } } } },
-      "registries.mirrors.docker.io.rewrite = {}: containerd's releases cannot rewrite names; give the mirror's path in its endpoint instead",
+      "registries.mirrors.docker.io.rewrite = {}: containerd's releases cannot rewrite names; give the " +
+        "mirror's path in its endpoint instead",
     ],
     [
       { registries: "/nowhere.yaml" },
@@ -119,7 +122,8 @@ describe("each bad input has its own message", () => {
     ],
     [
       { registries: { configs: { a: { tls: { ca: "x" } } } } },
-      "registries.configs.a.tls.ca: there is no such option; allowed here: ca_file, cert_file, key_file, insecure_skip_verify",
+      "registries.configs.a.tls.ca: there is no such option; allowed here: ca_file, cert_file, " +
+        "key_file, insecure_skip_verify",
     ],
     [{ proxy: { http: "proxy" } }, 'proxy.http = "proxy": a URL such as http://proxy.example:3128 is allowed'],
     [
@@ -128,7 +132,8 @@ describe("each bad input has its own message", () => {
     ],
     [
       { manifests: ["/srv/App.yaml"] },
-      'manifests[0] = "/srv/App.yaml": an absolute path of a .yaml file is allowed, its name in lower-case letters, digits, dots and dashes',
+      'manifests[0] = "/srv/App.yaml": an absolute path of a .yaml file is allowed, its name in ' +
+        "lower-case letters, digits, dots and dashes",
     ],
     [
       { manifests: ["/srv/coredns.yaml"] },
@@ -165,7 +170,8 @@ describe("each bad input has its own message", () => {
     ],
     [
       { pod: { image: "nginx" } },
-      'pod.image = "nginx": a full image name with registry and tag or digest is allowed, such as registry.example/team/app:1.2',
+      'pod.image = "nginx": a full image name with registry and tag or digest is allowed, such as ' +
+        "registry.example/team/app:1.2",
     ],
     // against each other
     [{ mode: "agent" }, 'mode = "agent": allowed: node, control-plane, external'],
@@ -180,16 +186,19 @@ describe("each bad input has its own message", () => {
     ],
     [
       { quirks: ["no-veth", "setns-exec", "rshared"] },
-      'quirks = "rshared, no-veth": a sandbox with these cannot run pods (the kubelet, the pods\' network); set mode: control-plane, or use another gVisor',
+      'quirks = "rshared, no-veth": a sandbox with these cannot run pods (the kubelet, the pods\' ' +
+        "network); set mode: control-plane, or use another gVisor",
     ],
     [{ runtime: { name: "youki" } }, 'runtime.name = "youki": allowed: runc, crun'],
     [
       { runtime: { name: "crun", patches: ["a"] } },
-      'runtime.patches = ["a"]: only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches',
+      'runtime.patches = ["a"]: only a runc that is built here can be patched; leave out runtime.path ' +
+        "and runtime.name, or the patches",
     ],
     [
       { runtime: { path: "/x", patches: ["a"] } },
-      'runtime.patches = ["a"]: only a runc that is built here can be patched; leave out runtime.path and runtime.name, or the patches',
+      'runtime.patches = ["a"]: only a runc that is built here can be patched; leave out runtime.path ' +
+        "and runtime.name, or the patches",
     ],
     [{ k3s: { path: "/opt/k3s" } }, 'k3s.path = "/opt/k3s": it is for distribution: k3s; set that, or leave it out'],
     [
@@ -207,7 +216,8 @@ describe("each bad input has its own message", () => {
     [{ sandbox: { hostPorts: [0] } }, "sandbox.hostPorts[0] = 0: a whole number from 1 to 65535 is allowed"],
     [
       { target: "inside", sandbox: { hostPorts: [80] } },
-      "sandbox.hostPorts = [80]: the link that they are for is made with target: managed only, and not with target: inside; leave it out",
+      "sandbox.hostPorts = [80]: the link that they are for is made with target: managed only, and not " +
+        "with target: inside; leave it out",
     ],
     [{ target: "ssh" }, "ssh.host: target: ssh needs the host to log in to"],
     [{ ssh: { host: "a" } }, 'ssh.host = "a": it is for target: ssh; set that, or leave it out'],
@@ -266,7 +276,8 @@ describe("each bad input has its own message", () => {
       "5 problems with the configuration; nothing was changed:",
       '  - name = "Dev_": up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last',
       "  - sandbox.memory = 4: a value of type string is allowed",
-      "  - sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, hostPorts, runsc",
+      "  - sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, " +
+        "network, hostPorts, runsc",
       '  - containerd.snapshotter = "zfs": allowed: auto, overlayfs, native',
       `  - bar: there is no such option; ${options}`,
     ]);

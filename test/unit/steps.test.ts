@@ -128,17 +128,21 @@ describe("the record of a sandbox", () => {
     rmSync(folder, { recursive: true });
   });
 
-  it("counts the next start: 1 for a new sandbox, the same while it lives as described, one more when it died or is described otherwise", () => {
-    const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-record-"));
-    const paths = { ...sandboxPaths("a", home), record: join(home, "sandbox.json") };
-    const write = (startTime: string) =>
-      writeFileSync(paths.record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime, revision: "a" }));
-    expect(nextIncarnation(paths, "a")).toBe(1);
-    write(processStart(process.pid)!);
-    expect(nextIncarnation(paths, "a")).toBe(4);
-    expect(nextIncarnation(paths, "b")).toBe(5);
-    write("1");
-    expect(nextIncarnation(paths, "a")).toBe(5);
-    rmSync(home, { recursive: true });
-  });
+  it(
+    "counts the next start: 1 for a new sandbox, the same while it lives as described, one more when " +
+      "it died or is described otherwise",
+    () => {
+      const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-record-"));
+      const paths = { ...sandboxPaths("a", home), record: join(home, "sandbox.json") };
+      const write = (startTime: string) =>
+        writeFileSync(paths.record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime, revision: "a" }));
+      expect(nextIncarnation(paths, "a")).toBe(1);
+      write(processStart(process.pid)!);
+      expect(nextIncarnation(paths, "a")).toBe(4);
+      expect(nextIncarnation(paths, "b")).toBe(5);
+      write("1");
+      expect(nextIncarnation(paths, "a")).toBe(5);
+      rmSync(home, { recursive: true });
+    },
+  );
 });

@@ -28,13 +28,15 @@ describe("an upgrade", () => {
     ["v1.37.0+k3s1", "v1.36.9+k3s1"],
   ])("from %s to %s is a downgrade, which is refused with the reason", (from, to) => {
     expect(messages(ran(from), k3s(to))).toEqual([
-      `k3s.version: the cluster runs ${from}, and a downgrade is not possible: an older API server may not read what a newer one has stored. Take ${from} or newer, or destroy the cluster first`,
+      `k3s.version: the cluster runs ${from}, and a downgrade is not possible: an older API server may ` +
+        `not read what a newer one has stored. Take ${from} or newer, or destroy the cluster first`,
     ]);
   });
 
   it("over more than one minor version names the one that comes first", () => {
     expect(messages(ran("v1.34.1+k3s1"), k3s("v1.36.0+k3s1"))).toEqual([
-      "k3s.version: the cluster runs v1.34.1+k3s1, and Kubernetes goes up by one minor version at a time; take a v1.35 first",
+      "k3s.version: the cluster runs v1.34.1+k3s1, and Kubernetes goes up by one minor version at a " +
+        "time; take a v1.35 first",
     ]);
   });
 
@@ -48,7 +50,8 @@ describe("an upgrade", () => {
 
   it("to another distribution is refused", () => {
     expect(messages(ran("v1.36.4", "embedded"), k3s("v1.36.4+k3s1"))).toEqual([
-      "distribution: the cluster was made by embedded, which keeps its state in another way; set that, or destroy the cluster first",
+      "distribution: the cluster was made by embedded, which keeps its state in another way; set that, " +
+        "or destroy the cluster first",
     ]);
   });
 
