@@ -5,8 +5,11 @@
 import * as pulumi from "@pulumi/pulumi";
 import { checkedConfig, clusterParts } from "./components/cluster.ts";
 import { readStackConfig } from "./config/stackConfig.ts";
+import { readFile } from "./system/files.ts";
 
-const config = checkedConfig(readStackConfig(pulumi.runtime.allConfig(), pulumi.getProject(), pulumi.getStack()));
+const config = checkedConfig(
+  readStackConfig(pulumi.runtime.allConfig(), pulumi.getProject(), pulumi.getStack(), readFile),
+);
 const cluster = clusterParts(config);
 
 /** The node's address, which the host reaches; an external cluster has none. */

@@ -10,7 +10,6 @@ export { Cluster, type ClusterArgs, type TestPodState } from "./components/clust
 export { ClusterDns, type ClusterDnsArgs } from "./components/clusterDns.ts";
 export { ContainerdConfig, type ContainerdConfigArgs } from "./components/containerdConfig.ts";
 export { Crun, type CrunArgs } from "./components/crun.ts";
-export { Egress, type EgressArgs } from "./components/egress.ts";
 export { Images, type ImagesArgs } from "./components/images.ts";
 export { K3sNode, type K3sNodeArgs } from "./components/k3sNode.ts";
 export { KernelFacade } from "./components/kernelFacade.ts";
@@ -23,7 +22,7 @@ export { RuntimeWrapper, type RuntimeWrapperArgs } from "./components/runtimeWra
 export { Sandbox, type SandboxArgs } from "./components/sandbox.ts";
 export { ServiceProxy } from "./components/serviceProxy.ts";
 export { TestPod, type TestPodArgs } from "./components/testPod.ts";
-export { externalKubeconfig } from "./config/external.ts";
+export { kubeconfigOfExternal } from "./servers/external.ts";
 export { InputError, type Problem } from "./config/problems.ts";
 export { parseStackConfig, type StackConfig, type StackConfigInput } from "./config/schema.ts";
 export { preflight } from "./steps/preflight.ts";

@@ -2,17 +2,20 @@
  * One archive with what a bug report needs, and no secret in it.
  * @module
  */
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
 import { arch, cpus, release, tmpdir, totalmem } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
 import { create } from "tar";
 import { parse, stringify } from "yaml";
 import { conflistPath } from "../config/conflist.ts";
-import { homeFolder, hostPath, inSandbox, sandboxPaths } from "../config/paths.ts";
+import { inSandbox } from "../config/paths.ts";
+import { passwordsIn } from "../config/proxy.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { worked, run } from "../steps/run.ts";
-import { execIn } from "../steps/sandbox.ts";
+import { openMachine } from "../machines/index.ts";
+import { hostPaths } from "../machines/paths.ts";
+import { homeFolder } from "../system/folders.ts";
+import { run, worked } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
 import { status } from "./status.ts";
 
@@ -46,24 +49,24 @@ export function redacted(text: string, known: readonly string[]): string {
 
 /** Every secret that this machine knows of a cluster. */
 function secretsOf(config: StackConfig): string[] {
-  const secrets: string[] = Object.values(config.registries.configs).flatMap(({ auth }) =>
-    [auth?.password, auth?.auth, auth?.identity_token].filter((value) => value !== undefined),
-  );
-  for (const proxy of [config.proxy.http, config.proxy.https]) {
-    const password = proxy && URL.canParse(proxy) ? new URL(proxy).password : "";
-    if (password !== "") secrets.push(password, decodeURIComponent(password));
-  }
+  const registries = Object.values(config.registries.configs).flatMap(({ auth }) => [
+    auth?.password,
+    auth?.auth,
+    auth?.identity_token,
+  ]);
+  const proxies = [config.proxy.http, config.proxy.https].flatMap((proxy) => (proxy ? passwordsIn(proxy) : []));
   const passphrase = join(homeFolder(), "passphrase");
-  if (existsSync(passphrase)) secrets.push(readFileSync(passphrase, "utf8").trim());
-  const kubeconfig = kubeconfigOf(config);
-  if (existsSync(kubeconfig)) {
-    for (const { user } of (parse(readFileSync(kubeconfig, "utf8")) as { users?: { user?: Record<string, unknown> }[] })
-      .users ?? []) {
-      for (const field of ["client-key-data", "token", "password"])
-        if (typeof user?.[field] === "string") secrets.push(user[field]);
-    }
-  }
-  return secrets;
+  const own = existsSync(passphrase) ? [readFileSync(passphrase, "utf8").trim()] : [];
+  return [...registries, ...proxies, ...own, ...kubeconfigSecrets(kubeconfigOf(config))].filter(
+    (secret) => secret !== undefined,
+  );
+}
+
+function kubeconfigSecrets(file: string): string[] {
+  if (!existsSync(file)) return [];
+  const { users = [] } = parse(readFileSync(file, "utf8")) as { users?: { user?: Record<string, unknown> }[] };
+  const fields = users.flatMap(({ user = {} }) => [user["client-key-data"], user.token, user.password]);
+  return fields.filter((field) => typeof field === "string");
 }
 
 /**
@@ -104,25 +107,17 @@ export async function writeBundle(
     );
     await put("options.yaml", stringify(config));
     if (config.mode !== "external") {
-      const ref = refOf(config);
+      const machine = openMachine(refOf(config));
       for (const path of [inSandbox.containerdConfig, inSandbox.nodeConfig, conflistPath]) {
-        const text = ref.ssh ? await worked(execIn(ref, ["cat", path])) : textOf(hostPath(ref, path));
+        const text = await machine.read(path).catch(problemOf);
         if (text !== undefined) await put(`files${path}`, text);
       }
-      for (const folder of new Set([
-        sandboxPaths(config.name).logs,
-        ...(ref.ssh ? [] : [dirname(hostPath(ref, `${inSandbox.logs}/x`))]),
-      ])) {
-        for (const file of filesBelow(folder)) await put(join("logs", relative(folder, file)), tail(file));
+      const own = hostPaths(config.name, homeFolder()).logs;
+      for (const file of filesBelow(own)) await put(join("logs/host", relative(own, file)), tail(file));
+      for (const file of await machine.list(inSandbox.logs).catch(() => [])) {
+        const text = await machine.read(join(inSandbox.logs, file), { tail: TAIL }).catch(problemOf);
+        await put(join("logs", basename(file)), text ?? "");
       }
-      const there = ref.ssh
-        ? ((await worked(execIn(ref, ["ls", inSandbox.logs]))) ?? "").split("\n").filter((file) => file !== "")
-        : [];
-      for (const file of there)
-        await put(
-          join("logs", file),
-          (await worked(execIn(ref, ["tail", "-c", String(TAIL), join(inSandbox.logs, file)]))) ?? "",
-        );
     }
     if (existsSync(kubeconfigOf(config))) {
       const [program, ...args] = await kubectl(config, say);
@@ -146,18 +141,16 @@ export async function writeBundle(
   }
 }
 
-function textOf(file: string): string | undefined {
-  return existsSync(file) ? readFileSync(file, "utf8") : undefined;
-}
+/** What stands in the place of a file that is none, or cannot be read. */
+const problemOf = (error: Error) => `it cannot be read: ${error.message}\n`;
 
 function tail(file: string): string {
   const text = readFileSync(file);
   return text.subarray(Math.max(0, text.length - TAIL)).toString("utf8");
 }
 
+/** The plain files below a folder of the host's own. */
 function filesBelow(folder: string): string[] {
-  if (!existsSync(folder)) return [];
-  return readdirSync(folder, { recursive: true, encoding: "utf8" })
-    .map((file) => join(folder, file))
-    .filter((file) => statSync(file, { throwIfNoEntry: false })?.isFile());
+  const entries = existsSync(folder) ? readdirSync(folder, { recursive: true, withFileTypes: true }) : [];
+  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
 }

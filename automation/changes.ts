@@ -9,7 +9,10 @@ import { createTwoFilesPatch } from "diff";
 import { parse, stringify } from "yaml";
 import { inSandbox } from "../config/paths.ts";
 import { conflistPath } from "../config/conflist.ts";
-import type { StepInput, StepName } from "../steps/main.ts";
+import { driverFor } from "../machines/index.ts";
+import type { MachineRef } from "../machines/ref.ts";
+import type { StepName } from "../steps/main.ts";
+import { VERSION } from "../steps/versions.ts";
 import { isWork, nameOf } from "./progress.ts";
 
 /** A resource that changes. */
@@ -23,19 +26,35 @@ export interface Change {
 }
 
 /** What a change of a step's resource does beyond the step itself, and the file that it writes. */
-const about: Partial<Record<StepName, { file?: string; effect?: string }>> = {
-  sandbox: { effect: "restarts the sandbox, and every pod in it" },
-  inside: { effect: "restarts the node's services" },
-  egress: { effect: "restarts the way out: connections through it break" },
+const about: Partial<
+  Record<StepName, { file?: string; effect?: string | ((before: Inputs, after: Inputs) => string) }>
+> = {
+  sandbox: { effect: effectOnSandbox },
   containerd: { file: inSandbox.containerdConfig, effect: "restarts containerd; running pods live on" },
   registries: { file: `${inSandbox.registries} (by path)` },
   server: { file: inSandbox.nodeConfig, effect: "restarts the node's server; running pods live on" },
   network: { file: conflistPath },
   proxy: { effect: "restarts the service proxy: connections through Services break" },
-  facade: {},
 };
 
 type Inputs = Record<string, unknown> | undefined;
+
+/** What a change of the sandbox's own step does: some of it takes effect while the sandbox runs. */
+function effectOnSandbox(before: Inputs, after: Inputs): string {
+  const [old, next] = [startOf(before), startOf(after)];
+  if (old === undefined || next === undefined || old.revision !== next.revision || old.start !== next.start) {
+    return "restarts the sandbox, and every pod in it";
+  }
+  return "takes effect at once, and restarts nothing in the sandbox";
+}
+
+/** What decides on whether a sandbox is started anew; undefined where that is not known yet, or in no form of today. */
+function startOf(inputs: Inputs): { revision: string; start: unknown } | undefined {
+  const { STEP_PARAMS: text, SANDBOX_INCARNATION: start } = (inputs?.environment ?? {}) as Record<string, unknown>;
+  if (typeof text !== "string" || !text.startsWith("{")) return undefined;
+  const { version, machine, spec } = JSON.parse(text) as { version?: number; machine: MachineRef; spec: unknown };
+  return version === VERSION ? { revision: driverFor(machine).revisionOf(spec, machine), start } : undefined;
+}
 
 /** Pulumi's own marks, of which each stands for a value (sdk/go/common/resource: SecretSig, UnknownStringValue). */
 const [MARK, SECRET, UNKNOWN] = [
@@ -65,30 +84,21 @@ export function changeOf({ resourcePreEvent }: EngineEvent): Change | undefined 
   return {
     resource,
     operation: metadata.op,
-    ...(metadata.op === "create" ? {} : { effect: loss ?? effect }),
+    ...(metadata.op === "create"
+      ? {}
+      : { effect: loss ?? (typeof effect === "function" ? effect(before, after) : effect) }),
     diffs: metadata.op === "update" || metadata.op === "replace" ? diffsOf(resource, file, before, after) : [],
   };
 }
 
-/** The step that a command runs; on another machine its runner stands before it. */
-const stepOf = (command: unknown) => String(command).split(" ").at(-1) as StepName;
+/** The step that a command runs. */
+const stepOf = (command: unknown) => String(command) as StepName;
 
-/** Inputs with the file and the parameters where a local step has them. */
-function asLocal(inputs: Inputs): Inputs {
-  if (inputs?.connection === undefined || typeof inputs.stdin !== "string" || !inputs.stdin.startsWith("{"))
-    return inputs;
-  const { params, environment, content } = JSON.parse(inputs.stdin) as StepInput;
-  const { connection: _, ...rest } = inputs;
-  return { ...rest, stdin: content, environment: { ...environment, STEP_PARAMS: JSON.stringify(params) } };
-}
-
-function diffsOf(resource: string, file: string | undefined, beforeThere: Inputs, afterThere: Inputs): string[] {
-  const [before, after] = [asLocal(beforeThere), asLocal(afterThere)];
-  const [stdinBefore, stdinAfter] = [before?.stdin, after?.stdin].map(readable);
-  const { stdin: _before, ...restBefore } = before ?? {};
-  const { stdin: _after, ...restAfter } = after ?? {};
+function diffsOf(resource: string, file: string | undefined, before: Inputs = {}, after: Inputs = {}): string[] {
+  const { stdin: contentBefore, ...restBefore } = before;
+  const { stdin: contentAfter, ...restAfter } = after;
   return [
-    unified(file ?? `${resource}.stdin`, stdinBefore!, stdinAfter!),
+    unified(file ?? `${resource}.stdin`, readable(contentBefore), readable(contentAfter)),
     unified(`${resource} (parameters)`, parameters(restBefore), parameters(restAfter)),
   ].filter((diff) => diff !== "");
 }
@@ -111,17 +121,11 @@ function parameters(inputs: Record<string, unknown>): string {
 }
 
 function unified(file: string, before: string, after: string): string {
-  return before === after
-    ? ""
-    : createTwoFilesPatch(
-        `a/${file.replace(/^\//, "")}`,
-        `b/${file.replace(/^\//, "")}`,
-        before,
-        after,
-        undefined,
-        undefined,
-        { context: 3 },
-      ).replace(/^=+\n/, "");
+  if (before === after) return "";
+  const name = file.replace(/^\//, "");
+  const context = { context: 3 };
+  const patch = createTwoFilesPatch(`a/${name}`, `b/${name}`, before, after, undefined, undefined, context);
+  return patch.replace(/^=+\n/, "");
 }
 
 const colours = { "+": "green", "-": "red", "@": "cyan" } as const;

@@ -5,6 +5,8 @@
  * and `exec` end as what they run.
  */
 import "./compileCache.ts";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import tab from "@bomb.sh/tab/commander";
@@ -191,13 +193,11 @@ program
   .action((flags: Flags) => {
     const clusters = list();
     if (flags.json) return print(clusters);
-    print(
-      clusters.length === 0
-        ? "there is no cluster; `gvisor-k3s up` makes one\n"
-        : clusters
-            .map(({ name, state, kubeconfigPath }) => `${name.padEnd(12)} ${state.padEnd(8)} ${kubeconfigPath}\n`)
-            .join(""),
-    );
+    const rows = clusters.map(({ name, cluster, owner, state, kubeconfigPath }) => {
+      const known = owner === undefined || owner.endsWith(`/${name}`) ? cluster : `${cluster} (${owner})`;
+      return `${name.padEnd(12)} ${state.padEnd(8)} ${known.padEnd(12)} ${kubeconfigPath}\n`;
+    });
+    print(rows.length === 0 ? "there is no cluster; `gvisor-k3s up` makes one\n" : rows.join(""));
   });
 
 program
@@ -208,7 +208,8 @@ program
   .action(async (name: string, flags: Flags) => {
     begin(flags);
     const { doctor, asTable } = await import("./doctor.ts");
-    const report = await doctor((await load.workspace()).checkStackConfig(name), (line) => progress.say(line));
+    const config = await (await load.workspace()).checkStackConfig(name);
+    const report = await doctor(config, (line) => progress.say(line));
     progress.end();
     print(flags.json ? report : asTable(report));
     process.exitCode = report.blockers.length === 0 ? 0 : 3;
@@ -232,34 +233,30 @@ kubeconfig
   .option("--no-switch", "leave the current context as it is")
   .option("--dry-run", "print what the file would be")
   .action(async (name: string, { switch: choose, dryRun }: { switch: boolean } & Flags) => {
-    const { entryName, merged, userKubeconfig, write } = await load.kubeconfig();
+    const { changeUserKubeconfig, content, entryName, merged, userKubeconfig } = await load.kubeconfig();
     const own = readFileSync((await load.cluster()).kubeconfigThere(await configOf(name)), "utf8");
     const file = userKubeconfig();
-    const text = merged(textOf(file), own, name, choose);
-    if (dryRun) return print(text);
-    write(file, text);
-    print(
-      `${entryName(name)} is in ${file}${choose ? ", and the current context" : ""}; \`gvisor-k3s ` +
-        `kubeconfig undo\` takes that back\n`,
-    );
+    if (dryRun) return print(merged(content(file) ?? "", own, name, choose));
+    await changeUserKubeconfig(file, (text) => merged(text, own, name, choose));
+    const current = choose ? ", and the current context" : "";
+    print(`${entryName(name)} is in ${file}${current}; \`gvisor-k3s kubeconfig undo\` takes that back\n`);
   });
 kubeconfig
   .command("switch")
   .description("make a merged cluster the current context of your kubeconfig")
   .addArgument(name())
   .action(async (name: string) => {
-    const { chosen, entryName, userKubeconfig, write } = await load.kubeconfig();
+    const { changeUserKubeconfig, chosen, entryName, userKubeconfig } = await load.kubeconfig();
     const file = userKubeconfig();
-    const text = chosen(textOf(file), name);
-    if (text === undefined)
+    if (!(await changeUserKubeconfig(file, (text) => chosen(text, name)))) {
       throw new Error(`${file} has no context ${entryName(name)}; run \`gvisor-k3s kubeconfig merge ${name}\` first`);
-    write(file, text);
+    }
     print(`${entryName(name)} is the current context of ${file}\n`);
   });
 kubeconfig
   .command("undo")
   .description("take the last merge or switch back")
-  .action(async () => print(`${(await load.kubeconfig()).undo()} is as it was\n`));
+  .action(async () => print(`${await (await load.kubeconfig()).undo()} is as it was\n`));
 
 program
   .command("kubectl")
@@ -283,12 +280,9 @@ program
   .argument("<program...>")
   .passThroughOptions()
   .action(async (args: string[], { cluster: name }: { cluster: string }) => {
-    const { needRunning, refOf } = await load.cluster();
-    const { commandIn } = await import("../steps/sandbox.ts");
-    const config = await configOf(name);
-    needRunning(config);
-    const [file, ...rest] = commandIn(refOf(config), args);
-    await become(file!, rest);
+    const machine = await (await load.cluster()).needRunning(await configOf(name));
+    const [file, ...rest] = machine.command(args);
+    await passThrough(file!, rest);
   });
 
 program
@@ -340,19 +334,30 @@ async function configOf(name: string) {
   return (await load.workspace()).readConfig(name);
 }
 
-function textOf(file: string): string {
-  try {
-    return readFileSync(file, "utf8");
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return "";
-    throw error;
-  }
-}
-
 /** Runs a program on this terminal, and ends as it does. */
 async function become(file: string, args: string[]): Promise<void> {
   const { exitCode } = await execa(file, args, { stdio: "inherit", reject: false });
   process.exitCode = exitCode ?? 1;
+}
+
+/**
+ * The same, of a program that takes a file for its own: runsc writes to one from its beginning, wherever its user was. So
+ * it gets a terminal as it is, and pipes in place of all else.
+ */
+async function passThrough(file: string, args: string[]): Promise<void> {
+  const ends = [process.stdin, process.stdout, process.stderr].map(({ isTTY }) => (isTTY ? "inherit" : "pipe"));
+  const child = spawn(file, args, { stdio: ends as ("inherit" | "pipe")[] });
+  if (child.stdin) {
+    child.stdin.on("error", () => process.stdin.destroy()); // it has ended, and reads no more
+    process.stdin.pipe(child.stdin);
+  }
+  child.stdout?.pipe(process.stdout);
+  child.stderr?.pipe(process.stderr);
+  // Who reads the output may have enough of it.
+  process.stdout.on("error", () => child.kill());
+  const [exitCode] = (await once(child, "close")) as [number | null];
+  process.exitCode = exitCode ?? 1;
+  process.stdin.destroy();
 }
 
 /** What runs Pulumi, whose errors are told as they come. */

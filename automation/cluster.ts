@@ -1,27 +1,31 @@
 /**
- * What the commands do, as functions for programs: each takes the stack's name, and tells how far it is by a {@link
- * Progress}.
+ * What the commands do, as functions for programs: each takes the stack's name, and tells how far it is by a
+ * {@link Progress}.
  * @module
  */
 import { existsSync, readFileSync } from "node:fs";
 import { rm, rmdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import type { EngineEvent, PreviewOptions } from "@pulumi/pulumi/automation/index.js";
-import { homeFolder, hostPath, inSandbox, sandboxPaths } from "../config/paths.ts";
+import { fileDigest, pathInSandbox, pathOnHost, provide, wanted } from "../artifacts/artifacts.ts";
+import { linkAddresses } from "../config/network.ts";
 import { refuse } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { remotePaths, sshTarget } from "../config/ssh.ts";
+import { driverOf, openMachine } from "../machines/index.ts";
+import type { Machine } from "../machines/machine.ts";
+import { hostPaths } from "../machines/paths.ts";
+import type { MachineRef } from "../machines/ref.ts";
+import { removeDeadTrials } from "../machines/trial.ts";
+import { credentialsIn } from "../servers/kubeconfig.ts";
+import { lastReady } from "../servers/ready.ts";
 import { importImages } from "../steps/images.ts";
-import { observe } from "../steps/observe.ts";
+import { reachableKubeconfig } from "../steps/kubeconfig.ts";
 import { archiveProblem } from "../steps/preflight.ts";
-import { removeDeadTrials } from "../steps/probe.ts";
-import { linkAddresses, removeState, type SandboxRef } from "../steps/sandbox.ts";
-import { ensureTunnel, removeTunnel } from "../steps/tunnel.ts";
-import { notedMachine } from "../steps/upload.ts";
-import { artifactFolder, build, fileDigest } from "../toolchain/artifacts.ts";
+import { homeFolder } from "../system/folders.ts";
 import { type Change, changeOf } from "./changes.ts";
 import { forget } from "./kubeconfig.ts";
+import { machineOf } from "./list.ts";
 import { isWork, nameOf, type Progress } from "./progress.ts";
 import { checkStackConfig, openStack, readConfig, setRelease } from "./workspace.ts";
 
@@ -50,7 +54,7 @@ interface Options {
  * @throws CommandError (Pulumi's) if a step fails, which {@link Progress} has told; what is done is kept
  */
 export async function up(name: string, { progress, signal }: Options): Promise<Cluster> {
-  checkStackConfig(name);
+  await checkStackConfig(name);
   const stack = await openStack(name, (line) => progress.say(line));
   const { outputs, summary } = await stack.up({
     signal,
@@ -79,24 +83,22 @@ export interface Upgrade extends Cluster {
  * @throws InputError that gives the reason if it would be a downgrade, or too far at once; else as `up`
  */
 export async function upgrade(name: string, to: string | undefined, options: Options): Promise<Upgrade> {
-  const ref = refOf(readConfig(name));
-  const last = observe(ref).ready;
-  if (last === undefined)
+  const config = await readConfig(name);
+  const ref = refOf(config);
+  const last = lastReady(ref);
+  if (last === undefined) {
     refuse([{ option: "name", value: name, message: `it was never ready; run \`gvisor-k3s up ${name}\` first` }]);
-  if (to !== undefined && last!.distribution !== "k3s")
-    refuse([
-      {
-        option: "--to",
-        value: to,
-        message:
-          `it is for distribution: k3s; ${name} runs the server of this gvisor-k3s, and a newer one comes ` +
-          "with a newer gvisor-k3s",
-      },
-    ]);
+  }
+  if (to !== undefined && last!.distribution !== "k3s") {
+    const message =
+      `it is for distribution: k3s; ${name} runs the server of this gvisor-k3s, and a newer one comes with a newer ` +
+      "gvisor-k3s";
+    refuse([{ option: "--to", value: to, message }]);
+  }
   const putBack = to === undefined ? undefined : setRelease(name, to);
   try {
     const cluster = await up(name, options);
-    return { from: last!.version, to: observe(ref, true).ready?.version, ...cluster };
+    return { from: last!.version, to: lastReady(ref)?.version, ...cluster };
   } catch (error) {
     putBack?.();
     throw error;
@@ -108,7 +110,7 @@ export async function upgrade(name: string, to: string | undefined, options: Opt
  * @throws as `up`
  */
 export async function preview(name: string, { progress, signal }: Options): Promise<Change[]> {
-  checkStackConfig(name);
+  await checkStackConfig(name);
   const stack = await openStack(name, (line) => progress.say(line));
   return await changesIn(progress, async (options) => await stack.preview({ ...options, signal, diff: true }));
 }
@@ -154,66 +156,62 @@ export async function refresh(name: string, { progress, signal }: Options): Prom
 }
 
 /**
- * Removes the cluster and everything of it, its entries in the user's kubeconfig included; one that is dead or gone is
- * no error.
- * @param forgotten that of a cluster on another machine only what is noted here is removed: the machine is gone for
- *   good
+ * Removes the cluster and everything of it, its entries in the user's kubeconfig included; one that is dead or gone is no
+ * error.
+ * @param forgotten that of a cluster on another machine only what is noted here is removed: the machine is gone for good
  */
 export async function destroy(
   name: string,
   { progress, signal, forgotten = false }: Options & { forgotten?: boolean },
 ): Promise<void> {
   const home = homeFolder();
-  const elsewhere = notedMachine({ name, home }) !== undefined;
-  if (forgotten && !elsewhere)
+  const ref = machineOf(name, await clusterOf(name));
+  const machine = ref && openMachine(ref);
+  if (forgotten && machine?.forget === undefined) {
     throw new Error(`${name} is not on another machine; \`gvisor-k3s destroy ${name}\` removes it`);
+  }
   const stack = await openStack(name, (line) => progress.say(line));
   await removeDeadTrials(home);
   if (forgotten) {
-    await removeTunnel({ name, home });
-    await removeState({ name, home });
+    await machine!.forget!();
   } else {
-    await stack
-      .destroy({
-        signal,
-        onEvent: (event) => progress.see(event),
-        color: "never",
-        onError: (text) => progress.error(text.trimEnd()),
-      })
-      .catch((error: unknown) => {
-        if (elsewhere)
-          progress.error(
-            `if the machine is gone for good, \`gvisor-k3s destroy ${name} --forget\` removes what is noted here`,
-          );
-        throw error;
-      });
+    const onError = (text: string) => progress.error(text.trimEnd());
+    const watching = { signal, onEvent: (event: EngineEvent) => progress.see(event), color: "never" as const, onError };
+    await stack.destroy(watching).catch((error: unknown) => {
+      const advice = `\`gvisor-k3s destroy ${name} --forget\` removes what is noted here`;
+      if (machine?.forget) progress.error(`if the machine is gone for good, ${advice}`);
+      throw error;
+    });
   }
   await stack.workspace.removeStack(name, { force: forgotten });
   await forget(name);
   await rm(join(home, "project", `Pulumi.${name}.yaml`), { force: true });
   // The last stack takes its surroundings along.
   if (!existsSync(join(home, "sandboxes")) && (await stack.workspace.listStacks()).length === 0) {
-    for (const entry of ["project", "pulumi", "passphrase", "kubeconfig-undo.json"])
+    for (const entry of ["project", "pulumi", "passphrase", "kubeconfig-undo.json"]) {
       await rm(join(home, entry), { recursive: true, force: true });
+    }
     await rmdir(home).catch(() => undefined); // something of the user's is in it
   }
 }
 
-/** What finds the sandbox of a cluster. */
-export function refOf(config: StackConfig): SandboxRef {
-  const { name, target, sandbox } = config;
-  const ssh = sshTarget(config);
-  if (ssh) return { name, home: remotePaths.home, ssh };
-  const ref = { name, home: homeFolder() };
-  return target === "inside"
-    ? ref
-    : { ...ref, runsc: sandbox.runsc ?? join(artifactFolder({ name: "runsc" }), "runsc") };
+/** The option `name` of a stack; the stack's own name where its options cannot be read any more. */
+async function clusterOf(stack: string): Promise<string> {
+  return await readConfig(stack).then(
+    ({ name }) => name,
+    () => stack,
+  );
+}
+
+/** What finds the machine of a cluster. */
+export function refOf(config: StackConfig): MachineRef {
+  return driverOf(config).refOf(config, homeFolder());
 }
 
 /** The kubeconfig's file of a cluster, whatever its mode. */
 export function kubeconfigOf(config: StackConfig): string {
   if (config.mode === "external") return resolve(config.external.kubeconfig!);
-  return sshTarget(config) ? sandboxPaths(config.name).kubeconfig : hostPath(refOf(config), inSandbox.kubeconfig);
+  return hostPaths(config.name, homeFolder()).kubeconfig;
 }
 
 /**
@@ -222,33 +220,35 @@ export function kubeconfigOf(config: StackConfig): string {
  */
 export function kubeconfigThere(config: StackConfig): string {
   const file = kubeconfigOf(config);
-  if (!existsSync(file))
-    throw new Error(`${config.name} has no kubeconfig yet; run \`gvisor-k3s up ${config.name}\` first`);
-  return file;
+  if (existsSync(file)) return file;
+  throw new Error(`${config.name} has no kubeconfig yet; run \`gvisor-k3s up ${config.name}\` first`);
 }
 
 /**
- * kubectl of the node's own version, as a program and its first arguments. The way to a node on another machine is
- * opened again if it is gone.
+ * kubectl of the node's own version, as a program and its first arguments. The way to a node on another machine is opened
+ * again if it is gone.
  */
 export async function kubectl(
   config: StackConfig,
   say: (line: string) => void,
 ): Promise<[program: string, ...args: string[]]> {
-  const ssh = sshTarget(config);
-  if (ssh) {
-    const { name, node, sandbox } = config;
-    await ensureTunnel(
-      { name, home: homeFolder(), ssh, address: linkAddresses(sandbox.subnet).node, port: node.httpsListenPort },
-      readFileSync(kubeconfigThere(config), "utf8"),
-    );
+  const file = kubeconfigThere(config);
+  const { mode, sandbox, node, external } = config;
+  if (mode !== "external") {
+    const { node: address } = linkAddresses(sandbox.subnet);
+    const credentials = credentialsIn(readFileSync(file, "utf8"));
+    await reachableKubeconfig(openMachine(refOf(config)), credentials, address, node.httpsListenPort);
   }
-  return [
-    join(await build({ name: "server" }, say), "gvisor-k3s-node"),
-    "kubectl",
-    `--kubeconfig=${kubeconfigThere(config)}`,
-    ...(config.external.context ? [`--context=${config.external.context}`] : []),
-  ];
+  const context = external.context ? [`--context=${external.context}`] : [];
+  return [await kubectlProgram(config, say), "kubectl", `--kubeconfig=${file}`, ...context];
+}
+
+/** The program that the node's server came with; today's where there is none, or the cache was emptied. */
+async function kubectlProgram(config: StackConfig, say: (line: string) => void): Promise<string> {
+  const last = config.mode === "external" ? undefined : lastReady(refOf(config));
+  const noted = last?.kubectl ?? (last?.distribution === "embedded" ? last.server : undefined);
+  if (noted !== undefined && existsSync(pathOnHost(noted))) return pathOnHost(noted);
+  return join(await provide(wanted({ name: "server" }), say), "gvisor-k3s-node");
 }
 
 /**
@@ -262,15 +262,29 @@ export async function importArchives(
 ): Promise<void> {
   const files = archives.map((path) => resolve(path));
   refuse(files.flatMap(archiveProblem));
-  needRunning(config);
+  const machine = await needRunning(config);
+  const say = (line: string) => progress.say(line);
+  const init = join(await provide(wanted({ name: "init" }), say), "sandbox-init");
+  const ctr = pathInSandbox({ name: "containerd" }, "ctr");
+  const { ref } = machine;
   for (const path of files) {
-    await importImages({ ...refOf(config), archives: [{ path, sha256: fileDigest(path) }] });
+    const params = { machine: ref, ctr, takes: [], archives: [{ path, sha256: fileDigest(path) }] };
+    const lock = await machine.lock({ what: importImages.name(params), alone: false, init, say });
+    try {
+      await importImages.run(params, { machine, content: "", incarnation: 0, repairs: 0, say });
+    } finally {
+      lock.release();
+    }
     progress.say(`${path} is imported`);
   }
 }
 
-/** @throws Error that says what to do if the cluster's sandbox does not run */
-export function needRunning(config: StackConfig): void {
+/** @throws Error that says what to do if the cluster's machine does not run */
+export async function needRunning(config: StackConfig): Promise<Machine> {
   const { name } = config;
-  if (!observe(refOf(config)).alive) throw new Error(`${name} does not run; run \`gvisor-k3s up ${name}\` first`);
+  const machine = openMachine(refOf(config));
+  const { state } = await machine.observe();
+  if (state === "running") return machine;
+  const how = state === "silent" ? "does not answer" : "does not run";
+  throw new Error(`${name} ${how}; run \`gvisor-k3s up ${name}\` first`);
 }

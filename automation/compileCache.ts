@@ -5,7 +5,7 @@
  */
 import { enableCompileCache } from "node:module";
 import { join } from "node:path";
-import { cacheFolder } from "../config/paths.ts";
+import { cacheFolder } from "../system/folders.ts";
 
 /** The folder of the compiled code. */
 export const compileCache = join(cacheFolder(), "node-compile-cache");

@@ -2,19 +2,15 @@
  * Tells what a sandbox can do and what it cannot, before anything is installed in it.
  * @module
  */
-import { execFileSync } from "node:child_process";
-import { basename, join } from "node:path";
-import { homeFolder, sandboxPaths } from "../config/paths.ts";
 import { blockersAmong, describeRemedy, probedQuirks, type QuirkId, quirk } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { remotePaths, type SshTarget, sshTarget } from "../config/ssh.ts";
-import { observe } from "../steps/observe.ts";
-import { type Answer, ask, inTrialSandbox, probes, quirksIn } from "../steps/probe.ts";
-import { isAlive, readRecord } from "../steps/record.ts";
-import { run } from "../steps/run.ts";
-import { execIn, type SandboxRef } from "../steps/sandbox.ts";
-import { removeCopies, upload } from "../steps/upload.ts";
-import { artifactFolder, build, pathInSandbox } from "../toolchain/artifacts.ts";
+import { provide } from "../artifacts/artifacts.ts";
+import { driverFor, openMachine } from "../machines/index.ts";
+import type { Machine } from "../machines/machine.ts";
+import { inTrial } from "../machines/trial.ts";
+import { type Answer, ask, probes, quirksIn } from "../steps/probe.ts";
+import { says } from "../system/programs.ts";
+import { refOf } from "./cluster.ts";
 
 /** One row of the report. */
 export interface Finding {
@@ -44,73 +40,37 @@ export interface Report {
 }
 
 /**
- * Probes this machine if it is a gVisor sandbox itself; else the stack's sandbox if it runs, or a trial one with the
- * stack's options, of which nothing stays.
+ * Probes this machine if it is a gVisor sandbox itself, or the one that the options name; else the stack's sandbox if it
+ * runs, or a trial one with the stack's options, of which nothing stays.
  * @param say takes a line per thing that is built first
  * @throws Error if a probe hangs, or if the sandbox does not start
  */
 export async function doctor(config: StackConfig, say: (line: string) => void): Promise<Report> {
-  const init = await build({ name: "init" }, say);
-  const ssh = sshTarget(config);
-  if (ssh) return await examineThere(config.name, ssh, init, say);
-  if (isGvisor()) return await examineHere();
-  const { runsc = join(artifactFolder({ name: "runsc" }), "runsc"), platform, network } = config.sandbox;
-  const ref = { name: config.name, home: homeFolder(), runsc };
-  if (isAlive(readRecord(sandboxPaths(ref.name, ref.home)))) return await examine(`the sandbox ${ref.name}`, ref);
-  if (config.sandbox.runsc === undefined) await build({ name: "runsc" }, say);
-  return await inTrialSandbox({ ...ref, platform, network }, (trial) =>
-    examine(`a trial sandbox with the options of ${config.name}, of which nothing is left`, trial),
-  );
-}
-
-async function examine(
-  probed: string,
-  ref: SandboxRef,
-  init = pathInSandbox({ name: "init" }, "sandbox-init"),
-): Promise<Report> {
-  const { stdout } = await execIn(ref, ["/bin/uname", "-r"]);
-  return report(
-    probed,
-    stdout.trim(),
-    await ask(probes, (input) => execIn(ref, [init, "probe"], { input, timeout: 30_000 })),
-  );
-}
-
-/** Probes another machine, with a sandbox-init that is taken away again unless a cluster is there. */
-async function examineThere(name: string, ssh: SshTarget, init: string, say: (line: string) => void): Promise<Report> {
-  const to = { name, home: homeFolder(), ssh };
-  const { record } = observe({ ...to, home: remotePaths.home });
-  await upload(to, [init], say);
+  const asked = config.target === "managed" && isGvisor() ? { ...config, target: "inside" as const } : config;
+  const ref = refOf(asked);
+  const driver = driverFor(ref);
+  const machine = openMachine(ref);
+  const { record, state } = await machine.observe();
+  if (state === "running") return await examine(machine.title, machine);
+  const spec = driver.specOf(asked);
+  for (const artifact of driver.takesOf(spec)) await provide(artifact, say);
   try {
-    return await examine(
-      `the machine ${ssh.host}`,
-      { name, home: remotePaths.home, ssh },
-      join(remotePaths.artifacts, basename(init), "sandbox-init"),
-    );
+    return await inTrial(ref, spec, (trial) => examine(driver.trialOf ? trialOf(config) : machine.title, trial));
   } finally {
-    if (record === undefined) await removeCopies(ssh);
+    // What was brought there to ask with.
+    if (record === undefined && !driver.trialOf) await machine.stop();
   }
 }
 
-/** Probes the machine that this runs on. */
-async function examineHere(): Promise<Report> {
-  const init = join(artifactFolder({ name: "init" }), "sandbox-init");
-  const { stdout } = await run("uname", ["-r"]);
-  return report(
-    "this machine, which is a gVisor sandbox",
-    stdout.trim(),
-    await ask(probes, (input) => run(init, ["probe"], { input, timeout: 30_000 })),
-  );
+const trialOf = ({ name }: StackConfig) => `a trial sandbox with the options of ${name}, of which nothing is left`;
+
+async function examine(probed: string, machine: Machine): Promise<Report> {
+  const { stdout } = await machine.exec(["uname", "-r"]);
+  return report(probed, stdout.trim(), await ask(machine, probes));
 }
 
 /** gVisor's kernel log begins with its name, in every generation. */
-function isGvisor(): boolean {
-  try {
-    return execFileSync("dmesg", { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).includes("Starting gVisor");
-  } catch {
-    return false; // not allowed, or no such program
-  }
-}
+const isGvisor = () => says("dmesg").includes("Starting gVisor");
 
 function report(probed: string, kernel: string, answers: readonly Answer[]): Report {
   const found = quirksIn(answers);

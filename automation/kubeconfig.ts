@@ -4,11 +4,25 @@
  * @module
  */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chownSync,
+  closeSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+} from "node:fs";
 import { homedir } from "node:os";
-import { delimiter, dirname, join } from "node:path";
-import { type Document, isSeq, parse, parseDocument, type YAMLMap, type YAMLSeq } from "yaml";
-import { homeFolder } from "../config/paths.ts";
+import { delimiter, dirname, join, resolve } from "node:path";
+import writeFileAtomic from "write-file-atomic";
+import { type Document, isMap, isSeq, parse, parseDocument, type YAMLMap, type YAMLSeq } from "yaml";
+import { readJson, writeWhole } from "../system/files.ts";
+import { homeFolder } from "../system/folders.ts";
+import { waitFor } from "../system/wait.ts";
 
 const LISTS = ["clusters", "users", "contexts"] as const;
 
@@ -68,8 +82,11 @@ export function without(text: string, cluster: string): string | undefined {
 
 function checked(text: string): Document {
   const document = parseDocument(text, { prettyErrors: false });
-  if (document.errors.length > 0)
-    throw new Error(`the kubeconfig is no YAML (${document.errors[0]!.message}); nothing was changed`);
+  const [error] = document.errors;
+  if (error) throw new Error(`the kubeconfig is no YAML (${error.message}); nothing was changed`);
+  if (document.contents !== null && !isMap(document.contents)) {
+    throw new Error("it holds something else than a kubeconfig; nothing was changed");
+  }
   return document;
 }
 
@@ -101,14 +118,30 @@ interface Undo {
 
 const undoFile = () => join(homeFolder(), "kubeconfig-undo.json");
 const hash = (text: string) => createHash("sha256").update(text).digest("hex");
-const content = (file: string) => (existsSync(file) ? readFileSync(file, "utf8") : undefined);
 
-/** Writes a kubeconfig, readable by its owner only, so that {@link undo} can take that back. */
-export function write(file: string, text: string): void {
-  const before = content(file);
-  const note: Undo = { file, ...(before === undefined ? {} : { before }), after: hash(text) };
-  replace(undoFile(), JSON.stringify(note));
-  replace(file, text);
+/** How long another program may have the user's kubeconfig locked, in seconds. */
+const PATIENCE = 10;
+
+/**
+ * Changes the user's own kubeconfig, in such a way that {@link undo} can take it back. It is locked as kubectl locks it;
+ * a link is followed, and the file's owner and permissions stay.
+ * @param change takes what is in it, "" if there is none, and returns what is to be in it; undefined changes nothing
+ * @returns whether something was changed
+ * @throws Error that names the file
+ */
+export async function changeUserKubeconfig(
+  file: string,
+  change: (text: string) => string | undefined,
+): Promise<boolean> {
+  return await locked(file, async () => {
+    const before = content(file);
+    const text = inContext(file, () => change(before ?? ""));
+    if (text === undefined) return false;
+    const note: Undo = { file, ...(before === undefined ? {} : { before }), after: hash(text) };
+    await writeWhole(undoFile(), JSON.stringify(note));
+    await replace(file, text);
+    return true;
+  });
 }
 
 /**
@@ -116,34 +149,111 @@ export function write(file: string, text: string): void {
  * @returns the file
  * @throws Error if there is none, or if the file was changed since
  */
-export function undo(): string {
-  const noted = content(undoFile());
+export async function undo(): Promise<string> {
+  const noted = readJson<Undo>(undoFile(), "delete it: the last change of a kubeconfig cannot be taken back then");
   if (noted === undefined) throw new Error("there is no change of a kubeconfig to take back");
-  const { file, before, after } = JSON.parse(noted) as Undo;
-  if (hash(content(file) ?? "") !== after)
-    throw new Error(
-      `${file} was changed since by something else; nothing was changed. What it held before is in ${undoFile()}`,
-    );
-  if (before === undefined) rmSync(file);
-  else replace(file, before);
+  const { file, before, after } = noted;
+  await locked(file, async () => {
+    if (hash(content(file) ?? "") !== after) {
+      const advice = `what it held before is in ${undoFile()}`;
+      throw new Error(`${file} was changed since by something else; nothing was changed. ${advice}`);
+    }
+    if (before === undefined) rmSync(file);
+    else await replace(file, before);
+  });
   rmSync(undoFile());
   return file;
 }
 
 /** Takes the entries of a cluster that is gone out of the user's kubeconfig. */
-export function forget(cluster: string): void {
+export async function forget(cluster: string): Promise<void> {
   const file = userKubeconfig();
-  const text = content(file);
-  if (text === undefined || !text.includes(entryName(cluster))) return;
-  const rest = without(text, cluster);
-  if (rest === undefined) rmSync(file);
-  else if (rest !== text) replace(file, rest);
+  if (!content(file)?.includes(entryName(cluster))) return;
+  await locked(file, async () => {
+    const text = content(file) ?? "";
+    const rest = inContext(file, () => without(text, cluster));
+    if (rest === undefined) rmSync(file);
+    else if (rest !== text) await replace(file, rest);
+  });
+}
+
+/** What is in the user's kubeconfig; undefined if there is none. */
+export function content(file: string): string | undefined {
+  try {
+    return readFileSync(file, "utf8");
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code === "ENOENT" || code === "ENOTDIR") return undefined;
+    throw new Error(`the kubeconfig ${file} cannot be read: ${message}`, { cause: error });
+  }
+}
+
+/** An error of what is done with a file names it. */
+function inContext<T>(file: string, act: () => T): T {
+  try {
+    return act();
+  } catch (error) {
+    throw new Error(`${file}: ${(error as Error).message}`, { cause: error });
+  }
+}
+
+/**
+ * Locks a kubeconfig as kubectl does it: by a file beside it that must be new (client-go: tools/clientcmd/config.go,
+ * lockFile).
+ */
+async function locked<T>(file: string, act: () => Promise<T>): Promise<T> {
+  makeFolder(dirname(file));
+  const lock = `${file}.lock`;
+  const advice = `${lock} is there: another program changes ${file}; if none does, delete it`;
+  await waitFor(advice, PATIENCE, () => taken(lock));
+  try {
+    return await act();
+  } finally {
+    rmSync(lock, { force: true });
+  }
+}
+
+function taken(lock: string): true | undefined {
+  try {
+    closeSync(openSync(lock, "wx", 0o600));
+    return true;
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code === "EEXIST") return undefined;
+    throw new Error(`${lock} cannot be made: ${message}`, { cause: error });
+  }
+}
+
+/** Makes a folder, one after the other of those above it: Node.js never ends where none can be made, as in /proc. */
+function makeFolder(folder: string): void {
+  if (existsSync(folder)) return;
+  makeFolder(dirname(folder));
+  try {
+    mkdirSync(folder, { mode: 0o700 });
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code !== "EEXIST") throw new Error(`the folder ${folder} cannot be made: ${message}`, { cause: error });
+  }
+  const { uid, gid } = statSync(dirname(folder));
+  chownSync(folder, uid, gid); // the user's, who may be another one under sudo
 }
 
 /** Writes a file in one step: half of a kubeconfig would lock its user out. */
-function replace(file: string, text: string): void {
-  mkdirSync(dirname(file), { recursive: true, mode: 0o700 });
-  const beside = `${file}.gvisor-k3s.tmp`;
-  writeFileSync(beside, text, { mode: 0o600 });
-  renameSync(beside, file);
+async function replace(file: string, text: string): Promise<void> {
+  const target = linkTarget(file);
+  const is = statSync(target, { throwIfNoEntry: false }) ?? { ...ownerOf(dirname(target)), mode: 0o600 };
+  await writeFileAtomic(target, text, { mode: is.mode & 0o777, chown: { uid: is.uid, gid: is.gid } });
+}
+
+const ownerOf = (folder: string) => {
+  const { uid, gid } = statSync(folder);
+  return { uid, gid };
+};
+
+/** The file that a link leads to in the end, whether it is there or not. */
+function linkTarget(file: string, depth = 0): string {
+  const is = lstatSync(file, { throwIfNoEntry: false });
+  if (!is?.isSymbolicLink()) return file;
+  if (depth === 40) throw new Error(`${file} is a link to itself`); // as many as the kernel follows
+  return linkTarget(resolve(dirname(file), readlinkSync(file)), depth + 1);
 }

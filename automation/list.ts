@@ -4,12 +4,21 @@
  */
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
-import { homeFolder, inSandbox, sandboxPaths } from "../config/paths.ts";
-import { isAlive, readRecord } from "../steps/record.ts";
+import { stateHere } from "../machines/index.ts";
+import { hostPaths } from "../machines/paths.ts";
+import { type MachineRecord, readRecord } from "../machines/record.ts";
+import type { MachineRef } from "../machines/ref.ts";
+import { homeFolder } from "../system/folders.ts";
+import { ownProject } from "./project.ts";
 
 /** One of this home's clusters. */
 export interface Listed {
+  /** What commands call it: its stack; of one that a program of the user's made, the name that it has there. */
   name: string;
+  /** The option `name`, which is the node's name and the sandbox's. */
+  cluster: string;
+  /** The project and the stack that it is of, if that is written down. */
+  owner?: string;
   /** Of one on another machine, whether it runs is for `status` to ask. */
   state: "running" | "stopped" | "remote";
   kubeconfigPath: string;
@@ -17,15 +26,31 @@ export interface Listed {
 
 /** The clusters of this home, by what is on this machine; one whose `up` failed before anything was made is none. */
 export function list(): Listed[] {
-  const folder = join(homeFolder(), "sandboxes");
-  return (existsSync(folder) ? readdirSync(folder) : []).sort().map((name) => {
-    const paths = sandboxPaths(name);
-    const inside = existsSync(inSandbox.kubeconfig) && !existsSync(paths.kubeconfig);
-    const remote = existsSync(paths.machine);
-    return {
-      name,
-      state: remote ? "remote" : isAlive(readRecord(paths)) ? "running" : "stopped",
-      kubeconfigPath: inside ? inSandbox.kubeconfig : paths.kubeconfig,
-    };
+  const home = homeFolder();
+  const folder = join(home, "sandboxes");
+  return (existsSync(folder) ? readdirSync(folder) : []).sort().flatMap((cluster) => {
+    const record = readRecord(cluster, home);
+    if (record === undefined) return [];
+    const { kubeconfig: kubeconfigPath } = hostPaths(cluster, home);
+    const { owner } = record;
+    const state = stateHere({ kind: record.kind, name: cluster, home });
+    return [{ name: stackOf(record) ?? cluster, cluster, ...(owner ? { owner } : {}), state, kubeconfigPath }];
   });
+}
+
+/** The stack of this project that a cluster is of; undefined if it is of another project's, or nothing tells. */
+function stackOf({ owner }: MachineRecord): string | undefined {
+  const [project, stack] = owner?.split("/") ?? [];
+  return project === ownProject() ? stack : undefined;
+}
+
+/**
+ * The machine that a stack of this project has here; undefined if there is none.
+ * @param fallback the cluster's name where nothing tells whose it is: releases up to 0.2 did not write that down
+ */
+export function machineOf(stack: string, fallback: string): MachineRef | undefined {
+  const home = homeFolder();
+  const found = list().find(({ name, owner }) => owner !== undefined && name === stack)?.cluster ?? fallback;
+  const record = readRecord(found, home);
+  return record && { kind: record.kind, name: found, home };
 }

@@ -2,17 +2,15 @@
  * How a cluster is: what runs, what does not, and what is not as it was made.
  * @module
  */
-import { existsSync, readFileSync } from "node:fs";
-import { homeFolder, sandboxPaths } from "../config/paths.ts";
+import { existsSync } from "node:fs";
 import type { StackConfig } from "../config/schema.ts";
-import { needsEgress } from "../config/schema.ts";
-import type { Drift } from "../steps/files.ts";
-import { observe } from "../steps/observe.ts";
-import { isAlive, readRecord } from "../steps/record.ts";
-import { run } from "../steps/run.ts";
-import { type ServiceState, serviceStates } from "../steps/service.ts";
-import { hasTunnel } from "../steps/tunnel.ts";
-import { configuredVersion } from "../steps/upgrade.ts";
+import { openMachine } from "../machines/index.ts";
+import type { Machine } from "../machines/machine.ts";
+import type { Observed } from "../machines/observe.ts";
+import { type ServiceState, serviceStates } from "../machines/services.ts";
+import type { Drift } from "../machines/written.ts";
+import { distributionOf } from "../servers/index.ts";
+import { printable, run } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
 
 /** What `status` prints with `--json`. */
@@ -22,7 +20,15 @@ export interface Status {
   target: StackConfig["target"];
   state: "running" | "stopped" | "absent";
   /** The sandbox's process and what it uses, in bytes; null where there is no limit, or nothing is counted. */
-  sandbox?: { pid: number; starts: number; memory: number | null; memoryLimit: number | null };
+  sandbox?: {
+    pid: number;
+    /** By `up`. */
+    starts: number;
+    /** By its supervisor, since the last of these. */
+    restarts: number;
+    memory: number | null;
+    memoryLimit: number | null;
+  };
   services: Record<string, ServiceState>;
   node?: { name: string; ready: boolean; version: string };
   pods: { ready: number; waiting: string[] };
@@ -50,11 +56,10 @@ const LIMITS =
 
 /**
  * Looks at a cluster, and changes nothing.
- * @throws SshError if the machine that it is on is not reached
+ * @throws InputError if the machine that it is on is not reached
  */
 export async function status(config: StackConfig, say: (line: string) => void = () => {}): Promise<Status> {
   const { name, mode, target } = config;
-  const paths = sandboxPaths(name);
   const found: Status = {
     name,
     mode,
@@ -63,42 +68,50 @@ export async function status(config: StackConfig, say: (line: string) => void = 
     services: {},
     pods: { ready: 0, waiting: [] },
     drift: [],
-    limits: LIMITS,
+    limits: mode === "external" ? "the cluster's own" : LIMITS,
     kubeconfigPath: kubeconfigOf(config),
     problems: [],
   };
-  if (mode === "external") {
-    found.limits = "the cluster's own";
-  } else {
-    const ref = refOf(config);
-    const { record, alive, drift } = observe(ref);
-    found.state = record === undefined ? "absent" : alive ? "running" : "stopped";
-    if (record === undefined || found.state !== "running") {
-      found.problems.push(found.state === "absent" ? "there is no such sandbox" : "the sandbox's process is gone");
-      return found;
-    }
-    found.sandbox = {
-      pid: record.pid,
-      starts: record.incarnation,
-      ...(ref.ssh ? { memory: null, memoryLimit: null } : memoryOf(name)),
-    };
-    found.drift = drift;
-    found.problems.push(...found.drift.map(({ file, what }) => `${file} was ${what} by hand`));
-    if (needsEgress(config) && !isAlive(readRecord({ record: paths.egress })))
-      found.problems.push("the way out (egress) is gone: pods reach nothing outside");
-    await services(config, found);
-    if (ref.ssh && !hasTunnel({ name, home: homeFolder() })) {
-      found.problems.push("the SSH tunnel to the API server is gone");
-      return found;
-    }
-  }
-  await kubernetes(config, found, say);
+  const reached = mode === "external" || (await ofMachine(config, found));
+  if (reached) await kubernetes(config, found, say);
   return found;
 }
 
-async function services(config: StackConfig, found: Status): Promise<void> {
+/**
+ * What there is to tell of the machine.
+ * @returns whether its API server can be asked
+ */
+async function ofMachine(config: StackConfig, found: Status): Promise<boolean> {
+  const machine = openMachine(refOf(config));
+  const observed = await machine.observe();
+  const { record, state, drift, memory, cutOff, problems } = observed;
+  found.state = state === "silent" ? "running" : state;
+  found.problems.push(...problems);
+  if (record === undefined || state === "absent") {
+    found.problems.push("there is no such sandbox");
+    return false;
+  }
+  if (state === "stopped") {
+    found.problems.push("the sandbox's process is gone");
+    return false;
+  }
+  const starts = record.incarnation;
+  const { used = null, limit = null } = memory ?? {};
+  found.sandbox = { pid: record.pid, starts, restarts: restartsOf(observed), memory: used, memoryLimit: limit };
+  found.drift = drift;
+  found.problems.push(...drift.map(({ file, what }) => `${file} was ${what} by hand`));
+  if (record.version === 1) found.problems.push("an earlier gvisor-k3s made it: the next `up` brings it to this one");
+  if (state === "silent" || record.version === 1) return false;
+  await services(config, machine, found);
+  return !cutOff;
+}
+
+/** How often its supervisor has started it again. */
+const restartsOf = ({ healed }: Observed) => (healed === undefined ? 0 : Math.max(0, healed.starts - 1));
+
+async function services(config: StackConfig, machine: Machine, found: Status): Promise<void> {
   try {
-    found.services = await serviceStates(refOf(config));
+    found.services = await serviceStates(machine);
   } catch (error) {
     found.problems.push(`the sandbox does not answer: ${(error as Error).message}`);
     return;
@@ -117,13 +130,11 @@ async function kubernetes(config: StackConfig, found: Status, say: (line: string
     return;
   }
   const [program, ...args] = await kubectl(config, say);
-  const get = async <T>(kind: string): Promise<T[]> =>
-    (
-      JSON.parse(
-        (await run(program, [...args, "--request-timeout=10s", "get", kind, "--all-namespaces", "--output=json"]))
-          .stdout,
-      ) as { items: T[] }
-    ).items;
+  const get = async <T>(kind: string): Promise<T[]> => {
+    const question = ["--request-timeout=10s", "get", kind, "--all-namespaces", "--output=json"];
+    const { stdout } = await run(program, [...args, ...question], { timeout: 30_000 });
+    return (JSON.parse(stdout) as { items: T[] }).items;
+  };
   try {
     const [nodes, pods] = await Promise.all([get<KubernetesNode>("nodes"), get<KubernetesPod>("pods")]);
     if (config.mode === "node") nodeState(config, found, nodes);
@@ -149,7 +160,7 @@ function nodeState(config: StackConfig, found: Status, nodes: readonly Kubernete
   const version = node.status.nodeInfo.kubeletVersion;
   found.node = { name: node.metadata.name, ready: ready?.status === "True", version };
   if (!found.node.ready) found.problems.push(`the node is not Ready: ${ready?.message ?? "no condition"}`);
-  const wanted = configuredVersion(config);
+  const wanted = distributionOf(config).refOf(config).version;
   if (wanted !== undefined && version !== wanted)
     found.problems.push(`the node runs ${version}, and ${wanted} is configured`);
 }
@@ -162,63 +173,52 @@ function waitsFor({ status: { phase, conditions = [] } }: KubernetesPod): string
   return [phase ?? "Unknown", failing?.message].filter(Boolean).join(", ");
 }
 
-/** What the sandbox's cgroup counts, in either version of cgroups. */
-function memoryOf(name: string): { memory: number | null; memoryLimit: number | null } {
-  const read = (...files: string[]) => {
-    const file = files.map((path) => `/sys/fs/cgroup/${path}`).find((path) => existsSync(path));
-    const value = file === undefined ? Number.NaN : Number(readFileSync(file, "utf8"));
-    return Number.isSafeInteger(value) ? value : null; // "max", and cgroup v1's number for it, are no limit
-  };
-  const [v1, v2] = [`memory/gvisor-k3s/${name}`, `gvisor-k3s/${name}`];
-  return {
-    memory: read(`${v1}/memory.usage_in_bytes`, `${v2}/memory.current`),
-    memoryLimit: read(`${v1}/memory.limit_in_bytes`, `${v2}/memory.max`),
-  };
-}
-
 /** The status as text for people. */
 export function asText(found: Status): string {
-  const mebibytes = (bytes: number | null) => (bytes === null ? "none" : `${Math.round(bytes / 2 ** 20)} MiB`);
-  const { sandbox, node, pods } = found;
-  const rows: [string, string][] = [
-    [
-      "cluster",
-      `${found.name}, ${found.state}; mode ${found.mode}${found.mode === "external" ? "" : `, target ${found.target}`}`,
-    ],
-  ];
-  if (sandbox)
-    rows.push([
-      "sandbox",
-      `process ${sandbox.pid}, start ${sandbox.starts}; memory ${mebibytes(sandbox.memory)}, limit ` +
-        `${mebibytes(sandbox.memoryLimit)}`,
-    ]);
-  for (const [service, { pid, restarts }] of Object.entries(found.services))
-    rows.push([
-      service,
-      pid === 0
-        ? "not running"
-        : `running${restarts > 0 ? `, started again ${restarts} ${restarts === 1 ? "time" : "times"}` : ""}`,
-    ]);
-  if (node) rows.push(["node", `${node.ready ? "Ready" : "not Ready"}, ${node.version}`]);
-  if (found.state === "running") {
-    rows.push(
-      [
-        "pods",
-        `${pods.ready} ready or ` +
-          `done${pods.waiting.length > 0 ? `, ${pods.waiting.length} not: ${pods.waiting.join("; ")}` : ""}`,
-      ],
-      ["limits", found.limits],
-      ["kubeconfig", found.kubeconfigPath],
-    );
-  }
+  const rows = [clusterRow(found), ...sandboxRows(found), ...serviceRows(found), ...kubernetesRows(found)];
+  const collect = `\`gvisor-k3s logs ${found.name}\` collects what tells more`;
   const advice =
     found.state === "absent"
       ? `\`gvisor-k3s up ${found.name}\` makes it`
-      : `\`gvisor-k3s up ${found.name}\` repairs what it can; \`gvisor-k3s logs ${found.name}\` collects ` +
-        "what tells more";
-  const verdict =
-    found.problems.length === 0
-      ? "all is well"
-      : [...found.problems.map((problem) => `! ${problem}`), "", advice].join("\n");
+      : `\`gvisor-k3s up ${found.name}\` repairs what it can; ${collect}`;
+  const problems = found.problems.map((problem) => `! ${printable(problem)}`);
+  const verdict = problems.length === 0 ? "all is well" : [...problems, "", advice].join("\n");
   return `${rows.map(([key, value]) => `${key.padEnd(11)} ${value}`).join("\n")}\n\n${verdict}\n`;
 }
+
+type Row = [key: string, value: string];
+
+function clusterRow({ name, state, mode, target }: Status): Row {
+  const where = mode === "external" ? "" : `, target ${target}`;
+  return ["cluster", `${name}, ${state}; mode ${mode}${where}`];
+}
+
+function sandboxRows({ sandbox }: Status): Row[] {
+  if (!sandbox) return [];
+  const { pid, starts, restarts, memory, memoryLimit } = sandbox;
+  const mebibytes = (bytes: number | null) => (bytes === null ? "none" : `${Math.round(bytes / 2 ** 20)} MiB`);
+  const again = restarts === 0 ? "" : `, and started again ${times(restarts)} by its supervisor`;
+  const used = `memory ${mebibytes(memory)}, limit ${mebibytes(memoryLimit)}`;
+  return [["sandbox", `process ${pid}, start ${starts}${again}; ${used}`]];
+}
+
+function serviceRows({ services }: Status): Row[] {
+  return Object.entries(services).map(([service, { pid, restarts }]) => {
+    const again = restarts === 0 ? "" : `, started again ${times(restarts)}`;
+    return [service, pid === 0 ? "not running" : `running${again}`];
+  });
+}
+
+function kubernetesRows({ state, node, pods, limits, kubeconfigPath }: Status): Row[] {
+  const rows: Row[] = node ? [["node", `${node.ready ? "Ready" : "not Ready"}, ${node.version}`]] : [];
+  if (state !== "running") return rows;
+  const waiting = pods.waiting.length === 0 ? "" : `, ${pods.waiting.length} not: ${pods.waiting.join("; ")}`;
+  return [
+    ...rows,
+    ["pods", `${pods.ready} ready or done${waiting}`],
+    ["limits", limits],
+    ["kubeconfig", kubeconfigPath],
+  ];
+}
+
+const times = (count: number) => `${count} ${count === 1 ? "time" : "times"}`;

@@ -9,17 +9,17 @@ import { hostname } from "node:os";
 import { dirname, extname, join } from "node:path";
 import { LocalWorkspace, PulumiCommand, Stack } from "@pulumi/pulumi/automation/index.js";
 import { gte } from "semver";
-import { parse, parseDocument, stringify } from "yaml";
-import { cacheFolder, homeFolder } from "../config/paths.ts";
+import { parseDocument, stringify } from "yaml";
+import { manifest, provide, wanted } from "../artifacts/artifacts.ts";
 import { parseStackConfig, type StackConfig } from "../config/schema.ts";
 import { readStackConfig } from "../config/stackConfig.ts";
-import { preflight } from "../steps/preflight.ts";
-import { processStart } from "../steps/record.ts";
-import { run, runsWell } from "../steps/run.ts";
-import { build, moduleVersion } from "../toolchain/artifacts.ts";
+import { preflight, preflightThere } from "../steps/preflight.ts";
+import { readFile, readJson, writeOnce, writeWhole } from "../system/files.ts";
+import { cacheFolder, homeFolder } from "../system/folders.ts";
+import { processStart } from "../system/processes.ts";
+import { run, runsWell } from "../system/run.ts";
 import { compileCache } from "./compileCache.ts";
-
-const root = join(import.meta.dirname, "..");
+import { ownProject, readYaml, root, settingsFile } from "./project.ts";
 
 /**
  * Opens a stack, making it if it is new. Its state and its passphrase lie in the home folder unless Pulumi's own
@@ -31,9 +31,11 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   const home = homeFolder();
   mkdirSync(join(home, "pulumi"), { recursive: true, mode: 0o700 });
   const { command, env } = await pulumiCommand(say);
+  manifest(); // looked up once for all that Pulumi starts
   const envVars: Record<string, string> = {
     PULUMI_SKIP_UPDATE_CHECK: "true",
     NODE_COMPILE_CACHE: compileCache,
+    GVISOR_K3S_MANIFEST: process.env.GVISOR_K3S_MANIFEST!,
     ...env,
   };
   if (!process.env.PULUMI_BACKEND_URL) {
@@ -43,13 +45,13 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   if (!process.env.PULUMI_CONFIG_PASSPHRASE && !process.env.PULUMI_CONFIG_PASSPHRASE_FILE)
     envVars.PULUMI_CONFIG_PASSPHRASE_FILE = passphraseFile(home);
   const workspace = await LocalWorkspace.create({
-    workDir: projectFolder(home, name),
+    workDir: await projectFolder(home, name),
     envVars,
     pulumiCommand: command,
   });
   // Pulumi would have to try whether there is such a stack, which is a process more.
   const isNew =
-    envVars.PULUMI_BACKEND_URL && !existsSync(join(home, "pulumi/.pulumi/stacks", projectName(), `${name}.json`));
+    envVars.PULUMI_BACKEND_URL && !existsSync(join(home, "pulumi/.pulumi/stacks", ownProject(), `${name}.json`));
   return await (isNew ? Stack.create(name, workspace) : Stack.createOrSelect(name, workspace));
 }
 
@@ -58,13 +60,9 @@ export async function openStack(name: string, say: (line: string) => void): Prom
  * refuse.
  */
 function dropDeadLocks(home: string, stack: string, say: (line: string) => void): void {
-  const folder = join(home, "pulumi/.pulumi/locks/organization", projectName(), stack);
+  const folder = join(home, "pulumi/.pulumi/locks/organization", ownProject(), stack);
   for (const file of existsSync(folder) ? readdirSync(folder).filter((entry) => entry.endsWith(".json")) : []) {
-    const lock = JSON.parse(readFileSync(join(folder, file), "utf8")) as {
-      pid: number;
-      hostname: string;
-      timestamp: string;
-    };
+    const lock = readJson<{ pid: number; hostname: string; timestamp: string }>(join(folder, file), "delete it")!;
     if (lock.hostname !== hostname() || isPulumi(lock.pid)) continue;
     say(`an earlier run was interrupted (process ${lock.pid}, ${lock.timestamp}); its lock is removed`);
     rmSync(join(folder, file));
@@ -76,22 +74,38 @@ function isPulumi(pid: number): boolean {
 }
 
 /**
- * Checks the options of a stack before anything is made, its surroundings included.
+ * Checks the options of a stack before anything is made, its surroundings included, and the machine that it is for.
  * @throws InputError that lists every problem at once
  */
-export function checkStackConfig(name: string): StackConfig {
-  const checked = readConfig(name);
+export async function checkStackConfig(name: string): Promise<StackConfig> {
+  const checked = await readConfig(name);
   preflight(checked);
+  await preflightThere(checked);
   return checked;
 }
 
 /**
- * The options of a stack.
+ * The options of a stack. Those that `pulumi config set --secret` has written are read through Pulumi, which alone can
+ * read them.
  * @throws InputError that lists everything that is wrong with them by themselves
  */
-export function readConfig(name: string): StackConfig {
+export async function readConfig(name: string): Promise<StackConfig> {
   const { config = {} } = readYaml(settingsFile(name)) as { config?: Record<string, unknown> };
-  return parseStackConfig(readStackConfig(config, projectName(), name));
+  const secret = Object.values(config).some(isSecure);
+  const all = secret ? await decrypted(name) : config;
+  return parseStackConfig(readStackConfig(all, ownProject(), name, readFile));
+}
+
+/** Whether a value, or one within it, is encrypted: Pulumi writes `{secure: …}` in its place. */
+function isSecure(value: unknown): boolean {
+  if (typeof value !== "object" || value === null) return false;
+  return "secure" in value || Object.values(value).some(isSecure);
+}
+
+async function decrypted(name: string): Promise<Record<string, unknown>> {
+  const stack = await openStack(name, () => {});
+  const all = await stack.getAllConfig();
+  return Object.fromEntries(Object.entries(all).map(([option, { value }]) => [option, value]));
 }
 
 /**
@@ -102,7 +116,7 @@ export function setRelease(name: string, version: string): () => void {
   const file = settingsFile(name);
   const before = readFileSync(file, "utf8");
   const document = parseDocument(before);
-  const path = ["config", `${projectName()}:k3s`];
+  const path = ["config", `${ownProject()}:k3s`];
   const given = document.getIn(path);
   if (typeof given === "string") document.setIn(path, document.createNode(JSON.parse(given))); // as `pulumi config set` writes it
   document.setIn([...path, "version"], version);
@@ -110,47 +124,27 @@ export function setRelease(name: string, version: string): () => void {
   return () => writeFileSync(file, before);
 }
 
-/** A stack's options: in the folder that the command runs in, or beside the program. */
-function settingsFile(name: string): string {
-  return (
-    [process.cwd(), root].map((folder) => join(folder, `Pulumi.${name}.yaml`)).find((file) => existsSync(file)) ??
-    join(root, `Pulumi.${name}.yaml`)
-  );
-}
-
-function projectName(): string {
-  return String(readYaml(join(root, "Pulumi.yaml")).name);
-}
-
-function readYaml(file: string): Record<string, unknown> {
-  return existsSync(file) ? ((parse(readFileSync(file, "utf8")) as Record<string, unknown> | null) ?? {}) : {};
-}
-
 /**
  * The project as Pulumi sees it: its program is this checkout; its settings lie in the home folder, because Pulumi
  * writes the stack's salt into them.
  */
-function projectFolder(home: string, stack: string): string {
+async function projectFolder(home: string, stack: string): Promise<string> {
   const folder = join(home, "project");
-  mkdirSync(folder, { recursive: true, mode: 0o700 });
-  const settings = `Pulumi.${stack}.yaml`;
-  const { encryptionsalt } = readYaml(join(folder, settings));
-  writeFileSync(
-    join(folder, "Pulumi.yaml"),
-    stringify({ ...readYaml(join(root, "Pulumi.yaml")), main: join(root, `index${extname(import.meta.filename)}`) }),
-  );
-  writeFileSync(
-    join(folder, settings),
-    stringify({ ...readYaml(settingsFile(stack)), ...(encryptionsalt ? { encryptionsalt } : {}) }),
-    { mode: 0o600 },
-  );
+  const settings = join(folder, `Pulumi.${stack}.yaml`);
+  const { encryptionsalt: salt } = readYaml(settings);
+  const own = readYaml(settingsFile(stack));
+  // What is encrypted in the user's file is so with that file's salt.
+  const salted = { ...(salt ? { encryptionsalt: salt } : {}), ...own };
+  const project = { ...readYaml(join(root, "Pulumi.yaml")), main: join(root, `index${extname(import.meta.filename)}`) };
+  await writeWhole(join(folder, "Pulumi.yaml"), stringify(project));
+  await writeWhole(settings, stringify(salted));
   return folder;
 }
 
 /** A passphrase is made once for a home; without it the secrets in its stacks' state cannot be read. */
 function passphraseFile(home: string): string {
   const file = join(home, "passphrase");
-  if (!existsSync(file)) writeFileSync(file, randomBytes(24).toString("base64url"), { mode: 0o600, flag: "wx" });
+  if (!existsSync(file)) writeOnce(file, randomBytes(24).toString("base64url"));
   return file;
 }
 
@@ -161,48 +155,39 @@ function passphraseFile(home: string): string {
 export async function pulumiCommand(
   say: (line: string) => void,
 ): Promise<{ command: PulumiCommand; env: Record<string, string> }> {
-  const pinned = moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3");
-  const [pulumi, host] = await Promise.all(
-    ["pulumi", "pulumi-language-nodejs"].map((program) => runsWell("which", [program])),
-  );
-  const version =
-    pulumi &&
-    host &&
-    (await runsWell("pulumi", ["version"], { env: { PULUMI_SKIP_UPDATE_CHECK: "true" } }))?.trim().replace(/^v/, "");
-  if (version && gte(version, pinned)) return { command: await PulumiCommand.get(), env: {} };
+  const programs = ["pulumi", "pulumi-language-nodejs"];
+  const [pulumi, host] = await Promise.all(programs.map((program) => runsWell("which", [program])));
+  const own = pulumi && host && (await runsWell("pulumi", ["version"], { env: NO_UPDATE_CHECK }));
+  const version = own && own.trim().replace(/^v/, "");
+  if (version && gte(version, manifest().versions.pulumi)) return { command: await PulumiCommand.get(), env: {} };
 
-  const [cli, plugins] = [await build({ name: "pulumi" }, say), await build({ name: "plugins" }, say)];
+  const cli = await provide(wanted({ name: "pulumi" }), say);
+  const standins = await provide(wanted({ name: "standins" }), say);
   // Pulumi looks for language hosts beside its own program, and for plugins in its home, which is a private one: the
   // stand-ins must never hide the real ones. Named by what was built, so that a rebuilt plugin is never shadowed by an
   // older one.
-  const folder = join(cacheFolder(), "pulumi", `${cli.split("-").at(-1)}-${plugins.split("-").at(-1)}`);
+  const folder = join(cacheFolder(), "pulumi", [cli, standins].map((path) => path.split("-").at(-1)).join("-"));
   const env = { PULUMI_HOME: join(folder, "home"), PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION: "true" };
   const program = join(folder, "bin/pulumi");
   const ready = join(folder, "ready");
   if (!existsSync(ready)) {
     mkdirSync(dirname(program), { recursive: true });
     copyFileSync(join(cli, "pulumi"), program);
-    copyFileSync(join(plugins, "pulumi-language-nodejs"), join(folder, "bin/pulumi-language-nodejs"));
+    copyFileSync(join(standins, "pulumi-language-nodejs"), join(folder, "bin/pulumi-language-nodejs"));
     for (const name of ["command", "kubernetes"]) {
-      const { version } = JSON.parse(
-        readFileSync(createRequire(import.meta.url).resolve(`@pulumi/${name}/package.json`), "utf8"),
-      ) as { version: string };
-      await run(
-        program,
-        [
-          "plugin",
-          "install",
-          "resource",
-          name,
-          version,
-          "--reinstall",
-          "--file",
-          join(plugins, `pulumi-resource-${name}`),
-        ],
-        { env: { ...env, PULUMI_SKIP_UPDATE_CHECK: "true" } },
-      );
+      const file = join(standins, `pulumi-resource-${name}`);
+      const args = ["plugin", "install", "resource", name, packageVersion(name), "--reinstall", "--file", file];
+      await run(program, args, { env: { ...env, ...NO_UPDATE_CHECK } });
     }
     writeFileSync(ready, "");
   }
   return { command: await PulumiCommand.get({ root: folder }), env };
+}
+
+const NO_UPDATE_CHECK = { PULUMI_SKIP_UPDATE_CHECK: "true" };
+
+/** The version of one of Pulumi's packages that is installed here. */
+function packageVersion(name: string): string {
+  const file = createRequire(import.meta.url).resolve(`@pulumi/${name}/package.json`);
+  return (JSON.parse(readFileSync(file, "utf8")) as { version: string }).version;
 }

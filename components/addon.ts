@@ -1,14 +1,15 @@
 import type * as pulumi from "@pulumi/pulumi";
-import { imageName, type OwnImage } from "../toolchain/artifacts.ts";
-import { ownArchive } from "./images.ts";
+import { imageName, type OwnImage } from "../artifacts/artifacts.ts";
+import type { ContainerdConfig } from "./containerdConfig.ts";
+import { importArchives, ownArchive } from "./images.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import { applyManifest } from "./manifest.ts";
 import type { Sandbox } from "./sandbox.ts";
-import { step } from "./step.ts";
 
 /** What every addon that runs in pods takes. */
 export interface AddonArgs {
   sandbox: Sandbox;
+  containerd: ContainerdConfig;
   node: K3sNode;
   /** Its image; default: the one that is built here, which is then imported. */
   image: string | undefined;
@@ -25,28 +26,11 @@ export function applyAddon(
   parent: pulumi.Resource,
   name: string,
   addon: OwnImage,
-  { sandbox, node, image, after }: AddonArgs,
+  args: AddonArgs,
   render: (image: string) => string,
 ): void {
-  const own =
-    image === undefined
-      ? [
-          step(
-            `${name}-image`,
-            {
-              step: "images",
-              params: { ...sandbox.reachedFromHere(), archives: [ownArchive(addon)] },
-              ...sandbox.again,
-            },
-            sandbox.inside(parent, ...after),
-          ),
-        ]
-      : [];
-  applyManifest(parent, name, {
-    sandbox,
-    node,
-    manifest: addon,
-    content: render(image ?? imageName(addon)),
-    after: [...after, ...own],
-  });
+  const { sandbox, node, image, after } = args;
+  const own = image === undefined ? [importArchives(`${name}-image`, args, [ownArchive(addon)], parent, ...after)] : [];
+  const content = render(image ?? imageName(addon));
+  applyManifest(parent, name, { sandbox, node, manifest: addon, content, after: [...after, ...own] });
 }

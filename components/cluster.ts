@@ -1,23 +1,16 @@
 /** A whole cluster: its parts in the order of their integration. */
 import { readFileSync } from "node:fs";
 import * as pulumi from "@pulumi/pulumi";
-import { externalKubeconfig } from "../config/external.ts";
 import { InputError } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
-import {
-  CRUN,
-  manifestName,
-  needsEgress,
-  parseStackConfig,
-  type StackConfig,
-  type StackConfigInput,
-} from "../config/schema.ts";
+import { CRUN, manifestName, parseStackConfig, type StackConfig, type StackConfigInput } from "../config/schema.ts";
 import { withFiles } from "../config/stackConfig.ts";
+import { kubeconfigOfExternal } from "../servers/external.ts";
 import { preflight } from "../steps/preflight.ts";
+import { readFile } from "../system/files.ts";
 import { ClusterDns } from "./clusterDns.ts";
 import { ContainerdConfig } from "./containerdConfig.ts";
 import { Crun } from "./crun.ts";
-import { Egress } from "./egress.ts";
 import { Images } from "./images.ts";
 import { K3sNode } from "./k3sNode.ts";
 import { KernelFacade } from "./kernelFacade.ts";
@@ -52,7 +45,7 @@ export class Cluster extends pulumi.ComponentResource {
 
   constructor(name: string, args: ClusterArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Cluster", name, {}, options);
-    const made = clusterParts(checkedConfig(withFiles({ name, ...args })), {
+    const made = clusterParts(checkedConfig(withFiles({ name, ...args }, readFile)), {
       own: (part) => `${name}-${part}`,
       under: { parent: this },
     });
@@ -117,7 +110,7 @@ const stateOf = (pod: TestPod | undefined): TestPodState | undefined =>
 
 /** A cluster that is there already, of which nothing is changed. */
 function external(config: StackConfig, { own, under }: Scope): ClusterParts {
-  const kubeconfig = pulumi.secret(externalKubeconfig(config.external));
+  const kubeconfig = pulumi.secret(kubeconfigOfExternal(config.external));
   const pod = config.pod.enabled ? new TestPod(own("testpod"), { kubeconfig, pod: config.pod }, under) : undefined;
   return {
     address: undefined,
@@ -131,27 +124,17 @@ function external(config: StackConfig, { own, under }: Scope): ClusterParts {
 /** A cluster of one node in a sandbox. */
 function sandboxed(config: StackConfig, scope: Scope): ClusterParts {
   const { own, under } = scope;
-  // Each part's commands depend on the parts that it is given. The parts themselves do not: their builds would wait for
+  // Each part's commands depend on the parts that it is given. The parts themselves do not: runc's build would wait for
   // the sandbox.
-  const hasEgress = needsEgress(config);
-  const sandbox = new Sandbox(own("sandbox"), { ...config, egress: hasEgress }, under);
-  const egress = hasEgress
-    ? new Egress(own("egress"), { sandbox, clusterCidr: config.node.clusterCidr }, under)
-    : undefined;
+  const sandbox = new Sandbox(own("sandbox"), { config }, under);
   const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
   const containerd = config.mode === "node" ? containerRuntime(config, scope, sandbox, probe) : undefined;
-  const node = new K3sNode(own("node"), { ...config, sandbox, containerd }, under);
-  const pod = containerd ? workloads(config, scope, sandbox, egress, node) : undefined;
-  if (!containerd)
-    for (const [manifest, content] of manifests(config))
-      new Manifest(own(`manifest-${manifest}`), { sandbox, node, manifest, content, after: [] }, under);
-  return {
-    address: sandbox.address,
-    quirks: probe.found,
-    kubeconfig: node.kubeconfig,
-    kubeconfigPath: node.kubeconfigPath,
-    testPod: stateOf(pod),
-  };
+  const node = new K3sNode(own("node"), { sandbox, containerd, config }, under);
+  const pod = containerd ? workloads(config, scope, sandbox, containerd, node) : undefined;
+  if (!containerd) applyManifests(config, scope, sandbox, node, []);
+  const { address } = sandbox;
+  const { kubeconfig, kubeconfigPath } = node;
+  return { address, quirks: probe.found, kubeconfig, kubeconfigPath, testPod: stateOf(pod) };
 }
 
 /** What runs containers; a control plane alone has none of it. */
@@ -169,54 +152,49 @@ function containerRuntime(
       : new PatchedRunc(own("runc"), { sandbox, probe, path, patches }, under);
   const runtime = new RuntimeWrapper(own("runtime"), { sandbox, probe, facade, runtime: binary, rules }, under);
   const { containerd, registries, proxy, node } = config;
-  return new ContainerdConfig(
-    own("containerd"),
-    {
-      sandbox,
-      probe,
-      runtime,
-      containerd,
-      registries,
-      proxy,
-      direct: [config.sandbox.subnet, node.clusterCidr, node.serviceCidr],
-    },
-    under,
-  );
+  const direct = [config.sandbox.subnet, node.clusterCidr, node.serviceCidr];
+  const args = { sandbox, probe, runtime, containerd, registries, proxy, direct };
+  return new ContainerdConfig(own("containerd"), args, under);
 }
 
 /** What pods take, and what runs in pods. */
 function workloads(
   config: StackConfig,
-  { own, under }: Scope,
+  scope: Scope,
   sandbox: Sandbox,
-  egress: Egress | undefined,
+  containerd: ContainerdConfig,
   node: K3sNode,
 ): TestPod | undefined {
-  const network = new PodNetwork(
-    own("network"),
-    { sandbox, node, network: config.network, clusterCidr: config.node.clusterCidr },
-    under,
-  );
-  const images = new Images(own("images"), { sandbox, node, archives: config.images }, under);
+  const { own, under } = scope;
+  const { clusterCidr } = config.node;
+  const network = new PodNetwork(own("network"), { sandbox, node, network: config.network, clusterCidr }, under);
+  const images = new Images(own("images"), { sandbox, containerd, node, archives: config.images }, under);
   const proxy = new ServiceProxy(own("proxy"), { sandbox, node, link: config.network.bridge }, under);
-  const reachable = egress ? [network, egress] : [network];
-  const after = [...reachable, images, proxy];
+  const after = [network, images, proxy];
   const { coredns, metricsServer } = config.addons;
-  if (coredns.enabled)
-    new ClusterDns(own("coredns"), { sandbox, node, domain: config.node, image: coredns.image, after }, under);
-  if (metricsServer.enabled)
-    new MetricsServer(own("metrics-server"), { sandbox, node, image: metricsServer.image, after }, under);
-  for (const [manifest, content] of manifests(config))
-    new Manifest(own(`manifest-${manifest}`), { sandbox, node, manifest, content, after }, under);
+  const addon = { sandbox, containerd, node, after };
+  if (coredns.enabled) new ClusterDns(own("coredns"), { ...addon, domain: config.node, image: coredns.image }, under);
+  if (metricsServer.enabled) new MetricsServer(own("metrics-server"), { ...addon, image: metricsServer.image }, under);
+  applyManifests(config, scope, sandbox, node, after);
   if (!config.pod.enabled) return undefined;
   return new TestPod(
     own("testpod"),
     { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process },
-    { ...under, dependsOn: [...reachable, images] },
+    { ...under, dependsOn: [network, images] },
   );
 }
 
-/** The user's manifests: their names, and what is in them. */
-function manifests({ manifests: files }: StackConfig): [name: string, content: string][] {
-  return files.map((path) => [manifestName(path), readFileSync(path, "utf8")]);
+/** The user's manifests. */
+function applyManifests(
+  { manifests }: StackConfig,
+  { own, under }: Scope,
+  sandbox: Sandbox,
+  node: K3sNode,
+  after: pulumi.Resource[],
+): void {
+  for (const path of manifests) {
+    const manifest = manifestName(path);
+    const content = readFileSync(path, "utf8");
+    new Manifest(own(`manifest-${manifest}`), { sandbox, node, manifest, content, after }, under);
+  }
 }

@@ -1,10 +1,12 @@
 import { readFileSync } from "node:fs";
 import * as pulumi from "@pulumi/pulumi";
+import { imageName, pathInSandbox, wanted } from "../artifacts/artifacts.ts";
+import { stagedPath } from "../artifacts/stage.ts";
 import { renderContainerdConfig } from "../config/containerdToml.ts";
+import { hasPassword } from "../config/proxy.ts";
 import { containerdKeysFor } from "../config/quirks.ts";
 import { renderCredentials, renderRegistries } from "../config/registries.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { imageName, pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
 import type { RuntimeWrapper } from "./runtimeWrapper.ts";
 import type { Sandbox } from "./sandbox.ts";
@@ -20,6 +22,8 @@ export interface ContainerdConfigArgs {
   direct: string[];
 }
 
+const fileName = { containerd: "containerd", shim: "containerd-shim-runc-v2" } as const;
+
 /**
  * containerd with its shim, and their configuration; a change of it is one restart of containerd, which running pods
  * survive.
@@ -27,70 +31,61 @@ export interface ContainerdConfigArgs {
 export class ContainerdConfig extends pulumi.ComponentResource {
   /** The file as containerd reads it. */
   readonly toml: pulumi.Output<string>;
+  /** ctr by its path in the sandbox. */
+  readonly ctr = pathInSandbox({ name: "containerd" }, "ctr");
 
   constructor(name: string, args: ContainerdConfigArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:ContainerdConfig", name, {}, options);
     const { sandbox, probe, runtime, containerd, registries } = args;
-    const own = (["containerd", "shim"] as const).flatMap((option) =>
-      containerd[option] ? [{ source: containerd[option], name: fileName[option] }] : [],
-    );
-    const path = (option: keyof typeof fileName) =>
-      containerd[option]
-        ? stagedPath(containerd[option], fileName[option])
-        : pathInSandbox({ name: "containerd" }, fileName[option]);
+    const path = (program: keyof typeof fileName) => {
+      const own = containerd[program];
+      return own ? stagedPath(own, fileName[program]) : pathInSandbox({ name: "containerd" }, fileName[program]);
+    };
+    const own = (["containerd", "shim"] as const).flatMap((program) => {
+      const source = containerd[program];
+      return source ? [{ source, name: fileName[program] }] : [];
+    });
+    const takes = { artifacts: (["containerd", "cni"] as const).map((artifact) => wanted({ name: artifact })), own };
+    const pause = imageName("pause");
+    const cniPlugins = pathInSandbox({ name: "cni" }, "");
     this.toml = pulumi
       .all([runtime.path, probe.found])
       .apply(([binary, found]) =>
         renderContainerdConfig(
           containerd,
-          { runtime: binary, cniPlugins: pathInSandbox({ name: "cni" }, ""), pauseImage: imageName("pause") },
+          { runtime: binary, cniPlugins, pauseImage: pause },
           containerdKeysFor(found),
         ),
       );
-    const build = sandbox.build(name, { artifacts: [{ name: "containerd" }, { name: "cni" }], own }, { parent: this });
     const credentials = renderCredentials(registries);
     const params = {
-      ...sandbox.ref,
+      takes,
       containerd: path("containerd"),
       shim: path("shim"),
+      ctr: this.ctr,
       ...(credentials ? { credentials: pulumi.secret(credentials) } : {}),
       env: proxyEnvironment(args.proxy, args.direct),
     };
-    sandbox.step(
-      `${name}-apply`,
-      {
-        step: "containerd",
-        params,
-        content: this.toml,
-        incarnation: sandbox.incarnation,
-        repairs: sandbox.repairs("containerd"),
-      },
-      sandbox.inside(this, runtime, build),
-    );
+    sandbox.step(`${name}-apply`, "memory", { step: "containerd", params, content: this.toml }, this, runtime);
     const files = renderRegistries(registries, (file) => readFileSync(file, "utf8"));
     const content = JSON.stringify(files, null, 2);
     const secret = Object.keys(files).some((file) => file.endsWith(".key"));
     sandbox.step(
       `${name}-registries`,
-      {
-        step: "registries",
-        params: sandbox.ref,
-        content: secret ? pulumi.secret(content) : content,
-        ...sandbox.again,
-        repairs: sandbox.repairs("registries"),
-      },
-      sandbox.inside(this, sandbox),
+      "disk",
+      { step: "registries", params: {}, content: secret ? pulumi.secret(content) : content },
+      this,
+      sandbox,
     );
     this.registerOutputs();
   }
 }
 
-function proxyEnvironment({ http, https, noProxy }: StackConfig["proxy"], direct: string[]): string[] {
-  const variables = { ...(http ? { HTTP_PROXY: http } : {}), ...(https ? { HTTPS_PROXY: https } : {}) };
-  if (Object.keys(variables).length === 0) return [];
-  return Object.entries({ ...variables, NO_PROXY: ["localhost", "127.0.0.0/8", ...direct, ...noProxy].join(",") }).map(
-    ([name, value]) => `${name}=${value}`,
-  );
+/** The variables by which containerd knows a proxy; a secret where an address has a password in it. */
+function proxyEnvironment({ http, https, noProxy }: StackConfig["proxy"], direct: string[]): pulumi.Input<string[]> {
+  const proxies = { ...(http ? { HTTP_PROXY: http } : {}), ...(https ? { HTTPS_PROXY: https } : {}) };
+  if (Object.keys(proxies).length === 0) return [];
+  const NO_PROXY = ["localhost", "127.0.0.0/8", ...direct, ...noProxy].join(",");
+  const variables = Object.entries({ ...proxies, NO_PROXY }).map(([name, value]) => `${name}=${value}`);
+  return Object.values(proxies).some(hasPassword) ? pulumi.secret(variables) : variables;
 }
-
-const fileName = { containerd: "containerd", shim: "containerd-shim-runc-v2" } as const;

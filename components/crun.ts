@@ -1,7 +1,7 @@
 import * as pulumi from "@pulumi/pulumi";
+import { stagedProgram } from "../artifacts/stage.ts";
+import type { OciRule } from "../config/ociRules.ts";
 import { crunOptionsFor } from "../config/quirks.ts";
-import type { OciRule } from "../config/schema.ts";
-import { stagedProgram } from "../toolchain/artifacts.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
 import type { OciRuntime } from "./runtimeWrapper.ts";
 import type { Sandbox } from "./sandbox.ts";
@@ -28,7 +28,8 @@ export class Crun extends pulumi.ComponentResource implements OciRuntime {
   constructor(name: string, args: CrunArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Crun", name, {}, options);
     this.command = args.probe.found.apply((found) => [...stagedProgram(args.path, "crun"), ...crunOptionsFor(found)]);
-    args.sandbox.build(name, { artifacts: [], own: [{ source: args.path, name: "crun" }] }, { parent: this });
+    const own = [{ source: args.path, name: "crun" }];
+    args.sandbox.step(`${name}-build`, "disk", { step: "build", params: { artifacts: [], own } }, this);
     this.registerOutputs({ command: this.command });
   }
 }

@@ -1,11 +1,13 @@
 import * as pulumi from "@pulumi/pulumi";
-import { fileDigest, imageArchive, imageName, type OwnImage } from "../toolchain/artifacts.ts";
+import { fileDigest, imageArchive, imageName, type OwnImage, wanted } from "../artifacts/artifacts.ts";
+import type { ContainerdConfig } from "./containerdConfig.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import type { Sandbox } from "./sandbox.ts";
-import { step } from "./step.ts";
+import type { StepResource } from "./step.ts";
 
 export interface ImagesArgs {
   sandbox: Sandbox;
+  containerd: ContainerdConfig;
   node: K3sNode;
   /** Archives on the host, beside those of the pause and the test image. */
   archives: string[];
@@ -15,23 +17,23 @@ export interface ImagesArgs {
 export class Images extends pulumi.ComponentResource {
   constructor(name: string, args: ImagesArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Images", name, {}, options);
-    const { sandbox, node } = args;
-    const build = step(
-      `${name}-build`,
-      { step: "build", params: { artifacts: [{ name: "images" }], own: [] } },
-      { parent: this },
-    );
-    const archives = [
-      ...["pause" as const, "testpod" as const].map(ownArchive),
-      ...args.archives.map((path) => ({ path, sha256: fileDigest(path) })),
-    ];
-    step(
-      `${name}-import`,
-      { step: "images", params: { ...sandbox.reachedFromHere(), archives }, ...sandbox.again },
-      sandbox.inside(this, node, build),
-    );
+    const own = (["pause", "testpod"] as const).map(ownArchive);
+    const users = args.archives.map((path) => ({ path, sha256: fileDigest(path) }));
+    importArchives(`${name}-import`, args, [...own, ...users], this, args.node);
     this.registerOutputs();
   }
+}
+
+/** The step that imports archives. */
+export function importArchives(
+  name: string,
+  { sandbox, containerd }: Pick<ImagesArgs, "sandbox" | "containerd">,
+  archives: { path: string; sha256: string }[],
+  parent: pulumi.Resource,
+  ...after: pulumi.Resource[]
+): StepResource {
+  const params = { ctr: containerd.ctr, takes: [wanted({ name: "images" })], archives };
+  return sandbox.step(name, "disk", { step: "images", params }, parent, ...after);
 }
 
 /** The archive of an image that is built here, as the step `images` takes it. */

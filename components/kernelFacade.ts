@@ -12,15 +12,8 @@ export class KernelFacade extends pulumi.ComponentResource {
   constructor(name: string, args: { sandbox: Sandbox; probe: QuirkProbe }, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:KernelFacade", name, {}, options);
     const { sandbox, probe } = args;
-    sandbox.step(
-      `${name}-apply`,
-      {
-        step: "facade",
-        params: { ...sandbox.ref, plan: probe.found.apply((found) => facadePlan(sandbox.ref.name, facadeFor(found))) },
-        incarnation: sandbox.incarnation,
-      },
-      sandbox.inside(this, sandbox, probe),
-    );
+    const plan = probe.found.apply((found) => facadePlan(sandbox.ref.name, facadeFor(found)));
+    sandbox.step(`${name}-apply`, "memory", { step: "facade", params: { plan } }, this, sandbox, probe);
     this.registerOutputs();
   }
 }

@@ -23,27 +23,24 @@ export class Manifest extends pulumi.ComponentResource {
 }
 
 /**
- * The step that applies a manifest. A change is applied in place: what left the file is deleted. One with a Secret in
- * it is a secret as a whole.
+ * The step that applies a manifest. A change is applied in place: what left the file is deleted. One with a Secret in it
+ * is a secret as a whole.
  * @param parent the component that it is of
  */
-export function applyManifest(
-  parent: pulumi.Resource,
-  name: string,
-  { sandbox, node, manifest, content, after }: ManifestArgs,
-): pulumi.Resource {
-  const { kubectl, distribution } = node.program;
-  const params = { ...sandbox.ref, kubectl, distribution, manifest, pods: node.runsPods };
+export function applyManifest(parent: pulumi.Resource, name: string, args: ManifestArgs): pulumi.Resource {
+  const { sandbox, node, manifest, content, after } = args;
   const secret = /^ *"?kind"?: *"?Secret\b/m.test(content);
   return sandbox.step(
     `${name}-apply`,
+    "memory",
     {
       step: "manifest",
       undo: "manifest-remove",
-      params,
+      params: { server: node.server, manifest, pods: node.runsPods },
       content: secret ? pulumi.secret(content) : content,
-      incarnation: sandbox.incarnation,
     },
-    sandbox.inside(parent, node, ...after),
+    parent,
+    node,
+    ...after,
   );
 }

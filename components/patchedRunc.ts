@@ -1,7 +1,8 @@
 import * as pulumi from "@pulumi/pulumi";
+import { type Artifact, pathInSandbox, wanted } from "../artifacts/artifacts.ts";
+import { stagedPath } from "../artifacts/stage.ts";
 import { patchesFor } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { type Artifact, pathInSandbox, stagedPath } from "../toolchain/artifacts.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
 import type { OciRuntime } from "./runtimeWrapper.ts";
 import type { Sandbox } from "./sandbox.ts";
@@ -17,8 +18,8 @@ export interface PatchedRuncArgs {
 }
 
 /**
- * runc, built statically with seccomp and with those patches only that the sandbox's quirks or the user ask for;
- * without any it is upstream's.
+ * runc, built statically with seccomp and with those patches only that the sandbox's quirks or the user ask for; without
+ * any it is upstream's.
  */
 export class PatchedRunc extends pulumi.ComponentResource implements OciRuntime {
   /** runc by its path in the sandbox; another build is another path. */
@@ -28,13 +29,18 @@ export class PatchedRunc extends pulumi.ComponentResource implements OciRuntime 
   constructor(name: string, args: PatchedRuncArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:PatchedRunc", name, {}, options);
     const { sandbox, probe, path } = args;
+    const build = (artifacts: pulumi.Input<ReturnType<typeof wanted>[]>, own: { source: string; name: string }[]) =>
+      sandbox.step(`${name}-build`, "disk", { step: "build", params: { artifacts, own } }, this);
     if (path) {
       this.command = pulumi.output([stagedPath(path, "runc")]);
-      sandbox.build(name, { artifacts: [], own: [{ source: path, name: "runc" }] }, { parent: this });
+      build([], [{ source: path, name: "runc" }]);
     } else {
       const artifact = probe.found.apply((found) => runcWith([...patchesFor(found), ...args.patches]));
       this.command = artifact.apply((runc) => [pathInSandbox(runc, "runc")]);
-      sandbox.build(name, { artifacts: artifact.apply((runc) => [runc]), own: [] }, { parent: this });
+      build(
+        artifact.apply((runc) => [wanted(runc)]),
+        [],
+      );
     }
     this.registerOutputs({ command: this.command });
   }

@@ -18,18 +18,10 @@ export interface PodNetworkArgs {
 export class PodNetwork extends pulumi.ComponentResource {
   constructor(name: string, args: PodNetworkArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:PodNetwork", name, {}, options);
-    const { sandbox, node } = args;
-    sandbox.step(
-      `${name}-apply`,
-      {
-        step: "network",
-        params: { ...sandbox.ref, ...node.program },
-        content: renderConflist(args.network, args.clusterCidr, sandbox.address),
-        incarnation: sandbox.incarnation,
-        repairs: sandbox.repairs("network"),
-      },
-      sandbox.inside(this, node),
-    );
+    const { sandbox, node, network, clusterCidr } = args;
+    const content = renderConflist(network, clusterCidr, sandbox.address);
+    const params = { server: node.server };
+    sandbox.step(`${name}-apply`, "memory", { step: "network", params, content }, this, node);
     this.registerOutputs();
   }
 }

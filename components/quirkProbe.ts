@@ -1,6 +1,7 @@
 import * as pulumi from "@pulumi/pulumi";
 import type { QuirkId } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
+import { driverFor } from "../machines/index.ts";
 import { foreseeQuirks, probes } from "../steps/probe.ts";
 import type { Sandbox } from "./sandbox.ts";
 
@@ -28,16 +29,12 @@ export class QuirkProbe extends pulumi.ComponentResource {
 }
 
 function probed(parent: QuirkProbe, name: string, { sandbox, mode }: QuirkProbeArgs): pulumi.Output<QuirkId[]> {
-  const params = { ...sandbox.ref, ...sandbox.kind, mode, probes };
-  const { stdout } = sandbox.step(
-    `${name}-ask`,
-    { step: "probe", params, ...sandbox.again },
-    sandbox.inside(parent, sandbox.process),
-  );
+  const { ref, spec, process } = sandbox;
+  const params = { gvisor: driverFor(ref).gvisorOf(spec), mode, probes };
+  const { stdout } = sandbox.step(`${name}-ask`, "disk", { step: "probe", params }, parent, process);
   const answer = stdout.apply((ids) => JSON.parse(ids) as QuirkId[]);
   if (!pulumi.runtime.isDryRun()) return answer;
   // A preview cannot know what a command will print, and yet is to show the lines that follow from it.
-  return pulumi.output(
-    foreseeQuirks({ ...params, ...sandbox.reachedFromHere() }).then((foreseen) => foreseen ?? answer),
-  );
+  const foreseen = foreseeQuirks({ machine: ref, ...params }, spec);
+  return pulumi.output(foreseen.then((ids) => ids ?? answer));
 }

@@ -1,7 +1,9 @@
 import * as pulumi from "@pulumi/pulumi";
+import { wanted } from "../artifacts/artifacts.ts";
+import { wrapperPath } from "../artifacts/stage.ts";
 import { rulesFor } from "../config/quirks.ts";
-import type { OciRule, StackConfig } from "../config/schema.ts";
-import { wrapperPath } from "../toolchain/artifacts.ts";
+import type { OciRule } from "../config/ociRules.ts";
+import type { StackConfig } from "../config/schema.ts";
 import type { KernelFacade } from "./kernelFacade.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
 import type { Sandbox } from "./sandbox.ts";
@@ -41,19 +43,12 @@ export class RuntimeWrapper extends pulumi.ComponentResource {
         ? ""
         : `${JSON.stringify({ runtime: command, rules }, null, 2)}\n`;
     });
+    const wrapper = wanted({ name: "wrapper" });
     this.path = pulumi
       .all([runtime.command, rulesFile])
-      .apply(([command, content]) => (content ? wrapperPath(content) : command[0]!));
-    sandbox.step(
-      `${name}-check`,
-      {
-        step: "runtime-check",
-        params: { ...sandbox.ref, runtime: this.path },
-        content: rulesFile,
-        incarnation: sandbox.incarnation,
-      },
-      sandbox.inside(this, facade, runtime),
-    );
+      .apply(([command, content]) => (content ? wrapperPath(wrapper, content) : command[0]!));
+    const check = { step: "runtime-check", params: { runtime: this.path, wrapper }, content: rulesFile } as const;
+    sandbox.step(`${name}-check`, "memory", check, this, facade, runtime);
     this.registerOutputs({ path: this.path });
   }
 }

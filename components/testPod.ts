@@ -1,8 +1,8 @@
 import * as kubernetes from "@pulumi/kubernetes";
 import * as pulumi from "@pulumi/pulumi";
+import { imageName } from "../artifacts/artifacts.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { imageName } from "../toolchain/artifacts.ts";
-import { step } from "./step.ts";
+import { command } from "./step.ts";
 
 export interface TestPodArgs {
   /** A kubeconfig with the right to create pods and read their logs. */
@@ -65,13 +65,11 @@ export class TestPod extends pulumi.ComponentResource {
     this.podName = pod.metadata.name;
     this.phase = pod.status.phase;
     // The pod's uid is an input, so that another pod's log is read anew.
-    const log = step(
+    const log = command(
       `${name}-logs`,
-      {
-        step: "pod-logs",
-        params: { namespace: args.pod.namespace, name: this.podName, container, uid: pod.metadata.uid },
-        content: args.kubeconfig,
-      },
+      "pod-logs",
+      { namespace: args.pod.namespace, name: this.podName, container, uid: pod.metadata.uid },
+      { content: args.kubeconfig },
       { ...ends, dependsOn: pod },
     );
     this.logs = log.stdout;

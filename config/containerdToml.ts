@@ -1,4 +1,5 @@
 import { stringify } from "smol-toml";
+import type { ContainerdKeys } from "./containerdKeys.ts";
 import { inSandbox } from "./paths.ts";
 import type { StackConfig } from "./schema.ts";
 
@@ -9,15 +10,6 @@ export interface ContainerdFiles {
   cniPlugins: string;
   /** The image of the container that holds a pod's namespaces. */
   pauseImage: string;
-}
-
-/** Keys that depend on what the sandbox can do, with what they are on Linux. */
-export interface ContainerdKeys {
-  snapshotter: "overlayfs" | "native";
-  /** Whether containers get net.ipv4.ping_group_range; needs Linux 4.11. */
-  enable_unprivileged_icmp: boolean;
-  /** Whether containers get net.ipv4.ip_unprivileged_port_start; needs Linux 4.11. */
-  enable_unprivileged_ports: boolean;
 }
 
 const ON_LINUX: ContainerdKeys = {

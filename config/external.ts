@@ -1,4 +1,3 @@
-import { readFileSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { parseDocument } from "yaml";
 import type { Problem } from "./problems.ts";
@@ -15,9 +14,10 @@ const FILES = [
 /**
  * A cluster's kubeconfig with the context that is asked for as its current one, and with whole paths: it is used from
  * elsewhere.
+ * @param text what is in the file
  */
-export function externalKubeconfig({ kubeconfig: file, context }: StackConfig["external"]): string {
-  const document = parseDocument(readFileSync(file!, "utf8"));
+export function externalKubeconfig(text: string, { kubeconfig: file, context }: StackConfig["external"]): string {
+  const document = parseDocument(text);
   if (context !== undefined) document.set("current-context", context);
   for (const [list, inner, field] of FILES) {
     const entries = (document.toJS() as Record<string, unknown[]>)[list] ?? [];
@@ -29,18 +29,21 @@ export function externalKubeconfig({ kubeconfig: file, context }: StackConfig["e
   return document.toString();
 }
 
-/** What is wrong with a kubeconfig, as far as the file tells. */
-export function kubeconfigProblems({ kubeconfig: file, context }: StackConfig["external"]): Problem[] {
+/**
+ * What is wrong with a kubeconfig, as far as the file tells.
+ * @param read returns what is in the file
+ */
+export function kubeconfigProblems(
+  { kubeconfig: file, context }: StackConfig["external"],
+  read: (file: string) => string,
+): Problem[] {
   const problem = (message: string): Problem[] => [{ option: "external.kubeconfig", value: file, message }];
   let config: { contexts?: { name: string }[]; "current-context"?: string } | null;
   try {
-    config = parseDocument(readFileSync(file!, "utf8"), { prettyErrors: false }).toJS() as typeof config;
+    config = parseDocument(read(file!), { prettyErrors: false }).toJS() as typeof config;
   } catch (error) {
-    return problem(
-      (error as NodeJS.ErrnoException).code === "ENOENT"
-        ? "there is no such file"
-        : `it cannot be read (${(error as Error).message})`,
-    );
+    const { code, message } = error as NodeJS.ErrnoException;
+    return problem(code === "ENOENT" ? "there is no such file" : `it cannot be read (${message})`);
   }
   const contexts = (typeof config === "object" ? (config?.contexts ?? []) : []).map(({ name }) => name);
   if (contexts.length === 0) return problem("it is no kubeconfig, or has no context in it");

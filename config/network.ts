@@ -38,3 +38,9 @@ export function overlap(a: Network, b: Network): boolean {
 function toNumber(address: string): number {
   return address.split(".").reduce((sum, part) => sum * 256 + Number(part), 0);
 }
+
+/** The host's and the node's address on the link between them, of the network that the link is given. */
+export function linkAddresses(subnet: string): { host: string; node: string; prefix: number } {
+  const network = parseNetwork(subnet)!;
+  return { host: addressAt(network, 1), node: addressAt(network, 2), prefix: 32 - Math.log2(network.size) };
+}

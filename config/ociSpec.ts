@@ -1,4 +1,4 @@
-import { inSandbox, type sandboxPaths } from "./paths.ts";
+import { inSandbox } from "./paths.ts";
 import { bytes, type StackConfig } from "./schema.ts";
 
 /**
@@ -66,7 +66,12 @@ const bind = (source: string, destination: string, mode: "ro" | "rw") => ({
 
 export interface SandboxSpec {
   name: string;
-  paths: ReturnType<typeof sandboxPaths>;
+  /** The root file system, which is the sandbox's own to write. */
+  rootfs: string;
+  /** The file of the network namespace. */
+  networkNamespace: string;
+  /** The host's folder with what is in /bin, which the sandbox cannot write. */
+  base: string;
   /** The host's artifact folder. */
   artifacts: string;
   /** sandbox-init by its path in the sandbox. */
@@ -75,7 +80,7 @@ export interface SandboxSpec {
 }
 
 /** runsc's config.json of a sandbox. A change restarts the sandbox; what lies in its folders stays. */
-export function sandboxSpec({ name, paths, artifacts, init, limits }: SandboxSpec) {
+export function sandboxSpec({ name, rootfs, networkNamespace, base, artifacts, init, limits }: SandboxSpec) {
   const { memory, cpus } = limits;
   const period = 100_000; // µs, the kernel's default
   return {
@@ -88,7 +93,7 @@ export function sandboxSpec({ name, paths, artifacts, init, limits }: SandboxSpe
       capabilities: capabilities(CAPABILITIES),
       rlimits: [{ type: "RLIMIT_NOFILE", hard: 1_048_576, soft: 1_048_576 }],
     },
-    root: { path: paths.rootfs, readonly: false },
+    root: { path: rootfs, readonly: false },
     hostname: name,
     mounts: [
       mount("/proc", "proc"),
@@ -96,14 +101,14 @@ export function sandboxSpec({ name, paths, artifacts, init, limits }: SandboxSpe
       mount("/dev", "tmpfs"),
       mount("/run", "tmpfs", ["mode=0755"]),
       mount("/tmp", "tmpfs", ["mode=1777"]),
-      bind(paths.etc, "/etc", "rw"),
-      bind(paths.logs, inSandbox.logs, "rw"),
+      // runsc follows links of the root file system within it only, whatever is planted there.
+      bind(`${base}/bin`, "/bin", "ro"),
       bind(artifacts, inSandbox.artifacts, "ro"),
     ],
     linux: {
       namespaces: [
         ...["pid", "ipc", "uts", "mount"].map((type) => ({ type })),
-        { type: "network", path: paths.networkNamespace },
+        { type: "network", path: networkNamespace },
       ],
       cgroupsPath: `/gvisor-k3s/${name}`,
       resources: {

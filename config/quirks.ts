@@ -4,9 +4,9 @@
  * the sandbox, never of a version.
  * @module
  */
-import type { ContainerdKeys } from "./containerdToml.ts";
+import type { ContainerdKeys } from "./containerdKeys.ts";
 import { cgroupMounts, type FacadeParts, kernelLog, TUNABLES, tunables } from "./facade.ts";
-import type { OciRule } from "./schema.ts";
+import type { OciRule } from "./ociRules.ts";
 
 export interface Quirk {
   /** What people see and search for. */

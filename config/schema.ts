@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { basename } from "node:path";
 import { z } from "zod";
 import { addressAt, contains, overlap, parseNetwork } from "./network.ts";
+import { absolutePath, ociRule, RULE_FORMS } from "./ociRules.ts";
 import { type Problem, refuse } from "./problems.ts";
 import { blockersAmong, probedQuirks, type QuirkId, quirk } from "./quirks.ts";
 import { registriesSchema } from "./registries.ts";
@@ -34,7 +35,6 @@ const wholeNumber = (least: number, most: number) => {
   return z.int(allowed).min(least, allowed).max(most, allowed);
 };
 const port = wholeNumber(1, 65535);
-const absolutePath = z.string().regex(/^\//, "an absolute path is allowed");
 const dnsLabel = z
   .string()
   .regex(
@@ -55,22 +55,6 @@ const componentArguments = (program: string) =>
       `Arguments for ${program} as \`name=value\`, over those that this project sets. Changing them ` +
         "restarts the node's server; pods live on.",
     );
-
-const RULE_FORMS =
-  "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: " +
-  "FIELD, value: JSON} is allowed";
-const field = z.string().min(1, "a path such as linux.seccomp is allowed");
-
-const ociRule = z.union([
-  z.strictObject({ dropNamespace: z.enum(["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"]) }),
-  z.strictObject({ dropMaskedPath: absolutePath }),
-  z.strictObject({ dropMount: absolutePath }),
-  z.strictObject({ unset: field }),
-  z.strictObject({ set: field, value: z.json() }),
-]);
-
-/** One change that the runtime wrapper makes to every container's OCI spec. */
-export type OciRule = z.infer<typeof ociRule>;
 
 /**
  * Every option of the stack, its default and its doc. The README's table is generated from here.
@@ -234,6 +218,13 @@ export const stackSchema = z.strictObject({
             "of a registry on the host, say. Others of the host's services are kept from it, also those that " +
             "listen on every address; the host reaches the sandbox either way. `all` filters nothing, for " +
             "hosts whose kernel lacks nftables' egress hook (Linux 5.16). Changing it restarts nothing.",
+        ),
+      restart: z
+        .boolean()
+        .default(true)
+        .describe(
+          "Whether a sandbox that died is started again by its supervisor on the host, with all that was in it. " +
+            "Without, the next `up` does it. Changing it restarts nothing.",
         ),
       runsc: absolutePath
         .optional()

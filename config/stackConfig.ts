@@ -1,34 +1,35 @@
-import { existsSync, readFileSync } from "node:fs";
 import { parse } from "yaml";
+
+/** Returns what is in a file; undefined if there is none. */
+export type ReadFile = (path: string) => string | undefined;
 
 /**
  * Takes the project's options out of Pulumi's configuration. A program gets all values of it as texts, in which lists
  * and objects are JSON; a stack's settings file may hold them either way. What is no option is left for the schema to
  * refuse by name.
  * @param name the default for the option `name`
+ * @param read reads the files that options name in place of their content
  */
-export function readStackConfig(all: Record<string, unknown>, project: string, name: string): Record<string, unknown> {
+export function readStackConfig(
+  all: Record<string, unknown>,
+  project: string,
+  name: string,
+  read: ReadFile,
+): Record<string, unknown> {
   const own = Object.entries(all).filter(([key]) => key.startsWith(`${project}:`));
-  return withFiles({
-    name,
-    ...Object.fromEntries(own.map(([key, value]) => [key.slice(project.length + 1), parsed(value)])),
-  });
+  const options = own.map(([key, value]) => [key.slice(project.length + 1), parsed(value)] as const);
+  return withFiles({ name, ...Object.fromEntries(options) }, read);
 }
 
 /** Options with what they give as a file's path in its place. */
-export function withFiles(options: Record<string, unknown>): Record<string, unknown> {
-  const { registries } = options;
-  return typeof registries === "string" && existsSync(registries)
-    ? { ...options, registries: fileContent(registries) }
-    : options;
-}
-
-/** A file that is no YAML is given as its path, which the schema refuses. */
-function fileContent(path: string): unknown {
+export function withFiles(options: Record<string, unknown>, read: ReadFile): Record<string, unknown> {
+  const { registries: path } = options;
+  const text = typeof path === "string" ? read(path) : undefined;
+  if (text === undefined) return options;
   try {
-    return parse(readFileSync(path, "utf8")) ?? {};
+    return { ...options, registries: (parse(text) as unknown) ?? {} };
   } catch {
-    return path;
+    return options; // the schema refuses the path of what is no YAML
   }
 }
 

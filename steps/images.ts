@@ -1,15 +1,31 @@
-import { ctr } from "./containerd.ts";
-import { execIn, type SandboxRef } from "./sandbox.ts";
+import { dirname } from "node:path";
+import { digest, provide, type Wanted } from "../artifacts/artifacts.ts";
+import type { OnMachine, Step } from "./step.ts";
 
-export interface ImagesParams extends SandboxRef {
+export interface ImagesParams extends OnMachine {
+  /** ctr by its path on the machine. */
+  ctr: string;
+  /** What the archives that are built here are of. */
+  takes: Wanted[];
   /** Archives on the host, with the hash of each, so that another content is another input. */
   archives: { path: string; sha256: string }[];
 }
 
+/** Milliseconds that an import may take: some GiB, unpacked in the sandbox. */
+const PATIENCE = 30 * 60_000;
+
 /** Imports archives into containerd's namespace for Kubernetes; images that are there already are left as they are. */
-export async function importImages(params: ImagesParams): Promise<{ imported: string[] }> {
-  for (const { path } of params.archives) {
-    await execIn(params, [ctr(), "--namespace=k8s.io", "images", "import", "-"], { inputFile: path });
-  }
-  return { imported: params.archives.map(({ path }) => path) };
-}
+export const importImages: Step<ImagesParams, { imported: string[] }> = {
+  name: ({ archives }) => `images-${digest(...archives.map(({ path }) => path))}`,
+  async run({ ctr, takes, archives }, { machine, say }) {
+    for (const artifact of takes) await provide(artifact, say);
+    for (const { path } of archives) {
+      const command = [ctr, "--namespace=k8s.io", "images", "import", "-"];
+      await machine.exec(command, { inputFile: path, timeout: PATIENCE });
+    }
+    return { imported: archives.map(({ path }) => path) };
+  },
+};
+
+/** ctr beside a containerd, by its path on the machine. */
+export const ctrBeside = (containerd: string) => `${dirname(containerd)}/ctr`;

@@ -1,41 +1,36 @@
 /**
  * What the stack's commands run: `node steps/main.ts STEP`, with the step's parameters as JSON in the variable
- * STEP_PARAMS and, where it has one, the file that it is about on standard input. On another machine, which takes no
- * variables, all of that is JSON on standard input. Every step is idempotent: it makes the described state so and says
- * what it found.
+ * STEP_PARAMS and, where it has one, the file that it is about on standard input. Every step is idempotent: it makes the
+ * described state so and says what it found. While it works, nobody else does the same on that machine; see
+ * `Machine.lock`.
  * @module
  */
+import { join } from "node:path";
 import { text } from "node:stream/consumers";
+import { provide, wanted } from "../artifacts/artifacts.ts";
+import { openMachine } from "../machines/index.ts";
 import { ensureContainerd } from "./containerd.ts";
-import { ensureEgress } from "./egress.ts";
+import { applyFacade } from "./facade.ts";
 import { importImages } from "./images.ts";
-import { ensureInside, removeInside } from "./inside.ts";
+import { downloadK3s } from "./k3s.ts";
+import { writeKubeconfig } from "./kubeconfig.ts";
 import { ensureManifest, removeManifest } from "./manifest.ts";
-import { ensureNetwork, ensureServer, printKubeconfig } from "./node.ts";
-import { observe } from "./observe.ts";
-import { applyFacade, buildArtifacts, checkRuntime, downloadK3s, removeBuilt } from "./parts.ts";
-import type { PodLogsParams } from "./pod.ts";
+import { ensureNetwork } from "./network.ts";
+import type { PodLogsParams } from "./podLogs.ts";
 import { probeQuirks } from "./probe.ts";
 import { ensureProxy } from "./proxy.ts";
 import { writeRegistries } from "./registries.ts";
-import { ensureSandbox, removeSandbox, type SandboxRef } from "./sandbox.ts";
-import { ensureTunnel, removeTunnel } from "./tunnel.ts";
-
-/** A step takes its parameters and its standard input, and returns what becomes the command's output. */
-// Each step knows its own parameters; the component that calls it passes them typed (see StepParams).
-// biome-ignore lint/suspicious/noExplicitAny: see above
-type Step = (params: any, input: string) => Promise<unknown>;
+import { buildRuntime, checkRuntime } from "./runtime.ts";
+import { removeSandbox, startSandbox } from "./sandbox.ts";
+import { ensureServer } from "./server.ts";
+import type { OnMachine, Step } from "./step.ts";
+import { currentForm, removeBuilt, removeTunnel } from "./versions.ts";
 
 /** The steps by name. */
 export const steps = {
-  build: buildArtifacts,
-  "build-remove": removeBuilt,
-  observe: async (ref: SandboxRef) => observe(ref),
-  sandbox: ensureSandbox,
+  sandbox: startSandbox,
   "sandbox-remove": removeSandbox,
-  inside: ensureInside,
-  "inside-remove": removeInside,
-  egress: ensureEgress,
+  build: buildRuntime,
   probe: probeQuirks,
   facade: applyFacade,
   "runtime-check": checkRuntime,
@@ -43,47 +38,57 @@ export const steps = {
   registries: writeRegistries,
   k3s: downloadK3s,
   server: ensureServer,
-  kubeconfig: printKubeconfig,
-  tunnel: ensureTunnel,
-  "tunnel-remove": removeTunnel,
+  kubeconfig: writeKubeconfig,
   network: ensureNetwork,
   proxy: ensureProxy,
   images: importImages,
   manifest: ensureManifest,
   "manifest-remove": removeManifest,
-  // Kubernetes' client takes longer to load than most steps to run, so only the step that needs it loads it.
-  "pod-logs": async (params: PodLogsParams, kubeconfig: string) =>
-    (await import("./pod.ts")).podLogs(params, kubeconfig),
-} satisfies Record<string, Step>;
+} satisfies Record<string, Step<never, unknown>>;
 
+/** What is done on no machine, or only for clusters that an earlier release made. */
+const others: Record<string, (params: never, content: string) => Promise<unknown>> = {
+  // Kubernetes' client takes longer to load than most steps to run, so only the step that needs it loads it.
+  "pod-logs": async (params: PodLogsParams, content) => (await import("./podLogs.ts")).podLogs(params, content),
+  "tunnel-remove": removeTunnel,
+  "build-remove": removeBuilt,
+};
+
+/** The steps that are done on a machine. */
 export type StepName = keyof typeof steps;
 
-/** What a step gets on standard input where it gets no variables. */
-export interface StepInput {
-  params: object;
-  /** What would be in variables beside the parameters. */
-  environment?: Record<string, string>;
-  /** What would be on standard input. */
-  content?: string;
-}
-
 /** The parameters of a step. */
-export type StepParams<S extends StepName> = Parameters<(typeof steps)[S]>[0];
+export type StepParams<S extends StepName> = Parameters<(typeof steps)[S]["run"]>[0];
+
+const say = (line: string) => console.error(line);
+
+/**
+ * Does a step.
+ * @param given the parameters, of this release or of an earlier one
+ */
+export async function runStep(name: string, given: object, content: string): Promise<unknown> {
+  const { step: current, params } = currentForm(name, given);
+  if (Object.hasOwn(others, current)) return await others[current]!(params as never, content);
+  if (!Object.hasOwn(steps, current))
+    throw new Error(`there is no such step; there are ${Object.keys(steps).join(", ")}`);
+  const step = steps[current as StepName] as unknown as Step<OnMachine, unknown>;
+  const machine = openMachine((params as OnMachine).machine);
+  const init = join(await provide(wanted({ name: "init" }), say), "sandbox-init");
+  const lock = await machine.lock({ what: step.name(params as never), alone: step.alone ?? false, init, say });
+  const incarnation = Number(process.env.SANDBOX_INCARNATION ?? 0);
+  const repairs = Number(process.env.STEP_REPAIRS ?? 0);
+  try {
+    return await step.run(params as never, { machine, content, incarnation, repairs, say });
+  } finally {
+    lock.release(current === "sandbox-remove");
+  }
+}
 
 if (import.meta.main) {
   const name = process.argv[2] ?? "";
-  const step: Step | undefined = Object.hasOwn(steps, name) ? steps[name as StepName] : undefined;
   try {
-    if (!step) throw new Error(`no step ${JSON.stringify(name)}; there are ${Object.keys(steps).join(", ")}`);
-    const given = process.env.STEP_PARAMS;
-    const input = await text(process.stdin);
-    const {
-      params,
-      environment = {},
-      content = "",
-    } = given === undefined ? (JSON.parse(input) as StepInput) : { params: JSON.parse(given), content: input };
-    Object.assign(process.env, environment);
-    const result = await step(params, content);
+    const given = JSON.parse(process.env.STEP_PARAMS ?? "{}") as object;
+    const result = await runStep(name, given, await text(process.stdin));
     if (result !== undefined) process.stdout.write(typeof result === "string" ? result : `${JSON.stringify(result)}\n`);
   } catch (error) {
     console.error(`${name}: ${error instanceof Error ? error.message : String(error)}`);

@@ -1,41 +1,73 @@
 /**
- * `node toolchain/build.ts [--print] [NAME ...]` builds the named artifacts, or all that a sandbox takes; what is built
- * already takes no time. With `--print` it builds nothing and prints the folder of each.
+ * Builds artifacts: `node toolchain/build.ts [NAME ...]`, by default all that a sandbox takes; what is built already
+ * takes no time.
+ *
+ *     --print                     builds nothing, and prints the folder of each
+ *     --patch ID                  with this patch, which may be given several times; for one artifact
+ *     --manifest                  builds nothing, and prints the path of the manifest
+ *     --try-patch ID NAME         prints what `patch` says of a patch that does not apply to the pinned source
+ * @module
  */
 import { existsSync } from "node:fs";
+import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { type ArtifactName, artifactFolder, artifactNames, build, usualArtifacts } from "./artifacts.ts";
+import { type ArtifactName, artifactFolder, digest, usualArtifacts } from "../artifacts/artifacts.ts";
+import { writeWhole } from "../system/files.ts";
+import { cacheFolder } from "../system/folders.ts";
+import { artifactNames, build, currentManifest, patchRefusal } from "./make.ts";
 
 const { values, positionals: wanted } = parseArgs({
   allowPositionals: true,
-  options: { print: { type: "boolean", default: false } },
+  options: {
+    print: { type: "boolean", default: false },
+    patch: { type: "string", multiple: true, default: [] },
+    manifest: { type: "boolean", default: false },
+    "try-patch": { type: "string" },
+  },
 });
-const unknown = wanted.filter((name) => !artifactNames.includes(name as ArtifactName));
-if (unknown.length > 0) {
-  console.error(`no artifact ${unknown.join(", ")}; there are ${artifactNames.join(", ")}`);
-  process.exit(1);
+try {
+  await main();
+} catch (error) {
+  console.error(error instanceof Error ? error.message : String(error));
+  process.exitCode = 1;
 }
-const names = wanted.length > 0 ? (wanted as ArtifactName[]) : usualArtifacts;
-if (values.print) {
-  for (const name of names) console.log(artifactFolder({ name }));
-  process.exit();
+
+async function main(): Promise<void> {
+  const unknown = wanted.filter((name) => !artifactNames.includes(name as ArtifactName));
+  if (unknown.length > 0) throw new Error(`no artifact ${unknown.join(", ")}; there are ${artifactNames.join(", ")}`);
+  process.env.GVISOR_K3S_MANIFEST = await writeManifest();
+  const names = wanted.length > 0 ? (wanted as ArtifactName[]) : usualArtifacts;
+  if (values.manifest) console.log(process.env.GVISOR_K3S_MANIFEST);
+  else if (values["try-patch"] !== undefined) console.log(patchRefusal(names[0]!, values["try-patch"]) ?? "");
+  else if (values.print) for (const name of names) console.log(artifactFolder({ name }));
+  else await buildAll(names, values.patch);
 }
-const missing = names.filter((name) => !existsSync(artifactFolder({ name })));
-if (missing.length < names.length)
-  console.log(`built already: ${names.filter((name) => !missing.includes(name)).join(", ")}`);
-for (const [index, name] of missing.entries()) {
-  const start = Date.now();
-  const seconds = () => `${((Date.now() - start) / 1000).toFixed(0)} s`;
-  const step = `[${index + 1}/${missing.length}] ${name}`;
-  const progress = setInterval(() => console.log(`${step}: still building, ${seconds()}`), 15_000);
-  try {
-    const folder = await build({ name }, (line) => console.log(`${step}: ${line}`));
-    console.log(`${step}: ${folder} (${seconds()})`);
-  } catch (error) {
-    console.error(`${step}: ${error instanceof Error ? error.message : String(error)}`);
-    process.exitCode = 1;
-    break;
-  } finally {
-    clearInterval(progress);
+
+/** Writes the manifest of what the sources are now; its name tells its content. */
+async function writeManifest(): Promise<string> {
+  const content = JSON.stringify(currentManifest(), null, 2);
+  const file = join(cacheFolder(), "manifests", `${digest(content)}.json`);
+  if (!existsSync(file)) await writeWhole(file, content, 0o644);
+  return file;
+}
+
+async function buildAll(names: readonly ArtifactName[], patches: string[]): Promise<void> {
+  const artifacts = names.map((name) => (patches.length > 0 ? { name, patches } : { name }));
+  const missing = artifacts.filter((artifact) => !existsSync(artifactFolder(artifact)));
+  const built = artifacts.filter((artifact) => !missing.includes(artifact)).map(({ name }) => name);
+  if (built.length > 0) console.log(`built already: ${built.join(", ")}`);
+  for (const [index, artifact] of missing.entries()) {
+    const start = Date.now();
+    const seconds = () => `${((Date.now() - start) / 1000).toFixed(0)} s`;
+    const step = `[${index + 1}/${missing.length}] ${artifact.name}`;
+    const progress = setInterval(() => console.log(`${step}: still building, ${seconds()}`), 15_000);
+    try {
+      const folder = await build(artifact, (line) => console.log(`${step}: ${line}`));
+      console.log(`${step}: ${folder} (${seconds()})`);
+    } catch (error) {
+      throw new Error(`${step}: ${(error as Error).message}`, { cause: error });
+    } finally {
+      clearInterval(progress);
+    }
   }
 }

@@ -5,7 +5,7 @@
  */
 import { cpSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
-import { run } from "../steps/run.ts";
+import { run } from "../system/run.ts";
 
 const root = join(import.meta.dirname, "..");
 const dist = join(root, "dist");

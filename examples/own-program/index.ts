@@ -10,14 +10,8 @@ import { K3sNode, Manifest, parseStackConfig, preflight, Sandbox } from "gvisor-
 const config = parseStackConfig({ name: "ex-own", mode: "control-plane", sandbox: { memory: "1Gi" } });
 preflight(config);
 
-const sandbox = new Sandbox("sandbox", { ...config, egress: false });
-const node = new K3sNode("node", {
-  sandbox,
-  node: config.node,
-  distribution: config.distribution,
-  k3s: config.k3s,
-  addons: config.addons,
-});
+const sandbox = new Sandbox("sandbox", { config });
+const node = new K3sNode("node", { sandbox, config });
 new Manifest("team", {
   sandbox,
   node,

@@ -8,7 +8,7 @@ import { execa } from "execa";
 const names = ["ex-one", "ex-two"];
 const progress = new Progress();
 const ask = async (name: string, ...args: string[]) => {
-  const [program, ...first] = await kubectl(readConfig(name), (line) => progress.say(line));
+  const [program, ...first] = await kubectl(await readConfig(name), (line) => progress.say(line));
   return (await execa(program, [...first, ...args])).stdout;
 };
 

@@ -1,0 +1,27 @@
+import type { StackConfig } from "../config/schema.ts";
+import { isAlive } from "../system/processes.ts";
+import { inside } from "./inside.ts";
+import type { Driver, Machine } from "./machine.ts";
+import type { Kind, MachineRef } from "./ref.ts";
+import { isRunningHere, managed } from "./managed.ts";
+import { readRecord } from "./record.ts";
+import { ssh } from "./ssh.ts";
+
+/** Every kind of machine, by the values of the option `target`. */
+const drivers: Record<Kind, Driver> = { managed, inside, ssh } as Record<Kind, Driver<never>> as Record<Kind, Driver>;
+
+/** The kind of machine that the options describe. */
+export const driverOf = ({ target }: Pick<StackConfig, "target">): Driver => drivers[target];
+
+/** The kind of a machine. */
+export const driverFor = ({ kind }: MachineRef): Driver => drivers[kind];
+
+/** The machine that is found by this. */
+export const openMachine = (ref: MachineRef): Machine => drivers[ref.kind].open(ref);
+
+/** Whether a machine runs, as far as is told at once; one that is elsewhere would have to be asked. */
+export function stateHere(ref: MachineRef): "running" | "stopped" | "remote" {
+  if (ref.kind === "ssh") return "remote";
+  const runs = ref.kind === "managed" ? isRunningHere(ref) : isAlive(readRecord(ref.name, ref.home));
+  return runs ? "running" : "stopped";
+}

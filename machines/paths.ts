@@ -1,0 +1,41 @@
+import { join } from "node:path";
+
+/** What the host keeps of a machine, and what it calls things of it. No sandbox sees any of this but its own root. */
+export function hostPaths(name: string, home: string) {
+  const state = join(home, "sandboxes", name);
+  return {
+    /** The folder of all that is kept of it, mode 0700. */
+    state,
+    /** The OCI bundle: config.json, and the root file system. */
+    bundle: join(state, "bundle"),
+    /**
+     * The sandbox's root file system, which is the sandbox's alone to write. The host never opens a path in it, but
+     * beneath a handle (`gvisor-k3s-host read`).
+     */
+    rootfs: join(state, "bundle", "rootfs"),
+    /** The host's own logs: of the supervisor, of runsc, of the egress. */
+    logs: join(state, "log"),
+    /** runsc's own state. */
+    runsc: join(state, "runsc"),
+    /** What is written down of the machine; see `readRecord`. */
+    record: join(state, "machine.json"),
+    /** What the supervisor is told, and what it tells. */
+    spec: join(state, "spec.json"),
+    supervisor: join(state, "supervisor.json"),
+    /** What is known of the process that leads to another machine's API server. */
+    tunnel: join(state, "tunnel.json"),
+    /** The kubeconfig for this machine, mode 0600; see servers/kubeconfig.ts. */
+    kubeconfig: join(state, "kubeconfig"),
+    /** What was written into each configuration file; see machines/written.ts. */
+    written: join(state, "written"),
+    /** The server that was ready last; see servers/ready.ts. */
+    ready: join(state, "server.json"),
+    /** What the sandbox was found to lack; see steps/probe.ts. */
+    quirks: join(state, "quirks.json"),
+    /** Manifests that were applied last, where the server does not know itself; see servers/k3s.ts. */
+    manifests: join(state, "manifests"),
+    /** The network namespace and the host's end of the link; at most 15 characters, as the kernel wants it of links. */
+    link: `gk-${name}`,
+    networkNamespace: `/run/netns/gk-${name}`,
+  };
+}

@@ -1,0 +1,334 @@
+/**
+ * Another machine that is a gVisor sandbox, reached by OpenSSH's client. Everything is done from here: programs are run
+ * there, files come and go through sandbox-init, and nothing else of this project is there.
+ * @module
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { rm, rmdir } from "node:fs/promises";
+import { arch, homedir } from "node:os";
+import { dirname, join } from "node:path";
+import { provide, wanted } from "../artifacts/artifacts.ts";
+import { InputError, type Problem } from "../config/problems.ts";
+import type { StackConfig } from "../config/schema.ts";
+import { answerOf, isWritable } from "../system/programs.ts";
+import { CommandError, type Output } from "../system/run.ts";
+import { BaseMachine } from "./base.ts";
+import { type InsideSpec, insideRevision, insideSpec, type MachineAnswer, observedOf, startInput } from "./inside.ts";
+import { lockIn } from "./lock.ts";
+import type { Driver, ExecOptions, Lock, LockOptions, Machine, Reached, Start } from "./machine.ts";
+import type { Observed, There } from "./observe.ts";
+import type { MachineRef } from "./ref.ts";
+import { hostPaths } from "./paths.ts";
+import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
+import { closeConnection, controlFolder, hostKey, remotePaths, type SshTarget, sshCommand } from "./sshConnection.ts";
+import { holdThere } from "./sshLock.ts";
+import { endTunnel, hasTunnel, openTunnel } from "./tunnel.ts";
+import { uploadTo } from "./upload.ts";
+import { writtenFiles } from "./written.ts";
+
+/** What is copied to another machine, and the state of an empty cluster, in MiB. */
+const NEEDED = 1024;
+
+/** Node.js' names for what `uname -m` tells. */
+const ARCHITECTURES: Record<string, string> = { x86_64: "x64", aarch64: "arm64" };
+
+/** What a node takes of a machine: see `askThere`, machines/upload.ts. */
+const PROGRAMS = ["tar", "sha256sum"];
+
+/** See {@link Driver}. */
+export const ssh: Driver<InsideSpec> = {
+  durable: false,
+  refOf: (config, home) => ({ kind: "ssh", name: config.name, home, ssh: targetOf(config) }),
+  specOf: insideSpec,
+  revisionOf: (spec, { name }) => insideRevision(spec, name, remotePaths.home),
+
+  identityOf: ({ name, sandbox, mode, ssh: { host, port } }) => {
+    return [name, remotePaths.home, sandbox.subnet, mode, "ssh", host!, String(port)];
+  },
+
+  problemsOf(_, { home, ssh: target }) {
+    const message = "it cannot be written; set this variable to a folder of yours";
+    const own = isWritable(home) ? [] : [{ option: "GVISOR_K3S_HOME", value: home, message }];
+    return [...own, ...keyProblems(target!)];
+  },
+
+  problemsThere: (config, { ssh: target }, observed) => problemsThere(config, target!, observed),
+
+  takesOf: ({ takes }) => takes,
+  gvisorOf: () => [],
+  open: (ref) => new SshMachine(ref),
+};
+
+function targetOf({ ssh: options }: StackConfig): SshTarget {
+  const {
+    host,
+    port,
+    user,
+    privateKey,
+    knownHosts = join(homedir(), ".ssh/known_hosts"),
+    sudo = user !== "root",
+  } = options;
+  return { host: host!, port, user, ...(privateKey === undefined ? {} : { privateKey }), knownHosts, sudo };
+}
+
+class SshMachine extends BaseMachine implements Machine {
+  get title(): string {
+    return `the machine ${this.#target.host}`;
+  }
+
+  get #target(): SshTarget {
+    return this.ref.ssh!;
+  }
+
+  command(args: readonly string[]): readonly string[] {
+    return sshCommand(this.#target, controlFolder(this.ref.home), args);
+  }
+
+  override async exec(args: readonly string[], options: ExecOptions = {}): Promise<Output> {
+    return await super.exec(args, options).catch((error: unknown) => {
+      throw error instanceof CommandError ? explained(this.#target, error) : error;
+    });
+  }
+
+  protected override initPath(): string {
+    const { name, home } = this.ref;
+    // Before the machine is started there is what was copied for that.
+    return (
+      readRecord(name, home)?.programs.init ?? join(remotePaths.artifacts, wanted({ name: "init" }).id, "sandbox-init")
+    );
+  }
+
+  override async init(args: readonly string[], options: ExecOptions = {}): Promise<Output> {
+    const { name, home } = this.ref;
+    if (readRecord(name, home) === undefined) await this.upload([await provide(wanted({ name: "init" }), say)], say);
+    return await super.init(args, options);
+  }
+
+  async upload(folders: readonly string[], say: (line: string) => void): Promise<void> {
+    await uploadTo(this, folders, say);
+  }
+
+  async lock(options: LockOptions): Promise<Lock> {
+    const { name, home } = this.ref;
+    const here = await lockIn(join(home, "locks", name), options);
+    const there = await holdThere(this, options);
+    return {
+      release(gone) {
+        there.release(gone);
+        here.release(gone);
+      },
+    };
+  }
+
+  async observe(): Promise<Observed> {
+    const { name, home } = this.ref;
+    const input = JSON.stringify({ version: 1, name, home: remotePaths.home, files: writtenFiles(this.ref) });
+    const { there, answer } = await askThere(this, input);
+    const noted = readRecord(name, home);
+    if (answer !== undefined) {
+      const observed = observedOf(this.ref, answer, noted);
+      const { stranger } = observed.there!;
+      return withTunnel(this.ref, { ...observed, there: { ...there, stranger } });
+    }
+    const lost = noted === undefined ? {} : { noted: noted.incarnation };
+    return { state: "absent", ...lost, drift: [], repairs: {}, there, problems: [] };
+  }
+
+  async start({ spec, owner, incarnation, repairs }: Start<InsideSpec>): Promise<MachineRecord> {
+    const { name, home } = this.ref;
+    checkOwner(this.ref, readRecord(name, home), owner);
+    const folders: string[] = [];
+    for (const artifact of spec.takes) folders.push(await provide(artifact, say));
+    await this.upload(folders, say);
+    const init = join(remotePaths.artifacts, spec.takes[0]!.id, "sandbox-init");
+    const input = startInput(this.ref, { spec, owner, incarnation, repairs }, remotePaths.home, remotePaths.artifacts);
+    const { stdout } = await this.exec([init, "machine", "start"], { input, timeout: 90_000 });
+    const started = JSON.parse(stdout) as MachineRecord;
+    const programs = { init: spec.init };
+    const record: MachineRecord = { ...started, kind: "ssh", ssh: this.#target, repairs, programs };
+    await writeRecord(name, home, record);
+    // What ran the steps of a release up to 0.2 there; without it, the ends of its resources do nothing.
+    await this.exec(["rm", "-f", join(remotePaths.cache, "runner")]);
+    return record;
+  }
+
+  async stop(known?: { address: string; bridge: string }): Promise<void> {
+    const { name, home } = this.ref;
+    const { address, bridge } = { ...readRecord(name, home), ...known };
+    const input = JSON.stringify({ version: 1, name, home: remotePaths.home, address, bridge });
+    const init = this.initPath();
+    const { stdout: found } = await this.exec(["sh", "-c", '[ ! -x "$1" ] || echo there', "sh", init]);
+    if (found.includes("there")) await this.exec([init, "machine", "stop"], { input, timeout: 120_000 });
+    // The folder of another cluster's node is still there then.
+    const script =
+      'rmdir "$1/sandboxes" 2> /dev/null; [ -e "$1/sandboxes" ] || { rm -rf "$2" && { rmdir "$1" || true; } }';
+    await this.exec(["sh", "-c", script, "sh", remotePaths.home, remotePaths.cache]);
+    await this.forget();
+  }
+
+  /** Removes what is noted here, unless the cluster has moved to another machine. */
+  async forget(): Promise<void> {
+    const { name, home } = this.ref;
+    const { state } = hostPaths(name, home);
+    await endTunnel(this.ref);
+    if (this.ref.ssh) await closeConnection(this.ref.ssh, controlFolder(home));
+    await rm(state, { recursive: true, force: true });
+    for (const folder of [dirname(state), join(home, "ssh")]) await rmdir(folder).catch(() => undefined);
+  }
+
+  async reach(server: { address: string; port: number; ca: string }): Promise<Reached> {
+    return await openTunnel(this.ref, server);
+  }
+}
+
+const say = (line: string) => console.error(line);
+
+/** What is observed, with whether the API server is reached: the way to it is written again by a step. */
+function withTunnel(ref: MachineRef, observed: Observed): Observed {
+  if (observed.state !== "running" || hasTunnel(ref)) return observed;
+  const { kubeconfig = 0 } = observed.repairs;
+  const problems = [...observed.problems, "the SSH tunnel to the API server is gone"];
+  return { ...observed, repairs: { ...observed.repairs, kubeconfig: kubeconfig + 1 }, cutOff: true, problems };
+}
+
+/** Asks a machine how it is, by a shell: nothing of this project need be there. */
+async function askThere(machine: SshMachine, input: string): Promise<{ there: There; answer?: MachineAnswer }> {
+  const { home, artifacts } = remotePaths;
+  const folders = ["/etc/cni", "/etc/containerd", "/etc/rancher", "/run/containerd", "/var/lib/cni"].concat([
+    "/var/lib/containerd",
+    "/var/lib/kubelet",
+    "/var/lib/rancher",
+  ]);
+  const { name } = machine.ref;
+  const script = `echo "arch $(uname -m)"
+{ dmesg -S || dmesg; } 2> /dev/null | grep -q 'Starting gVisor' && echo gvisor
+for program in ${PROGRAMS.join(" ")}; do command -v $program > /dev/null || echo "missing $program"; done
+[ -e /etc/resolv.conf ] || echo "missing /etc/resolv.conf"
+for folder in ${folders.join(" ")}; do [ -d $folder ] && [ -n "$(ls -A $folder)" ] && echo "taken $folder"; done
+df -P -k /var/lib | { read -r header; read -r device size used free rest; echo "free $free"; }
+for init in ${artifacts}/init-*/sandbox-init; do last=$init; done
+if [ -x "$last" ] && [ -e ${home}/sandboxes/${name} ]; then printf 'observed '; "$last" machine observe || exit 1; fi
+`;
+  const { stdout } = await machine.exec(["sh", "-c", script], { input });
+  const lines = stdout.split("\n");
+  const all = (word: string) =>
+    lines.filter((line) => line.startsWith(`${word} `)).map((line) => line.slice(word.length + 1));
+  const observed = all("observed")[0];
+  return {
+    there: {
+      arch: all("arch")[0] ?? "",
+      isGvisor: lines.includes("gvisor"),
+      missing: all("missing"),
+      taken: all("taken"),
+      free: Math.floor(Number(all("free")[0] ?? 0) / 1024),
+      stranger: false,
+    },
+    ...(observed === undefined ? {} : { answer: JSON.parse(observed) as MachineAnswer }),
+  };
+}
+
+/** What stands in the way on a machine that answers. */
+function problemsThere({ name }: StackConfig, { host }: SshTarget, { record, there }: Observed): Problem[] {
+  if (there === undefined) return [];
+  const problem = (message: string): Problem => ({ option: "ssh.host", value: host, message });
+  const problems: Problem[] = [];
+  if (!there.isGvisor) {
+    const message = "it is no gVisor sandbox, and the node would be on its kernel; give a machine that is one, or use";
+    problems.push(problem(`${message} target: managed on it`));
+  }
+  if (ARCHITECTURES[there.arch] !== arch()) {
+    problems.push(
+      problem(`it is ${there.arch}, and what is built here is for ${arch()}; run this on a machine like it`),
+    );
+  }
+  if (there.missing.length > 0) {
+    const advice = "(on Debian: apt-get install tar coreutils)";
+    problems.push(problem(`it lacks ${there.missing.join(", ")}; a node needs them ${advice}`));
+  }
+  if (there.stranger) {
+    const message = `${host} has a node of this name that was made from elsewhere; choose another machine, or destroy it`;
+    problems.push({ option: "name", value: name, message: `${message} from there` });
+  }
+  if (record !== undefined) return problems;
+  if (there.taken.length > 0) {
+    const message = `it has a container runtime or a node already, or what one left: ${there.taken.join(", ")}; a node`;
+    problems.push(problem(`${message} needs these for itself: remove them, or give another machine`));
+  }
+  if (there.free < NEEDED) {
+    problems.push(problem(`/var/lib has ${there.free} MiB free there, and a node needs ${NEEDED} MiB; make room`));
+  }
+  return problems;
+}
+
+/** What ssh or sudo says, as an error that names the option that helps; what the command itself says stays as it is. */
+function explained(target: SshTarget, error: CommandError): Error {
+  const problem = problemOf(target, error.exitCode, error.output);
+  return problem === undefined ? error : new InputError([problem]);
+}
+
+/** ssh's own exit code. */
+const SSH_FAILED = 255;
+
+function problemOf(target: SshTarget, exitCode: number | undefined, output: string): Problem | undefined {
+  const { host, port, user, privateKey, knownHosts } = target;
+  const last = output.trimEnd().split("\n").at(-1)!;
+  if (/^sudo:|not in the sudoers/m.test(output)) {
+    const message = `it cannot become root on ${host} without a password (${last}); allow that in sudoers, or give`;
+    return { option: "ssh.user", value: user, message: `${message} another user` };
+  }
+  if (exitCode !== SSH_FAILED) return undefined;
+  if (/HOST IDENTIFICATION HAS CHANGED|Host key verification failed|No \S+ host key is known/.test(output)) {
+    const entry = port === 22 ? host : `[${host}]:${port}`;
+    const message =
+      `the key of ${host} is not the one that is noted there: it was set up anew, or somebody answers in its place. ` +
+      `Compare \`ssh-keyscan -p ${port} ${host}\` with the machine's own /etc/ssh/ssh_host_*_key.pub; if they are ` +
+      `the same, \`ssh-keygen -R ${entry} -f ${knownHosts}\` forgets the old one`;
+    return { option: "ssh.knownHosts", value: knownHosts, message };
+  }
+  if (/Permission denied/.test(output)) {
+    const which = privateKey === undefined ? "no key of the SSH agent is" : "the key is not";
+    const message = `${which} accepted by ${host} for the user ${user} (${last}); put its public part into that user's`;
+    return {
+      option: "ssh.privateKey",
+      value: privateKey,
+      message: `${message} ~/.ssh/authorized_keys, or give another key`,
+    };
+  }
+  return { option: "ssh.host", value: host, message: `it is not reached at port ${port} (${last})` };
+}
+
+/** What is wrong with the keys, as far as this machine tells. */
+function keyProblems(target: SshTarget): Problem[] {
+  const { host, port, knownHosts } = target;
+  if (answerOf("ssh", ["-V"]) === undefined) {
+    const message = "there is no OpenSSH client here; install it (Debian: apt-get install openssh-client)";
+    return [{ option: "target", value: "ssh", message }];
+  }
+  const problems = privateKeyProblems(target);
+  if (hostKey(target) === undefined) {
+    const message =
+      `no key of ${host} is noted there, so nobody could tell it from another machine; ` +
+      `\`ssh-keyscan -p ${port} ${host} >> ${knownHosts}\`, and compare that with the machine's own ` +
+      "/etc/ssh/ssh_host_*_key.pub";
+    problems.push({ option: "ssh.knownHosts", value: knownHosts, message });
+  }
+  return problems;
+}
+
+function privateKeyProblems({ privateKey }: SshTarget): Problem[] {
+  const option = "ssh.privateKey";
+  if (privateKey === undefined) {
+    if (process.env.SSH_AUTH_SOCK !== undefined) return [];
+    return [{ option, message: "it is missing, and no SSH agent runs (SSH_AUTH_SOCK); give the file of a key" }];
+  }
+  const problem = (message: string): Problem[] => [{ option, value: privateKey, message }];
+  if (!existsSync(privateKey)) return problem("there is no such file");
+  if (!readFileSync(privateKey, "utf8").includes("PRIVATE KEY-----")) {
+    return problem("it is no private key; give the file without .pub");
+  }
+  if (answerOf("ssh-keygen", ["-y", "-P", "", "-f", privateKey]) !== undefined) return [];
+  return problem(
+    "it cannot be used as it is: it is encrypted, or others may read it. An encrypted key is for the SSH agent: " +
+      "`ssh-add` it and leave the option out; else `chmod 600` it",
+  );
+}

@@ -1,0 +1,76 @@
+/**
+ * A note of what was written into each of the node's configuration files, so that one that was edited or removed by hand
+ * is noticed by a preview, told by `status` and written again by the next `up`.
+ * @module
+ */
+import { createHash } from "node:crypto";
+import { existsSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { readJson, writeWhole } from "../system/files.ts";
+import type { MachineFile, MachineRef } from "./ref.ts";
+import { hostPaths } from "./paths.ts";
+
+/** What is noted of the files that a step writes. */
+interface Note {
+  /** How often they were found edited, and were written again. */
+  repairs: number;
+  /** The hash of each by its path on the machine. */
+  files: Record<string, string>;
+}
+
+/** A file that is not as it was written. */
+export interface Drift {
+  /** The step that writes it. */
+  step: string;
+  /** Its path on the machine. */
+  file: string;
+  what: "edited" | "removed";
+}
+
+/** What sandbox-init tells of a file; see `files hash` in node/init. */
+export type Hashes = Record<string, { sha256?: string; absent?: boolean; problem?: string }>;
+
+/** Notes what a step has written. */
+export async function noteWritten(
+  { name, home }: MachineRef,
+  step: string,
+  files: readonly MachineFile[],
+  repairs: number,
+): Promise<void> {
+  const hash = (content: string) => createHash("sha256").update(content).digest("hex");
+  const note: Note = { repairs, files: Object.fromEntries(files.map(({ path, content }) => [path, hash(content)])) };
+  await writeWhole(join(hostPaths(name, home).written, `${step}.json`), JSON.stringify(note));
+}
+
+/** The files that something is noted of. */
+export function writtenFiles(ref: MachineRef): string[] {
+  return Object.values(notesOf(ref)).flatMap(({ files }) => Object.keys(files));
+}
+
+/** Every file that is not as it was written, by what the machine tells of them. */
+export function driftIn(ref: MachineRef, hashes: Hashes): Drift[] {
+  return Object.entries(notesOf(ref)).flatMap(([step, { files }]) =>
+    Object.entries(files).flatMap(([file, written]): Drift[] => {
+      const found = hashes[file];
+      if (found === undefined || found.sha256 === written) return [];
+      return [{ step, file, what: found.absent ? "removed" : "edited" }];
+    }),
+  );
+}
+
+/**
+ * How often the files of each step are found edited, this time included: an input of the step, which then writes them
+ * again.
+ */
+export function repairsOf(ref: MachineRef, drift: readonly Drift[]): Record<string, number> {
+  const drifted = new Set(drift.map(({ step }) => step));
+  const steps = Object.entries(notesOf(ref));
+  return Object.fromEntries(steps.map(([step, { repairs }]) => [step, repairs + (drifted.has(step) ? 1 : 0)]));
+}
+
+function notesOf({ name, home }: MachineRef): Record<string, Note> {
+  const { written } = hostPaths(name, home);
+  const files = existsSync(written) ? readdirSync(written).filter((file) => file.endsWith(".json")) : [];
+  const read = (file: string) => readJson<Note>(join(written, file), "delete it; the next `up` writes the files anew");
+  return Object.fromEntries(files.map((file) => [file.replace(/\.json$/, ""), read(file)!]));
+}

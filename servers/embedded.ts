@@ -1,0 +1,115 @@
+/**
+ * The server that is built here from the Kubernetes modules: node/server.
+ * @module
+ */
+import { createHash } from "node:crypto";
+import { pathInSandbox, manifest as versions, wanted } from "../artifacts/artifacts.ts";
+import { inSandbox } from "../config/paths.ts";
+import type { Machine } from "../machines/machine.ts";
+import { serviceGives } from "../machines/services.ts";
+import { CommandError, lastLines } from "../system/run.ts";
+import { waitFor } from "../system/wait.ts";
+import type { Distribution, Server, ServerRef, Stage } from "./server.ts";
+
+/** Seconds for the API server or the node to become ready; on two slow cores it takes about ten. */
+const PATIENCE = 180;
+
+/** Seconds for the server to apply a manifest, retries included. */
+const APPLY = 60;
+
+const folder = `${inSandbox.nodeData}/server/manifests`;
+
+/** What the server notes of its start: its process, and when it came how far. See node/server/ready.go. */
+const stages = `${inSandbox.nodeData}/server/stages.json`;
+const keys: Record<Stage, string> = { api: "defaultServiceAccount", node: "nodeReady" };
+
+/** What the server notes of a manifest; see `manifestState` in node/server/manifests.go. */
+interface ManifestState {
+  digest: string;
+  problem?: string;
+  /** To try again is of no use. */
+  final?: boolean;
+}
+
+/** The server's program by its path on the machine. */
+export const embeddedServer = () => pathInSandbox({ name: "server" }, "gvisor-k3s-node");
+
+/** See {@link Distribution}. */
+export const embedded: Distribution = {
+  refOf: () => ({
+    distribution: "embedded",
+    server: embeddedServer(),
+    kubectl: embeddedServer(),
+    version: `v${versions().versions.kubernetes}`,
+  }),
+  takes: () => ({ artifacts: [wanted({ name: "server" })], own: [], download: false }),
+  disabled: ({ addons }) => (addons.localStorage.enabled ? [] : ["local-storage"]),
+  problemsOf: () => [],
+  versionOption: (to) => ({ option: "distribution", value: "embedded", brings: `this gvisor-k3s brings ${to}; ` }),
+  open: (ref) => new EmbeddedServer(ref),
+};
+
+class EmbeddedServer implements Server {
+  readonly #ref: ServerRef;
+  readonly proxyKubeconfig = `${inSandbox.nodeData}/server/cred/kube-proxy.kubeconfig`;
+
+  constructor(ref: ServerRef) {
+    this.#ref = ref;
+  }
+
+  service(config: string): ReturnType<Server["service"]> {
+    const command = (verb: string) => [this.#ref.server, verb, "--config", inSandbox.nodeConfig];
+    return {
+      service: { name: "server", command: command("server"), check: command("check"), stopSeconds: 15 },
+      files: [{ path: inSandbox.nodeConfig, content: config, mode: 0o600 }],
+    };
+  }
+
+  async reached(machine: Machine, stage: Stage): Promise<void> {
+    const sign = { file: stages, key: keys[stage] };
+    await serviceGives(machine, "server", sign, PATIENCE).catch(async (error: Error) => {
+      const missing = await this.#missing(machine, stage);
+      throw new Error([missing, error.message].filter(Boolean).join("\n"), { cause: error });
+    });
+  }
+
+  /** What the server itself says is missing. To ask takes a process, just when it needs every CPU: only at the end. */
+  async #missing(machine: Machine, stage: Stage): Promise<string> {
+    const question = [this.#ref.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage];
+    const asked = await machine.exec(question, { timeout: 30_000 }).catch((reason: unknown) => reason);
+    return asked instanceof CommandError ? lastLines(asked.output, 1) : "";
+  }
+
+  /** The server applies what lies in its folder, and deletes what leaves it. */
+  async apply(machine: Machine, manifest: string, content: string): Promise<void> {
+    const file = `${manifest}.yaml`;
+    await machine.write([{ path: `${folder}/${file}`, content, mode: 0o600 }]);
+    const digest = createHash("sha256").update(content).digest("hex");
+    let problem: string | undefined;
+    await waitFor(
+      `the server applies ${file}`,
+      APPLY,
+      async () => {
+        const state = (await manifestStates(machine))[file];
+        if (state?.digest !== digest) return undefined;
+        problem = state.problem;
+        if (state.final) throw new Error(problem);
+        return problem === undefined || undefined;
+      },
+      () => problem ?? "",
+    );
+  }
+
+  async withdraw(machine: Machine, manifest: string): Promise<void> {
+    const file = `${manifest}.yaml`;
+    await machine.remove([`${folder}/${file}`]);
+    await waitFor(`the server removes what ${file} brought`, APPLY, async () =>
+      (await manifestStates(machine))[file] ? undefined : true,
+    );
+  }
+}
+
+async function manifestStates(machine: Machine): Promise<Record<string, ManifestState>> {
+  const noted = (await machine.read(`${folder}.json`)) ?? "{}";
+  return (JSON.parse(noted) as Record<string, ManifestState> | null) ?? {};
+}

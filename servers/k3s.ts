@@ -1,0 +1,165 @@
+/**
+ * The official k3s, in the place of the server that is built here.
+ * @module
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { basename, join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { parseAllDocuments } from "yaml";
+import { wanted } from "../artifacts/artifacts.ts";
+import { k3sFolder, releaseFiles } from "../artifacts/k3sRelease.ts";
+import { stagedPath } from "../artifacts/stage.ts";
+import { renderKubeletConfig } from "../config/nodeYaml.ts";
+import { inSandbox } from "../config/paths.ts";
+import type { Problem } from "../config/problems.ts";
+import type { StackConfig } from "../config/schema.ts";
+import type { ExecOptions, Machine } from "../machines/machine.ts";
+import { hostPaths } from "../machines/paths.ts";
+import { serviceLog, serviceStates } from "../machines/services.ts";
+import { writeWhole } from "../system/files.ts";
+import { says } from "../system/programs.ts";
+import { type Output, worked } from "../system/run.ts";
+import { waitFor } from "../system/wait.ts";
+import { embeddedServer } from "./embedded.ts";
+import type { Distribution, Server, ServerRef, Stage } from "./server.ts";
+
+/**
+ * What k3s brings and this project has its own of, or has no use for: there is no netfilter for a load balancer, and
+ * Traefik has an image of its own.
+ */
+const OWN_ADDONS = ["coredns", "metrics-server", "servicelb", "traefik"];
+
+/** Seconds for the API server or the node to become ready. */
+const PATIENCE = 180;
+
+/** How often k3s may end while it is waited for. */
+const ATTEMPTS = 3;
+
+/**
+ * Seconds after which k3s is started again: its certificates live a year, and are renewed at a start in the last quarter
+ * of it (k3s' docs, "certificate").
+ */
+const RENEWAL = 300 * 24 * 3600;
+
+/** See {@link Distribution}. */
+export const k3s: Distribution = {
+  refOf: ({ k3s }) => ({
+    distribution: "k3s",
+    server: k3s.path ? stagedPath(k3s.path, "k3s") : join(inSandbox.artifacts, basename(k3sFolder(k3s)), "k3s"),
+    kubectl: embeddedServer(),
+    ...(k3s.path === undefined ? { version: k3s.version } : {}),
+  }),
+  takes: ({ k3s: { path } }) => ({
+    artifacts: [wanted({ name: "server" })], // kubectl, and the service proxy
+    own: path === undefined ? [] : [{ source: path, name: "k3s" }],
+    download: path === undefined,
+  }),
+  disabled: ({ addons }) => [...OWN_ADDONS, ...(addons.localStorage.enabled ? [] : ["local-storage"])],
+  problemsOf,
+  versionOption: (to) => ({ option: "k3s.version", value: to, brings: "" }),
+  open: (ref) => new K3sServer(ref),
+};
+
+/** What stands in the way of the official release: its source is looked at before anything is made. */
+function problemsOf({ k3s }: StackConfig): Problem[] {
+  if (k3s.path !== undefined || existsSync(k3sFolder(k3s))) return [];
+  if (k3s.airgap !== undefined) {
+    const absent = Object.values(releaseFiles()).filter((file) => !existsSync(join(k3s.airgap!, file)));
+    const message = `${absent.join(" and ")} of ${k3s.version} must be in it`;
+    return absent.length === 0 ? [] : [{ option: "k3s.airgap", value: k3s.airgap, message }];
+  }
+  const tools = ["curl", "flock"].filter((tool) => says(tool, "--version") === "");
+  return tools.map((tool) => {
+    const message = `there is no ${tool} to download it with; install it, or set k3s.airgap or k3s.path`;
+    return { option: "distribution", value: "k3s", message };
+  });
+}
+
+/** What a manifest holds, as far as it matters here. */
+interface KubernetesObject {
+  apiVersion?: string;
+  kind?: string;
+  metadata?: { name?: string; namespace?: string };
+}
+
+class K3sServer implements Server {
+  readonly #ref: ServerRef;
+  // k3s writes it for its kube-proxy, whether that runs or not.
+  readonly proxyKubeconfig = `${inSandbox.nodeData}/agent/kubeproxy.kubeconfig`;
+
+  constructor(ref: ServerRef) {
+    this.#ref = ref;
+  }
+
+  service(config: string): ReturnType<Server["service"]> {
+    const kubelet = `${inSandbox.nodeData}/agent/etc/kubelet.conf.d/10-gvisor-k3s.conf`;
+    const command = [this.#ref.server, "server", "--config", inSandbox.nodeConfig];
+    return {
+      service: { name: "server", command, stopSeconds: 15, restartEvery: RENEWAL },
+      files: [
+        { path: inSandbox.nodeConfig, content: config, mode: 0o600 },
+        { path: kubelet, content: renderKubeletConfig(), mode: 0o600 },
+      ],
+    };
+  }
+
+  /** k3s notes nothing of its stages, so its API server is asked. */
+  async reached(machine: Machine, stage: Stage): Promise<void> {
+    const question =
+      stage === "node"
+        ? ["wait", `node/${machine.ref.name}`, "--for=condition=Ready", "--timeout=2s"]
+        : ["get", "serviceaccount", "default", "--output=name"];
+    const before = (await serviceStates(machine)).server?.restarts ?? 0;
+    const answers = async () => {
+      if ((await worked(this.#kubectl(machine, ["--request-timeout=5s", ...question]))) !== undefined) return true;
+      const { restarts, lastExit } = (await serviceStates(machine)).server ?? { restarts: 0, lastExit: "" };
+      if (restarts - before >= ATTEMPTS) {
+        throw new Error(`server keeps ending, the last time with ${lastExit}\n${await serviceLog(machine, "server")}`);
+      }
+      await delay(500); // each question is a process, beside a server that needs every CPU
+      return undefined;
+    };
+    await waitFor("server answers", PATIENCE, answers, () => serviceLog(machine, "server"));
+  }
+
+  #kubectl(machine: Machine, args: string[], options: ExecOptions = {}): Promise<Output> {
+    return machine.exec([this.#ref.kubectl, "kubectl", `--kubeconfig=${inSandbox.kubeconfig}`, ...args], options);
+  }
+
+  /**
+   * k3s has a folder of manifests, and never deletes what a file that left it brought (k3s's docs, "Auto-deploying
+   * manifests"), so kubectl does it: what was applied last is kept, and what is in it and not in the new content is
+   * deleted. Empty content deletes all.
+   */
+  async apply(machine: Machine, manifest: string, content: string): Promise<void> {
+    const { name, home } = machine.ref;
+    const last = join(hostPaths(name, home).manifests, `${manifest}.yaml`);
+    if (content !== "") {
+      await this.#kubectl(machine, ["apply", "--server-side", "--force-conflicts", "--filename=-"], { input: content });
+    }
+    const stays = new Set(objectsOf(content).map(identity));
+    const before = existsSync(last) ? readFileSync(last, "utf8") : "";
+    const gone = objectsOf(before).filter((object) => !stays.has(identity(object)));
+    if (gone.length > 0) {
+      const input = JSON.stringify({ apiVersion: "v1", kind: "List", items: gone });
+      await this.#kubectl(machine, ["delete", "--ignore-not-found", "--filename=-"], { input });
+    }
+    await writeWhole(last, content);
+  }
+
+  async withdraw(machine: Machine, manifest: string): Promise<void> {
+    await this.apply(machine, manifest, "");
+  }
+}
+
+function objectsOf(content: string): KubernetesObject[] {
+  type Document = KubernetesObject & { items?: KubernetesObject[] };
+  const documents = parseAllDocuments(content).map((document) => document.toJS() as Document | null);
+  return documents.flatMap((object) => (object === null ? [] : (object.items ?? [object])));
+}
+
+/** What makes an object the same one: not its version, of which an API group has several for one object. */
+function identity({ apiVersion = "", kind, metadata }: KubernetesObject): string {
+  const group = apiVersion.includes("/") ? apiVersion.split("/")[0] : "";
+  return [group, kind, metadata?.namespace ?? "default", metadata?.name].join("/");
+}

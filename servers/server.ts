@@ -1,0 +1,63 @@
+/**
+ * What serves Kubernetes. All that differs between the distributions stands in this folder, behind {@link Server}.
+ * @module
+ */
+import type { Wanted } from "../artifacts/artifacts.ts";
+import type { Problem } from "../config/problems.ts";
+import type { StackConfig } from "../config/schema.ts";
+import type { Machine } from "../machines/machine.ts";
+import type { MachineFile } from "../machines/ref.ts";
+import type { Service } from "../machines/services.ts";
+
+/** What finds a server's programs on a machine, as JSON, in the parameters of steps. */
+export interface ServerRef {
+  /** See the option `distribution`. */
+  distribution: StackConfig["distribution"];
+  /** The server by its path on the machine. */
+  server: string;
+  /** What is taken for kubectl: a program by its path on the machine, with this as its first argument. */
+  kubectl: string;
+  /** The version of Kubernetes, where it is known, "v1.37.2". */
+  version?: string;
+}
+
+/** How far a server is: its API answers and the default service account is there, or its node is Ready. */
+export type Stage = "api" | "node";
+
+/** A server on a machine. */
+export interface Server {
+  /**
+   * The service that runs it, and the files that it reads.
+   * @param config the content of its config file
+   */
+  service(config: string): { service: Omit<Service, "config">; files: MachineFile[] };
+  /**
+   * Waits until the process that runs now is so far.
+   * @throws Error with what is missing and the end of its log
+   */
+  reached(machine: Machine, stage: Stage): Promise<void>;
+  /** What it writes for the service proxy, on the machine. */
+  readonly proxyKubeconfig: string;
+  /**
+   * Applies a manifest, and keeps it applied; what an earlier one of this name brought and this one does not is deleted.
+   * @throws Error with the API server's words on what it refuses
+   */
+  apply(machine: Machine, manifest: string, content: string): Promise<void>;
+  /** Takes a manifest away, and with it what the server has made of it. */
+  withdraw(machine: Machine, manifest: string): Promise<void>;
+}
+
+/** A distribution: what a file of this folder has to offer. */
+export interface Distribution {
+  /** Its server's programs. */
+  refOf(config: StackConfig): ServerRef;
+  /** What is to be there for it: artifacts, programs of the user's, and whether something is downloaded. */
+  takes(config: StackConfig): { artifacts: Wanted[]; own: { source: string; name: string }[]; download: boolean };
+  /** What of the server's own addons is switched off, by k3s' names. */
+  disabled(config: StackConfig): string[];
+  /** What stands in the way of it here. */
+  problemsOf(config: StackConfig): Problem[];
+  /** The option by which another version is chosen, and what is said of the one that this brings. */
+  versionOption(to: string): { option: string; value: string; brings: string };
+  open(ref: ServerRef): Server;
+}

@@ -1,0 +1,29 @@
+import { CoreV1Api, KubeConfig } from "@kubernetes/client-node";
+import { waitFor } from "../system/wait.ts";
+
+export interface PodLogsParams {
+  namespace: string;
+  name: string;
+  container: string;
+  /** Another pod of the same name is another input. */
+  uid: string;
+}
+
+/** Seconds for a container that runs to have its first line in the log. */
+const FIRST_LINE = 10;
+
+/** Bytes of the log that are taken: it becomes an output of the stack. */
+const MOST = 64 * 1024;
+
+/**
+ * What a pod's container has printed so far; the kubeconfig is the content. A container that prints nothing gives "".
+ */
+export async function podLogs(params: PodLogsParams, kubeconfig: string): Promise<string> {
+  const config = new KubeConfig();
+  config.loadFromString(kubeconfig);
+  const api = config.makeApiClient(CoreV1Api);
+  const { namespace, name, container } = params;
+  const read = () => api.readNamespacedPodLog({ namespace, name, container, limitBytes: MOST });
+  const printed = waitFor("the first log line", FIRST_LINE, async () => (await read()) || undefined);
+  return await printed.catch(async () => await read());
+}

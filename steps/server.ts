@@ -1,0 +1,106 @@
+import { isDeepStrictEqual } from "node:util";
+import type { Wanted } from "../artifacts/artifacts.ts";
+import { ensureService, serviceStates, stopService } from "../machines/services.ts";
+import { openServer } from "../servers/index.ts";
+import { lastReady, noteReady, type ReadyServer } from "../servers/ready.ts";
+import type { ServerRef } from "../servers/server.ts";
+import { dropCopies, isUnsettled, keepData, restoreData } from "./data.ts";
+import { provideTo } from "./runtime.ts";
+import type { Context, OnMachine, Step } from "./step.ts";
+import { writeFiles } from "./write.ts";
+
+export interface ServerParams extends OnMachine {
+  server: ServerRef;
+  /** What is to be there for it. */
+  takes: { artifacts: Wanted[]; own: { source: string; name: string }[] };
+}
+
+/** Seconds that the server has to end. */
+const STOP = 15;
+
+/**
+ * Has the server run with its config (the content), and waits until the API is ready: /readyz, and the default service
+ * account is there. The node becomes Ready when it has a network; see `ensureNetwork`.
+ * @throws Error with the end of the server's log if it does not become ready. If another one was ready before, that one
+ *   runs again then, with its configuration, and, if it was of another version, with the data as they were
+ */
+export const ensureServer: Step<ServerParams> = {
+  name: () => "server",
+  async run({ server, takes }, context) {
+    const { machine, content: config, say } = context;
+    await provideTo(machine, takes, say);
+    const { version, distribution, kubectl } = server;
+    const known = version === undefined ? {} : { version };
+    const next: ReadyServer = { ...known, distribution, server: server.server, config, kubectl };
+    const last = lastReady(machine.ref);
+    if (last === undefined) await startServer(context, server, config);
+    else if (last.server === next.server) await restart(context, server, last, next);
+    else await upgrade(context, server, last, next);
+    await noteReady(machine.ref, next);
+    if (last !== undefined) await dropCopies(machine, last.server !== next.server);
+  },
+};
+
+async function startServer(context: Context, ref: ServerRef, config: string): Promise<void> {
+  const { machine, repairs } = context;
+  const server = openServer(ref);
+  const { service, files } = server.service(config);
+  await writeFiles(context, "server", files);
+  await ensureService(machine, { ...service, config: `${files.map(({ content }) => content).join()}${repairs}` });
+  await server.reached(machine, "api");
+}
+
+/** The same program, whatever its configuration. */
+async function restart(context: Context, server: ServerRef, last: ReadyServer, next: ReadyServer): Promise<void> {
+  await settle(context, last, next);
+  await startServer(context, server, next.config).catch(async (error: Error) => {
+    throw isDeepStrictEqual(last, next) ? error : (await back(context, server, last, error)).told;
+  });
+}
+
+/** Another program, which may write the data in another way. */
+async function upgrade(context: Context, server: ServerRef, last: ReadyServer, next: ReadyServer): Promise<void> {
+  const { machine } = context;
+  await settle(context, last, next);
+  await stopServer(context);
+  await keepData(machine, last.server, next.server).catch(async (error: Error) => {
+    const reason = new Error(`the cluster's data could not be copied, so nothing was changed: ${error.message}`);
+    throw (await back(context, server, last, reason)).told;
+  });
+  await startServer(context, server, next.config).catch(async (error: Error) => {
+    await stopServer(context);
+    await restoreData(machine, last.server);
+    const { told, again } = await back(context, server, last, error);
+    if (again) await dropCopies(machine, true);
+    throw told;
+  });
+}
+
+/** Brings the data back that an upgrade which was given up has left to another server. */
+async function settle(context: Context, last: ReadyServer, next: ReadyServer): Promise<void> {
+  const { machine, say } = context;
+  if (!(await isUnsettled(machine, last.server, next.server))) return;
+  await stopServer(context);
+  await restoreData(machine, last.server);
+  say("an earlier upgrade was interrupted: the data are those of before it again; what it made of them is kept beside");
+}
+
+async function stopServer({ machine }: Context): Promise<void> {
+  if ((await serviceStates(machine)).server) await stopService(machine, "server", STOP);
+}
+
+/** Has the server of before run again, and tells both what went wrong and what runs. */
+async function back(
+  context: Context,
+  server: ServerRef,
+  last: ReadyServer,
+  error: Error,
+): Promise<{ told: Error; again: boolean }> {
+  const before = { ...server, distribution: last.distribution, server: last.server };
+  const version = last.version === undefined ? "" : `, ${last.version},`;
+  const [again, outcome] = await startServer(context, before, last.config).then(
+    () => [true, `the server of before${version} runs again, as it was`] as const,
+    (reason: Error) => [false, `the server of before does not start either: ${reason.message}`] as const,
+  );
+  return { told: new Error(`${error.message}\n${outcome}`, { cause: error }), again };
+}

@@ -1,0 +1,9 @@
+import type { MachineFile } from "../machines/ref.ts";
+import { noteWritten } from "../machines/written.ts";
+import type { Context } from "./step.ts";
+
+/** Writes the configuration files of a step, and notes what was written, so that an edit by hand is noticed. */
+export async function writeFiles({ machine, repairs }: Context, step: string, files: MachineFile[]): Promise<void> {
+  await machine.write(files);
+  await noteWritten(machine.ref, step, files, repairs);
+}

@@ -1,0 +1,78 @@
+/**
+ * Processes of this machine, each told from any other that had its id before.
+ * @module
+ */
+import { readdirSync, readFileSync } from "node:fs";
+import { waitFor } from "./wait.ts";
+
+/** A process: its id, and its start in clock ticks since the machine's boot. */
+export interface ProcessId {
+  pid: number;
+  startTime: string;
+}
+
+/** When a process started, in clock ticks since boot; undefined if there is none, or only a zombie. */
+export function processStart(pid: number): string | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" "); // from field 3 on; see proc_pid_stat(5)
+    return fields[0] === "Z" ? undefined : fields[19];
+  } catch {
+    return undefined;
+  }
+}
+
+/** Whether a process runs, and is the one that is meant. */
+export function isAlive(process: ProcessId | undefined | null): boolean {
+  return process != null && processStart(process.pid) === process.startTime;
+}
+
+/**
+ * Asks a process to end, and waits until it has.
+ * @param seconds how long it may take; it is killed then
+ */
+export async function endProcess(ended: ProcessId | undefined | null, seconds: number): Promise<void> {
+  const gone = () => (isAlive(ended) ? undefined : true);
+  for (const [signal, patience] of [
+    ["SIGTERM", seconds],
+    ["SIGKILL", 20],
+  ] as const) {
+    if (!ended || !isAlive(ended)) return;
+    signalTo(ended.pid, signal);
+    await waitFor(`process ${ended.pid} ends`, patience, gone).catch((error: unknown) => {
+      if (signal === "SIGKILL") throw error;
+    });
+  }
+}
+
+/** Kills every process that was started with this very argument, and waits until they are gone. */
+export async function killProcesses(argument: string): Promise<void> {
+  const matching = () =>
+    readdirSync("/proc")
+      .filter((entry) => /^\d+$/.test(entry))
+      .map(Number)
+      .filter((pid) => pid !== process.pid && processStart(pid) !== undefined && argumentsOf(pid).includes(argument));
+  await waitFor(`processes with ${argument} end`, 20, () => {
+    const pids = matching();
+    for (const pid of pids) signalTo(pid, "SIGKILL");
+    return pids.length === 0 || undefined;
+  });
+}
+
+/** Sends a signal to a process, which may have ended just before. */
+export function signalTo(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
+}
+
+/** What a process was started with; nothing if it has ended. */
+export function argumentsOf(pid: number): string[] {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
+  } catch {
+    return [];
+  }
+}

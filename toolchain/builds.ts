@@ -1,0 +1,188 @@
+/**
+ * What is built, and from what: the Go modules, their packages and flags. What is built is named by a hash of all of it;
+ * see toolchain/make.ts.
+ * @module
+ */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import type { ArtifactName } from "../artifacts/artifacts.ts";
+
+/** The project's folder. */
+export const root = join(import.meta.dirname, "..");
+
+/** One `go build` in one module. */
+export interface GoBuild {
+  /** The module's folder, from the project's root. */
+  module: string;
+  /** What to build: packages of that module or of one that it pins. */
+  packages: string[];
+  /** The program's file name, where the package's own would not do. */
+  output?: string;
+  tags?: string[];
+  /** Links C code, statically. */
+  cgo?: boolean;
+  /** Builds the package's tests. */
+  test?: boolean;
+  /** Values for string variables, for the linker's -X. */
+  variables?: Record<string, string>;
+  /** The Go toolchain that it takes, where the machine's own will not do; Go gets it as it gets modules. */
+  toolchain?: string;
+}
+
+const kubernetes = () => moduleVersion("node/server", "k8s.io/kubernetes");
+
+/** What each artifact is made of, in the order in which it is made. */
+export const builds = {
+  runsc: [
+    {
+      module: "toolchain/runsc",
+      packages: ["gvisor.dev/gvisor/runsc"],
+      get variables() {
+        return { "gvisor.dev/gvisor/runsc/version.version": moduleVersion("toolchain/runsc", "gvisor.dev/gvisor") };
+      },
+    },
+  ],
+  // Newer toolchains build it, and what they build crashes.
+  "runsc-2025-02": [
+    {
+      module: "toolchain/runsc-2025-02",
+      packages: ["gvisor.dev/gvisor/runsc"],
+      toolchain: "go1.24.11",
+      get variables() {
+        return {
+          "gvisor.dev/gvisor/runsc/version.version": moduleVersion("toolchain/runsc-2025-02", "gvisor.dev/gvisor"),
+        };
+      },
+    },
+  ],
+  runc: [{ module: "toolchain/runc", packages: ["github.com/opencontainers/runc"], tags: ["seccomp"], cgo: true }],
+  containerd: [
+    {
+      module: "toolchain/containerd",
+      packages: ["containerd", "containerd-shim-runc-v2", "ctr"].map(
+        (name) => `github.com/containerd/containerd/v2/cmd/${name}`,
+      ),
+      get variables() {
+        return {
+          "github.com/containerd/containerd/v2/version.Version": moduleVersion(
+            "toolchain/containerd",
+            "github.com/containerd/containerd/v2",
+          ),
+        };
+      },
+    },
+  ],
+  cni: [
+    { module: "node/cni", packages: ["./gvisor-bridge"] },
+    {
+      module: "toolchain/containerd",
+      packages: ["ipam/host-local", "main/loopback"].map(
+        (name) => `github.com/containernetworking/plugins/plugins/${name}`,
+      ),
+    },
+  ],
+  init: [{ module: "node/init", packages: ["."], output: "sandbox-init" }],
+  host: [{ module: "host", packages: ["."], output: "gvisor-k3s-host" }],
+  wrapper: [{ module: "node/wrapper", packages: ["."], output: "runc-wrapper" }],
+  server: [
+    {
+      module: "node/server",
+      packages: ["."],
+      output: "gvisor-k3s-node",
+      cgo: true,
+      tags: ["sqlite_omit_load_extension"],
+      get variables() {
+        return versionVariables();
+      },
+    },
+    // With the server's settings, so that what both are made of is compiled once.
+    {
+      module: "node/server",
+      packages: ["./service-proxy"],
+      cgo: true,
+      tags: ["sqlite_omit_load_extension"],
+      get variables() {
+        return versionVariables();
+      },
+    },
+  ],
+  images: [
+    { module: "node/images", packages: ["./testpod", "./mkimage"] },
+    { module: "node/coredns", packages: ["."], output: "coredns" },
+    { module: "node/metrics-server", packages: ["."], output: "metrics-server" },
+  ],
+  pulumi: [
+    {
+      module: "toolchain/pulumi",
+      packages: ["github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"],
+      get variables() {
+        return {
+          "github.com/pulumi/pulumi/sdk/v3/go/common/version.Version": moduleVersion(
+            "toolchain/pulumi",
+            "github.com/pulumi/pulumi/pkg/v3",
+          ),
+        };
+      },
+    },
+  ],
+  registry: [{ module: "toolchain/registry", packages: ["github.com/distribution/distribution/v3/cmd/registry"] }],
+  helm: [{ module: "toolchain/helm", packages: ["helm.sh/helm/v3/cmd/helm"] }],
+  "pulumi-yaml": [
+    {
+      module: "toolchain/pulumi-yaml",
+      packages: ["github.com/pulumi/pulumi-yaml/cmd/pulumi-language-yaml"],
+      get variables() {
+        return {
+          "github.com/pulumi/pulumi-yaml/pkg/version.Version": moduleVersion(
+            "toolchain/pulumi-yaml",
+            "github.com/pulumi/pulumi-yaml",
+          ),
+        };
+      },
+    },
+  ],
+  // With the server's settings, as above.
+  conformance: [
+    {
+      module: "toolchain/conformance",
+      packages: ["k8s.io/kubernetes/test/e2e"],
+      test: true,
+      output: "e2e.test",
+      cgo: true,
+      tags: ["sqlite_omit_load_extension"],
+      get variables() {
+        return versionVariables();
+      },
+    },
+    {
+      module: "toolchain/conformance",
+      packages: [
+        "k8s.io/kubernetes/test/images/agnhost",
+        "k8s.io/kubernetes/test/images/nonewprivs",
+        "github.com/onsi/ginkgo/v2/ginkgo",
+      ],
+      cgo: true,
+      tags: ["sqlite_omit_load_extension"],
+    },
+  ],
+  standins: [{ module: "standins", packages: ["./cmd/..."] }],
+} satisfies Record<ArtifactName, GoBuild[]>;
+
+/** The version of a module that one of the project's Go modules pins, without the leading v. */
+export function moduleVersion(module: string, path: string): string {
+  const pin = readFileSync(join(root, module, "go.mod"), "utf8").match(
+    new RegExp(`^(?:require )?\\s*${path.replaceAll(".", "\\.")} v(\\S+)`, "m"),
+  );
+  if (!pin) throw new Error(`${module}/go.mod does not require ${path}`);
+  return pin[1]!;
+}
+
+function versionVariables(): Record<string, string> {
+  const version = kubernetes();
+  const [major, minor] = version.split(".");
+  return Object.fromEntries(
+    Object.entries({ gitVersion: `v${version}`, gitMajor: major!, gitMinor: minor!, gitTreeState: "clean" }).map(
+      ([name, value]) => [`k8s.io/component-base/version.${name}`, value],
+    ),
+  );
+}

@@ -1,0 +1,272 @@
+/**
+ * Makes artifacts. An artifact's folder is named by a hash of everything that goes into it (sources, module pins, flags,
+ * patches, compilers), so a build is never stale and its path is known before it exists.
+ * @module
+ */
+import { execFileSync } from "node:child_process";
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { copyFile, cp, mkdir, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { basename, dirname, join } from "node:path";
+import {
+  type Artifact,
+  type ArtifactName,
+  artifactFolder,
+  digest,
+  goArch,
+  imageName,
+  intoPlace,
+  type Manifest,
+  type OwnImage,
+  ownImages,
+} from "../artifacts/artifacts.ts";
+import { run } from "../system/run.ts";
+import { builds, type GoBuild, moduleVersion, root } from "./builds.ts";
+
+/** The names of all artifacts. */
+export const artifactNames = Object.keys(builds) as ArtifactName[];
+
+/** What the sources make, by the compilers that are here. */
+export function currentManifest(): Manifest {
+  const patches = artifactNames.map((name) => [name, patchesOf(name)] as const).filter(([, ids]) => ids.length > 0);
+  const hashes = (name: ArtifactName, ids: string[]) =>
+    ids.map((id) => [id, digest(readFileSync(patchFile(name, id)))]);
+  return {
+    version: 1,
+    artifacts: Object.fromEntries(
+      artifactNames.map((name) => [name, `${name}-${digest(...inputs(name))}`]),
+    ) as Manifest["artifacts"],
+    patches: Object.fromEntries(patches.map(([name, ids]) => [name, Object.fromEntries(hashes(name, ids))])),
+    versions: {
+      gvisor: moduleVersion("toolchain/runsc", "gvisor.dev/gvisor"),
+      kubernetes: moduleVersion("node/server", "k8s.io/kubernetes"),
+      runc: moduleVersion("toolchain/runc", "github.com/opencontainers/runc"),
+      containerd: moduleVersion("toolchain/containerd", "github.com/containerd/containerd/v2"),
+      pulumi: moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3"),
+    },
+  };
+}
+
+/**
+ * Builds an artifact unless it is there.
+ * @param say takes one line per thing done
+ * @throws CommandError of the compiler or of a patch that does not apply
+ * @returns the artifact's folder
+ */
+export async function build(artifact: Artifact, say: (line: string) => void = () => {}): Promise<string> {
+  const folder = artifactFolder(artifact);
+  if (existsSync(folder)) return folder;
+  return await intoPlace(folder, async (work) => {
+    for (const goBuild of builds[artifact.name] as GoBuild[]) {
+      say(`go build ${goBuild.packages.join(" ")}`);
+      await compile(goBuild, artifact, work);
+    }
+    if (artifact.name === "images") await makeImages(work, say);
+  });
+}
+
+/** The ids of the patches that lie beside an artifact's module. */
+function patchesOf(name: ArtifactName): string[] {
+  const folder = join(root, "toolchain", name, "patches");
+  const files = existsSync(folder) ? readdirSync(folder).filter((file) => file.endsWith(".patch")) : [];
+  return files.map((file) => basename(file, ".patch")).sort();
+}
+
+async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Promise<void> {
+  const module = join(root, goBuild.module);
+  const flags = [
+    "-trimpath",
+    "-buildvcs=false",
+    "-tags",
+    [...(goBuild.cgo ? ["netgo", "osusergo"] : []), ...(goBuild.tags ?? [])].join(","),
+  ];
+  const link = [
+    "-s",
+    "-w",
+    "-buildid=",
+    ...Object.entries(goBuild.variables ?? {}).map(([name, value]) => `-X ${name}=${value}`),
+  ];
+  if (goBuild.cgo) link.push("-linkmode external", "-extldflags -static");
+  try {
+    const patched = artifact.patches?.length ? await patchedModfile(goBuild, artifact, `${into}-src`) : undefined;
+    await run(
+      "go",
+      [
+        ...(goBuild.test ? ["test", "-c"] : ["build"]),
+        ...flags,
+        "-ldflags",
+        link.join(" "),
+        ...(patched ? [`-modfile=${patched}`] : []),
+        "-o",
+        join(into, goBuild.output ?? "/"),
+        ...goBuild.packages,
+      ],
+      {
+        cwd: module,
+        env: {
+          CGO_ENABLED: goBuild.cgo ? "1" : "0",
+          GOFLAGS: patched ? "-mod=mod" : "-mod=readonly",
+          ...(goBuild.toolchain ? { GOTOOLCHAIN: goBuild.toolchain } : {}),
+        },
+      },
+    );
+  } finally {
+    await rm(`${into}-src`, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Copies the modules that the patches change, applies them and returns a go.mod that builds from the copies. The paths
+ * in a patch begin with the module's: a fix may belong into a library that runc uses.
+ */
+async function patchedModfile(goBuild: GoBuild, artifact: Artifact, work: string): Promise<string> {
+  const module = join(root, goBuild.module);
+  const source = join(work, "source");
+  const pins = readFileSync(join(module, "go.mod"), "utf8");
+  const replaced: string[] = [];
+  for (const path of patchedModules(
+    pins,
+    artifact.patches!.map((id) => readFileSync(patchFile(artifact.name, id), "utf8")),
+  )) {
+    const { stdout } = await run("go", ["mod", "download", "-json", path], { cwd: module });
+    const copy = join(source, path);
+    await cp((JSON.parse(stdout) as { Dir: string }).Dir, copy, { recursive: true });
+    await run("chmod", ["-R", "u+w", copy]);
+    replaced.push(`replace ${path} => ${copy}`);
+  }
+  for (const id of artifact.patches!) {
+    await mkdir(source, { recursive: true });
+    await run("patch", patchArguments(source, patchFile(artifact.name, id)));
+  }
+  const modfile = join(work, "go.mod");
+  await copyFile(join(module, "go.sum"), join(work, "go.sum"));
+  await writeFile(modfile, [pins, ...replaced, ""].join("\n"));
+  return modfile;
+}
+
+/**
+ * Tries a patch on the pinned source, without changing anything.
+ * @returns what `patch` says if it does not apply; undefined if it does, or if the source cannot be had, which a build
+ *   will tell
+ */
+export function patchRefusal(name: ArtifactName, id: string): string | undefined {
+  const module = join(root, (builds[name] as GoBuild[])[0]!.module);
+  const work = mkdtempSync(join(tmpdir(), "gvisor-k3s-patch-"));
+  try {
+    const [pins, patch] = [readFileSync(join(module, "go.mod"), "utf8"), readFileSync(patchFile(name, id), "utf8")];
+    for (const path of patchedModules(pins, [patch])) {
+      const { Dir } = JSON.parse(
+        execFileSync("go", ["mod", "download", "-json", path], { cwd: module, encoding: "utf8", stdio: "pipe" }),
+      ) as { Dir: string };
+      for (const file of patchedFiles(patch).filter((candidate) => candidate.startsWith(`${path}/`))) {
+        mkdirSync(join(work, dirname(file)), { recursive: true });
+        copyFileSync(join(Dir, file.slice(path.length + 1)), join(work, file));
+      }
+    }
+  } catch {
+    rmSync(work, { recursive: true });
+    return undefined;
+  }
+  try {
+    execFileSync("patch", ["--dry-run", ...patchArguments(work, patchFile(name, id))], {
+      encoding: "utf8",
+      stdio: "pipe",
+    });
+    return undefined;
+  } catch (error) {
+    return (error as { stdout: string }).stdout.trim();
+  } finally {
+    rmSync(work, { recursive: true });
+  }
+}
+
+function patchArguments(source: string, file: string): string[] {
+  return ["--strip=1", "--fuzz=0", "--batch", "--directory", source, "--input", file];
+}
+
+/** The files that a patch changes; each path begins with its module's. */
+function patchedFiles(patch: string): string[] {
+  return [...patch.matchAll(/^\+\+\+ b\/(\S+)/gm)].map(([, file]) => file!);
+}
+
+/** The modules of a go.mod that patches change. */
+function patchedModules(pins: string, patches: string[]): string[] {
+  const files = patches.flatMap(patchedFiles);
+  const modules = [...pins.matchAll(/^(?:require)?\s*(\S+) v\S+/gm)].map(([, path]) => path!);
+  return modules.filter((path) => files.some((file) => file.startsWith(`${path}/`)));
+}
+
+function patchFile(name: ArtifactName, id: string): string {
+  return join(root, "toolchain", name, "patches", `${id}.patch`);
+}
+
+async function makeImages(folder: string, say: (line: string) => void): Promise<void> {
+  await run("sh", [join(root, "node/images/pause/build.sh"), join(folder, "pause")]);
+  for (const image of ownImages) {
+    say(`image ${image}`);
+    await run(join(folder, "mkimage"), [
+      ...imageRecipe(image),
+      "--file",
+      `${join(folder, image)}:/${image}:0755`,
+      "--name",
+      imageName(image),
+      "-o",
+      join(folder, `${image}.tar`),
+    ]);
+  }
+}
+
+function imageRecipe(image: OwnImage): string[] {
+  return [
+    "--platform",
+    `linux/${goArch()}`,
+    "--user",
+    image === "pause" ? "65535:65535" : "65532:65532",
+    "--entrypoint",
+    `/${image}`,
+  ];
+}
+
+function* inputs(name: ArtifactName): Generator<string | Buffer> {
+  yield compiler("go", ["env", "GOVERSION", "GOARCH"]);
+  for (const goBuild of builds[name] as GoBuild[]) {
+    yield JSON.stringify(goBuild);
+    if (goBuild.cgo) yield compiler("gcc", ["-dumpfullversion", "-dumpmachine"]);
+    for (const module of [goBuild.module, ...localModules(goBuild.module)]) {
+      for (const file of sources(join(root, module))) {
+        yield file;
+        yield readFileSync(join(root, module, file));
+      }
+    }
+  }
+  if (name === "images") yield JSON.stringify(ownImages.map(imageRecipe));
+}
+
+const compilers = new Map<string, string>();
+
+/** A compiler's own word on its version; what is built with another one is another artifact. */
+function compiler(program: string, args: string[]): string {
+  try {
+    const said = compilers.get(program) ?? execFileSync(program, args, { encoding: "utf8", cwd: root });
+    compilers.set(program, said);
+    return said;
+  } catch (cause) {
+    throw new Error(
+      `${program} is needed to build this project's parts and could not be run; see "What it needs" in the README`,
+      { cause },
+    );
+  }
+}
+
+/** The modules of this project that a module takes by a relative path. */
+function localModules(module: string): string[] {
+  const pins = readFileSync(join(root, module, "go.mod"), "utf8");
+  return [...pins.matchAll(/=> (\.\.?\/\S+)/g)].map(([, path]) => join(module, path!)).sort();
+}
+
+/** The files of a Go module that a build reads, in a fixed order. */
+function sources(module: string): string[] {
+  return readdirSync(module, { recursive: true, encoding: "utf8" })
+    .filter((file) => /(^|\/)go\.(mod|sum)$|\.(go|c|h|s|sh)$/.test(file) && !file.endsWith("_test.go"))
+    .sort();
+}
