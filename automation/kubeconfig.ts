@@ -18,7 +18,6 @@ import {
 } from "node:fs";
 import { homedir } from "node:os";
 import { delimiter, dirname, join, resolve } from "node:path";
-import writeFileAtomic from "write-file-atomic";
 import { type Document, isMap, isSeq, parse, parseDocument, type YAMLMap, type YAMLSeq } from "yaml";
 import { readJson, writeWhole } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
@@ -242,7 +241,7 @@ function makeFolder(folder: string): void {
 async function replace(file: string, text: string): Promise<void> {
   const target = linkTarget(file);
   const is = statSync(target, { throwIfNoEntry: false }) ?? { ...ownerOf(dirname(target)), mode: 0o600 };
-  await writeFileAtomic(target, text, { mode: is.mode & 0o777, chown: { uid: is.uid, gid: is.gid } });
+  await writeWhole(target, text, is.mode & 0o777, is);
 }
 
 const ownerOf = (folder: string) => {

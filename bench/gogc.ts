@@ -1,8 +1,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { pathInSandbox } from "../artifacts/artifacts.ts";
 import { SANDBOX_ENVIRONMENT } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
 import { execIn, initIn, type SandboxRef } from "../steps/sandbox.ts";
-import { pathInSandbox } from "../toolchain/artifacts.ts";
 import { readUsage } from "./cgroup.ts";
 import type { GogcRun } from "./results.ts";
 

@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { CoreV1Api, KubeConfig, type V1Pod, Watch } from "@kubernetes/client-node";
-import { imageName } from "../toolchain/artifacts.ts";
+import { imageName } from "../artifacts/artifacts.ts";
 
 /** The label of the pods; its value is the pod's name. */
 export const LABEL = "bench";

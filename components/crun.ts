@@ -29,7 +29,7 @@ export class Crun extends pulumi.ComponentResource implements OciRuntime {
     super("gvisor-k3s:index:Crun", name, {}, options);
     this.command = args.probe.found.apply((found) => [...stagedProgram(args.path, "crun"), ...crunOptionsFor(found)]);
     const own = [{ source: args.path, name: "crun" }];
-    args.sandbox.step(`${name}-build`, "disk", { step: "build", params: { artifacts: [], own } }, this);
+    args.sandbox.step(`${name}-build`, "cache", { step: "build", params: { artifacts: [], own } }, this);
     this.registerOutputs({ command: this.command });
   }
 }

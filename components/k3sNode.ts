@@ -36,7 +36,7 @@ export class K3sNode extends pulumi.ComponentResource {
     const { download, ...takes } = distribution.takes(config);
     const release = { version: config.k3s.version, mirror: config.k3s.mirror, airgap: config.k3s.airgap };
     const downloads = download
-      ? [sandbox.step(`${name}-download`, "disk", { step: "k3s", params: { release } }, this)]
+      ? [sandbox.step(`${name}-download`, "cache", { step: "k3s", params: { release } }, this)]
       : [];
     const disabled = distribution.disabled(config);
     const content = renderNodeConfig(sandbox.ref.name, address, config.node, this.runsPods, disabled);

@@ -30,7 +30,7 @@ export class PatchedRunc extends pulumi.ComponentResource implements OciRuntime 
     super("gvisor-k3s:index:PatchedRunc", name, {}, options);
     const { sandbox, probe, path } = args;
     const build = (artifacts: pulumi.Input<ReturnType<typeof wanted>[]>, own: { source: string; name: string }[]) =>
-      sandbox.step(`${name}-build`, "disk", { step: "build", params: { artifacts, own } }, this);
+      sandbox.step(`${name}-build`, "cache", { step: "build", params: { artifacts, own } }, this);
     if (path) {
       this.command = pulumi.output([stagedPath(path, "runc")]);
       build([], [{ source: path, name: "runc" }]);

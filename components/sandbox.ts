@@ -79,19 +79,20 @@ export class Sandbox extends pulumi.ComponentResource {
   /**
    * A step on this machine, which ends with it, so nothing has to be undone one by one. A machine that is replaced has
    * it done again, whatever the step is.
-   * @param lives where its result is: `memory` has it done again after each start of the machine, `disk` only where the
-   *   disk may be another one
+   * @param lives where its result is: `memory` has it done again after each start of the machine, `disk` where the disk
+   *   may be another one, `cache` where the artifact cache of the machine is not this one's
    */
   step<S extends StepName>(
     name: string,
-    lives: "memory" | "disk",
+    lives: "memory" | "disk" | "cache",
     { params, ...args }: Omit<StepArgs<S>, "params"> & { params: Omit<StepArgs<S>["params"], "machine"> },
     parent: pulumi.Resource,
     ...dependsOn: pulumi.Resource[]
   ): StepResource {
     const again = lives === "memory" || !this.#durable;
+    const other = lives !== "cache" || !this.#durable;
     const variables = {
-      SANDBOX_ID: this.process.id,
+      ...(other ? { SANDBOX_ID: this.process.id } : {}),
       ...(again ? { SANDBOX_INCARNATION: this.incarnation.apply(String) } : {}),
       ...this.#repairs(args.step),
     };

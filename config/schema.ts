@@ -186,7 +186,8 @@ export const stackSchema = z.strictObject({
         .nullable()
         .default("4Gi")
         .describe(
-          "What the whole sandbox may use at most, from 512Mi; `null` for no limit. Changing it restarts the sandbox.",
+          "What the whole sandbox may use at most, from 512Mi; `null` for no limit. Changing it restarts nothing; what " +
+            "the node counts as its own memory follows at the sandbox's next start.",
         ),
       cpus: z
         .number()
@@ -195,7 +196,7 @@ export const stackSchema = z.strictObject({
         .default(null)
         .describe(
           "How many CPUs' worth of time the sandbox may use, from 0.1; `null` for no limit. Changing it " +
-            "restarts the sandbox.",
+            "restarts nothing; the number of CPUs that programs see there follows at the sandbox's next start.",
         ),
       platform: z
         .enum(["systrap", "kvm", "ptrace"])

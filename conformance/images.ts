@@ -5,8 +5,8 @@
  */
 import { chmodSync, copyFileSync, existsSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { run } from "../steps/run.ts";
-import { artifactFolder, goArch } from "../toolchain/artifacts.ts";
+import { artifactFolder, goArch } from "../artifacts/artifacts.ts";
+import { run } from "../system/run.ts";
 
 const module = join(import.meta.dirname, "../toolchain/conformance");
 

@@ -10,10 +10,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { execa } from "execa";
+import { artifactFolder, goArch } from "../artifacts/artifacts.ts";
 import { openStack } from "../automation/workspace.ts";
-import { sandboxPaths } from "../config/paths.ts";
 import { markdown, putTable } from "../docs/tables.ts";
-import { artifactFolder, build, goArch, moduleVersion } from "../toolchain/artifacts.ts";
+import { sandboxPaths } from "../machines/paths.ts";
+import { moduleVersion } from "../toolchain/builds.ts";
+import { build } from "../toolchain/make.ts";
 import { makeImages } from "./images.ts";
 
 /** What the tests are counted by, and chosen by; a test is in the first group that takes it. */

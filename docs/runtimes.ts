@@ -5,24 +5,22 @@
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { type Artifact, pathInSandbox } from "../artifacts/artifacts.ts";
+import { stage, stagedProgram, wrapperPath } from "../artifacts/stage.ts";
 import { crunRules } from "../components/crun.ts";
 import { facadePlan } from "../config/facade.ts";
+import type { OciRule } from "../config/ociRules.ts";
 import { crunOptionsFor, facadeFor, patchesFor, type QuirkId, rulesFor } from "../config/quirks.ts";
-import { CRUN, type OciRule } from "../config/schema.ts";
-import { applyFacade, checkExec, checkRuntime } from "../steps/parts.ts";
-import { ask, inTrialSandbox, probes, quirksIn } from "../steps/probe.ts";
-import { CommandError, run } from "../steps/run.ts";
+import { CRUN } from "../config/schema.ts";
+import { inTrialSandbox } from "../machines/trial.ts";
+import { applyFacade } from "../steps/parts.ts";
+import { ask, probes, quirksIn } from "../steps/probe.ts";
+import { checkExec, checkRuntime } from "../steps/runtime.ts";
 import { initIn, type SandboxRef } from "../steps/sandbox.ts";
-import {
-  type Artifact,
-  build,
-  moduleVersion,
-  pathInSandbox,
-  stage,
-  stagedProgram,
-  wrapperPath,
-} from "../toolchain/artifacts.ts";
+import { CommandError, run } from "../system/run.ts";
+import { moduleVersion } from "../toolchain/builds.ts";
 import { generations } from "../toolchain/generations.ts";
+import { build } from "../toolchain/make.ts";
 import { markdown, putTable } from "./tables.ts";
 
 /** A runtime with what it takes on a sandbox with these quirks. */

@@ -1,9 +1,9 @@
 import { join } from "node:path";
-import { run, CommandError, type Output } from "../system/run.ts";
+import { CommandError, type Output, run } from "../system/run.ts";
 import { checkPlace, type ExecOptions } from "./machine.ts";
-import type { MachineFile, MachineRef } from "./ref.ts";
 import type { MachineRecord } from "./record.ts";
 import { readRecord } from "./record.ts";
+import type { MachineFile, MachineRef } from "./ref.ts";
 import { type Hashes, writtenFiles } from "./written.ts";
 
 /** Milliseconds that a program on a machine may take, unless it is given more. */

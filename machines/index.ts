@@ -2,9 +2,9 @@ import type { StackConfig } from "../config/schema.ts";
 import { isAlive } from "../system/processes.ts";
 import { inside } from "./inside.ts";
 import type { Driver, Machine } from "./machine.ts";
-import type { Kind, MachineRef } from "./ref.ts";
 import { isRunningHere, managed } from "./managed.ts";
 import { readRecord } from "./record.ts";
+import type { Kind, MachineRef } from "./ref.ts";
 import { ssh } from "./ssh.ts";
 
 /** Every kind of machine, by the values of the option `target`. */

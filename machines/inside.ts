@@ -15,10 +15,10 @@ import { type Output, run } from "../system/run.ts";
 import { ANSWER, BaseMachine, lockFolder } from "./base.ts";
 import { lockIn } from "./lock.ts";
 import type { Driver, ExecOptions, Lock, LockOptions, Machine, Reached, Start } from "./machine.ts";
-import type { MachineRef } from "./ref.ts";
 import type { Observed, There } from "./observe.ts";
 import { hostPaths } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
+import type { MachineRef } from "./ref.ts";
 import { driftIn, type Hashes, repairsOf, writtenFiles } from "./written.ts";
 
 /** What a machine that is a sandbox already is started with. */

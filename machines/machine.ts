@@ -10,8 +10,8 @@
  */
 import type { Readable } from "node:stream";
 import type { Wanted } from "../artifacts/artifacts.ts";
-import type { Problem } from "../config/problems.ts";
 import { isPlace } from "../config/paths.ts";
+import type { Problem } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
 import type { Output } from "../system/run.ts";
 import type { Observed } from "./observe.ts";

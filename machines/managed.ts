@@ -26,9 +26,9 @@ import { sandboxSpec } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { Problem } from "../config/problems.ts";
 import { bytes, needsEgress, type StackConfig } from "../config/schema.ts";
-import { isExecutable, says } from "../system/programs.ts";
 import { readJson, writeWhole } from "../system/files.ts";
 import { endProcess, isAlive, killProcesses, type ProcessId, signalTo } from "../system/processes.ts";
+import { isExecutable, says } from "../system/programs.ts";
 import { type Output, run, worked } from "../system/run.ts";
 import { waitFor } from "../system/wait.ts";
 import { ANSWER, BaseMachine, encoded, lockFolder, orAbsent } from "./base.ts";
@@ -42,10 +42,10 @@ import {
   type Reached,
   type Start,
 } from "./machine.ts";
-import type { MachineRef } from "./ref.ts";
 import type { Observed } from "./observe.ts";
-import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import { hostPaths } from "./paths.ts";
+import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
+import type { MachineRef } from "./ref.ts";
 import { driftIn, repairsOf } from "./written.ts";
 
 /** What a managed sandbox is started with. */
@@ -637,10 +637,10 @@ function subnetProblems({ sandbox }: StackConfig, name: string, home: string): P
 /** The IPv4 networks of this machine's interfaces, but for one. */
 function takenNetworks(except: string) {
   return Object.entries(networkInterfaces()).flatMap(([device, addresses]) =>
-    (device === except ? [] : (addresses ?? [])).flatMap(({ cidr, family }) => {
+    (device === except ? [] : (addresses ?? [])).flatMap(({ cidr }) => {
       const [address, prefix] = (cidr ?? "").split("/");
-      const host = family === "IPv4" ? parseNetwork(`${address}/32`) : undefined;
-      if (!host) return [];
+      const host = parseNetwork(`${address}/32`);
+      if (!host) return []; // IPv6
       const size = 2 ** (32 - Number(prefix));
       return [{ device, network: { cidr: cidr!, first: host.first - (host.first % size), size } }];
     }),

@@ -6,9 +6,9 @@ import { existsSync, readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
 import { readJson, writeWhole } from "../system/files.ts";
 import { isAlive } from "../system/processes.ts";
+import { hostPaths } from "./paths.ts";
 import type { Kind, MachineRef } from "./ref.ts";
 import type { SshTarget } from "./sshConnection.ts";
-import { hostPaths } from "./paths.ts";
 
 /** What is written down of a machine, by the release that started it. */
 export interface MachineRecord {

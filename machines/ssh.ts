@@ -17,9 +17,9 @@ import { type InsideSpec, insideRevision, insideSpec, type MachineAnswer, observ
 import { lockIn } from "./lock.ts";
 import type { Driver, ExecOptions, Lock, LockOptions, Machine, Reached, Start } from "./machine.ts";
 import type { Observed, There } from "./observe.ts";
-import type { MachineRef } from "./ref.ts";
 import { hostPaths } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
+import type { MachineRef } from "./ref.ts";
 import { closeConnection, controlFolder, hostKey, remotePaths, type SshTarget, sshCommand } from "./sshConnection.ts";
 import { holdThere } from "./sshLock.ts";
 import { endTunnel, hasTunnel, openTunnel } from "./tunnel.ts";

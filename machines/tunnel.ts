@@ -17,8 +17,8 @@ import { lastLines } from "../system/run.ts";
 import { waitFor } from "../system/wait.ts";
 import { lockFile } from "./lock.ts";
 import type { Reached } from "./machine.ts";
-import type { MachineRef } from "./ref.ts";
 import { hostPaths } from "./paths.ts";
+import type { MachineRef } from "./ref.ts";
 import { sshArguments } from "./sshConnection.ts";
 
 /** An API server on another machine. */

@@ -7,8 +7,8 @@ import { createHash } from "node:crypto";
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { readJson, writeWhole } from "../system/files.ts";
-import type { MachineFile, MachineRef } from "./ref.ts";
 import { hostPaths } from "./paths.ts";
+import type { MachineFile, MachineRef } from "./ref.ts";
 
 /** What is noted of the files that a step writes. */
 interface Note {

@@ -3,17 +3,38 @@
  * @module
  */
 import { existsSync, linkSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { mkdir } from "node:fs/promises";
+import { chmod, chown, mkdir, open, rename, rm, writeFile } from "node:fs/promises";
 import { dirname } from "node:path";
-import writeFileAtomic from "write-file-atomic";
 
 /**
- * Writes a file under a temporary name, syncs it and renames it. Folders above it are made with mode 0700.
+ * Writes a file under a temporary name, syncs it and renames it. Folders above it are made with mode 0700. (The package
+ * write-file-atomic, 7.0.1, takes a write that the full disk has cut short for whole, and renames it.)
  * @param mode the file's permissions, whatever the umask is
+ * @param owner whose it is; default: this process's
  */
-export async function writeWhole(file: string, content: string | Buffer, mode = 0o600): Promise<void> {
+export async function writeWhole(
+  file: string,
+  content: string,
+  mode = 0o600,
+  owner?: { uid: number; gid: number },
+): Promise<void> {
   await mkdir(dirname(file), { recursive: true, mode: 0o700 });
-  await writeFileAtomic(file, content, { mode });
+  const part = `${file}.${process.pid}.tmp`;
+  try {
+    await writeFile(part, content, { mode: 0o600, flush: true });
+    if (owner) await chown(part, owner.uid, owner.gid);
+    await chmod(part, mode);
+    await rename(part, file);
+  } finally {
+    await rm(part, { force: true });
+  }
+  await syncFolder(dirname(file));
+}
+
+/** Has the kernel write what a folder holds to the disk: the new name as well. */
+async function syncFolder(folder: string): Promise<void> {
+  const handle = await open(folder, "r");
+  await handle.sync().finally(() => handle.close());
 }
 
 /**

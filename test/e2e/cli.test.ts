@@ -15,9 +15,9 @@ import { execa } from "execa";
 import { list } from "tar";
 import { afterAll, expect, it } from "vitest";
 import { parse } from "yaml";
-import { sandboxPaths } from "../../config/paths.ts";
-import { isAlive } from "../../steps/record.ts";
-import { waitFor } from "../../steps/wait.ts";
+import { sandboxPaths } from "../../machines/paths.ts";
+import { isAlive } from "../../system/processes.ts";
+import { waitFor } from "../../system/wait.ts";
 import { cli, kubectl, ownHome, record, removeHome, root, services } from "./harness.ts";
 
 const home = await ownHome();

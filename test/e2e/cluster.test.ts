@@ -6,12 +6,13 @@ import { join } from "node:path";
 import { execa, type ResultPromise } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { stringify } from "yaml";
-import { sandboxPaths } from "../../config/paths.ts";
+import { artifactFolder, imageName, pathInSandbox } from "../../artifacts/artifacts.ts";
+import { linkAddresses } from "../../config/network.ts";
 import { defaultSubnet } from "../../config/schema.ts";
-import { isAlive, readRecord } from "../../steps/record.ts";
-import { linkAddresses } from "../../steps/sandbox.ts";
-import { waitFor } from "../../steps/wait.ts";
-import { artifactFolder, imageName, pathInSandbox } from "../../toolchain/artifacts.ts";
+import { sandboxPaths } from "../../machines/paths.ts";
+import { readRecord } from "../../machines/record.ts";
+import { isAlive } from "../../system/processes.ts";
+import { waitFor } from "../../system/wait.ts";
 import {
   changes,
   cli,

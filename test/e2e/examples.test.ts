@@ -4,8 +4,8 @@ import { join } from "node:path";
 import { LocalWorkspace, Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
+import { artifactFolder } from "../../artifacts/artifacts.ts";
 import { pulumiCommand } from "../../automation/workspace.ts";
-import { artifactFolder } from "../../toolchain/artifacts.ts";
 import { cli, entriesOf, ownHome, removeHome, root } from "./harness.ts";
 
 const home = await ownHome();

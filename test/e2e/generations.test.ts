@@ -3,12 +3,13 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { artifactFolder, goArch, imageName } from "../../artifacts/artifacts.ts";
 import type { QuirkId } from "../../config/quirks.ts";
-import { sandboxPaths } from "../../config/paths.ts";
 import { CRUN, type StackConfigInput } from "../../config/schema.ts";
-import { waitFor } from "../../steps/wait.ts";
-import { artifactFolder, build, goArch, imageName } from "../../toolchain/artifacts.ts";
+import { sandboxPaths } from "../../machines/paths.ts";
+import { waitFor } from "../../system/wait.ts";
 import { generations } from "../../toolchain/generations.ts";
+import { build } from "../../toolchain/make.ts";
 import {
   changes,
   cli,

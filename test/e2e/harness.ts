@@ -6,14 +6,16 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ConfigMap, EngineEvent, Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa, type Options } from "execa";
+import { artifactFolder, goArch } from "../../artifacts/artifacts.ts";
 import { openStack } from "../../automation/workspace.ts";
-import { cacheFolder, homeFolder, sandboxPaths } from "../../config/paths.ts";
 import type { StackConfigInput } from "../../config/schema.ts";
-import { readRecord, type SandboxRecord } from "../../steps/record.ts";
-import { execIn, type SandboxRef, unmountBelow } from "../../steps/sandbox.ts";
-import { serviceStates } from "../../steps/service.ts";
-import { waitFor } from "../../steps/wait.ts";
-import { artifactFolder, goArch } from "../../toolchain/artifacts.ts";
+import { unmountBelow } from "../../machines/managed.ts";
+import { sandboxPaths } from "../../machines/paths.ts";
+import { readRecord, type SandboxRecord } from "../../machines/record.ts";
+import { serviceStates } from "../../machines/services.ts";
+import { execIn, type SandboxRef } from "../../steps/sandbox.ts";
+import { cacheFolder, homeFolder } from "../../system/folders.ts";
+import { waitFor } from "../../system/wait.ts";
 
 export const root = join(import.meta.dirname, "../..");
 

@@ -3,9 +3,9 @@ import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { linkAddresses } from "../../steps/sandbox.ts";
+import { artifactFolder } from "../../artifacts/artifacts.ts";
+import { linkAddresses } from "../../config/network.ts";
 import { defaultSubnet } from "../../config/schema.ts";
-import { artifactFolder } from "../../toolchain/artifacts.ts";
 import { ownHome, removeHome, root } from "./harness.ts";
 
 const home = await ownHome();

@@ -4,13 +4,13 @@
  * server, which reads the same config file.
  */
 import { createHash } from "node:crypto";
+import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { stringify } from "yaml";
-import { k3sFolder, releaseFiles } from "../../toolchain/k3sRelease.ts";
+import { k3sFolder, releaseFiles } from "../../artifacts/k3sRelease.ts";
 import { changes, cli, inside, kubectl, open, ownHome, removeHome } from "./harness.ts";
 
 const home = await ownHome();

@@ -2,9 +2,9 @@
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { sandboxPaths } from "../../config/paths.ts";
-import { waitFor } from "../../steps/wait.ts";
-import { artifactFolder } from "../../toolchain/artifacts.ts";
+import { artifactFolder } from "../../artifacts/artifacts.ts";
+import { sandboxPaths } from "../../machines/paths.ts";
+import { waitFor } from "../../system/wait.ts";
 import { changes, cli, kubectl, kubectlProcess, open, ownHome, removeHome, shellImage } from "./harness.ts";
 
 const home = await ownHome();

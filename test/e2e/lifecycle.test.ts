@@ -7,10 +7,10 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { sandboxPaths } from "../../config/paths.ts";
-import { isAlive } from "../../steps/record.ts";
-import { waitFor } from "../../steps/wait.ts";
-import { artifactFolder, goArch, imageName, pathInSandbox } from "../../toolchain/artifacts.ts";
+import { artifactFolder, goArch, imageName, pathInSandbox } from "../../artifacts/artifacts.ts";
+import { sandboxPaths } from "../../machines/paths.ts";
+import { isAlive } from "../../system/processes.ts";
+import { waitFor } from "../../system/wait.ts";
 import {
   changes,
   cli,

@@ -5,9 +5,9 @@ import { LocalWorkspace, Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { parse } from "yaml";
+import { artifactFolder } from "../../artifacts/artifacts.ts";
 import { pulumiCommand } from "../../automation/workspace.ts";
-import { sandboxPaths } from "../../config/paths.ts";
-import { artifactFolder } from "../../toolchain/artifacts.ts";
+import { sandboxPaths } from "../../machines/paths.ts";
 import { entriesOf, ownHome, removeHome, root } from "./harness.ts";
 
 const home = await ownHome();

@@ -5,10 +5,11 @@ import { createServer, request, type Server } from "node:http";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { goArch } from "../../artifacts/artifacts.ts";
+import { linkAddresses } from "../../config/network.ts";
 import { defaultSubnet, type StackConfigInput } from "../../config/schema.ts";
-import { linkAddresses, unmountBelow } from "../../steps/sandbox.ts";
-import { waitFor } from "../../steps/wait.ts";
-import { goArch } from "../../toolchain/artifacts.ts";
+import { unmountBelow } from "../../machines/managed.ts";
+import { waitFor } from "../../system/wait.ts";
 import { changes, cli, kubectl, kubectlProcess, open, ownHome, removeHome, services, stateFiles } from "./harness.ts";
 import { account, otherArchitecture, push, selfSigned, startRegistry, stopRegistries } from "./registry.ts";
 

@@ -5,8 +5,8 @@ import { execa } from "execa";
 import { create } from "tar";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { stringify } from "yaml";
-import { homeFolder } from "../../config/paths.ts";
-import { imageArchive } from "../../toolchain/artifacts.ts";
+import { imageArchive } from "../../artifacts/artifacts.ts";
+import { homeFolder } from "../../system/folders.ts";
 import { cli, ownHome, removeHome, root, traces } from "./harness.ts";
 
 const home = await ownHome();

@@ -2,8 +2,8 @@
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { execa, type ResultPromise } from "execa";
-import { waitFor } from "../../steps/wait.ts";
-import { artifactFolder, goArch } from "../../toolchain/artifacts.ts";
+import { artifactFolder, goArch } from "../../artifacts/artifacts.ts";
+import { waitFor } from "../../system/wait.ts";
 
 /** Who may pull from a registry that asks, and the password's bcrypt hash. */
 export const account = { username: "puller", password: "a secret" };

@@ -6,14 +6,18 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type Artifact, knownPatches, pathInSandbox } from "../../artifacts/artifacts.ts";
+import { wrapperPath } from "../../artifacts/stage.ts";
 import { facadePlan } from "../../config/facade.ts";
+import type { OciRule } from "../../config/ociRules.ts";
 import { facadeFor, patchesFor, type QuirkId, rulesFor } from "../../config/quirks.ts";
-import type { OciRule } from "../../config/schema.ts";
-import { applyFacade, checkExec, checkRuntime } from "../../steps/parts.ts";
-import { ask, inTrialSandbox, type Probe, probeQuirks, probes, quirksIn } from "../../steps/probe.ts";
+import { inTrialSandbox } from "../../machines/trial.ts";
+import { applyFacade } from "../../steps/parts.ts";
+import { ask, type Probe, probeQuirks, probes, quirksIn } from "../../steps/probe.ts";
+import { checkExec, checkRuntime } from "../../steps/runtime.ts";
 import { execIn, initIn, type SandboxRef } from "../../steps/sandbox.ts";
-import { type Artifact, build, knownPatches, pathInSandbox, wrapperPath } from "../../toolchain/artifacts.ts";
 import { generations } from "../../toolchain/generations.ts";
+import { build } from "../../toolchain/make.ts";
 
 const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-patches-"));
 

@@ -7,8 +7,8 @@ import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
-import { sandboxPaths } from "../../config/paths.ts";
-import { goArch } from "../../toolchain/artifacts.ts";
+import { goArch } from "../../artifacts/artifacts.ts";
+import { sandboxPaths } from "../../machines/paths.ts";
 import { changes, cli, inside, kubectl, open, ownHome, removeHome, stateFiles } from "./harness.ts";
 
 const home = await ownHome();

@@ -4,9 +4,9 @@ import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { stringify } from "yaml";
-import { sandboxPaths } from "../../config/paths.ts";
 import { remotePaths } from "../../config/ssh.ts";
-import { readRecord } from "../../steps/record.ts";
+import { sandboxPaths } from "../../machines/paths.ts";
+import { readRecord } from "../../machines/record.ts";
 import { cli, ownHome, removeHome, root, stateFiles, traces } from "./harness.ts";
 import { type SshMachine, startSshMachine } from "./sshMachine.ts";
 

@@ -2,12 +2,14 @@
 import { mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { execa } from "execa";
+import { artifactFolder } from "../../artifacts/artifacts.ts";
 import { sandboxSpec } from "../../config/ociSpec.ts";
-import { cacheFolder, sandboxPaths } from "../../config/paths.ts";
-import { run } from "../../steps/run.ts";
-import { killProcesses, unmountBelow } from "../../steps/sandbox.ts";
-import { waitFor } from "../../steps/wait.ts";
-import { artifactFolder } from "../../toolchain/artifacts.ts";
+import { unmountBelow } from "../../machines/managed.ts";
+import { sandboxPaths } from "../../machines/paths.ts";
+import { cacheFolder } from "../../system/folders.ts";
+import { killProcesses } from "../../system/processes.ts";
+import { run } from "../../system/run.ts";
+import { waitFor } from "../../system/wait.ts";
 import { root as project } from "./harness.ts";
 
 const PACKAGES = [

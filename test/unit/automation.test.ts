@@ -1,13 +1,33 @@
-import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  chownSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { parse } from "yaml";
 import { redacted } from "../../automation/bundle.ts";
 import { asText, changeOf } from "../../automation/changes.ts";
+import {
+  changeUserKubeconfig,
+  chosen,
+  forget,
+  merged,
+  undo,
+  userKubeconfig,
+  without,
+} from "../../automation/kubeconfig.ts";
 import { readConfig, setRelease } from "../../automation/workspace.ts";
-import { chosen, forget, merged, undo, userKubeconfig, without, write } from "../../automation/kubeconfig.ts";
 
 const own = (key: string) => `apiVersion: v1
 kind: Config
@@ -94,32 +114,91 @@ describe("a change of the user's kubeconfig", () => {
     rmSync(folder, { recursive: true });
   });
 
-  it("is its owner's only, and can be taken back, once", () => {
-    write(file, theirs);
-    write(file, merged(theirs, own("a2V5"), "dev", true));
+  const write = (text: string) => changeUserKubeconfig(file, () => text);
+  const mine = merged(theirs, own("a2V5"), "dev", true);
+
+  it("is its owner's only, and can be taken back, once", async () => {
+    await write(theirs);
+    await write(mine);
     expect(statSync(file).mode & 0o777).toBe(0o600);
-    expect(undo()).toBe(file);
+    expect(await undo()).toBe(file);
     expect(readFileSync(file, "utf8")).toBe(theirs);
-    expect(() => undo()).toThrow("there is no change of a kubeconfig to take back");
+    await expect(undo()).rejects.toThrow("there is no change of a kubeconfig to take back");
   });
 
-  it("is not taken back over a change of somebody else's", () => {
-    write(file, theirs);
+  it("is not taken back over a change of somebody else's", async () => {
+    await write(theirs);
     writeFileSync(file, `${theirs}# later\n`);
-    expect(() => undo()).toThrow(/was changed since by something else; nothing was changed/);
+    await expect(undo()).rejects.toThrow(/was changed since by something else; nothing was changed/);
     expect(readFileSync(file, "utf8")).toContain("# later");
   });
 
-  it("ends with its cluster", () => {
-    write(file, merged(theirs, own("a2V5"), "dev", true));
-    forget("dev");
+  it("ends with its cluster", async () => {
+    await write(mine);
+    await forget("dev");
     expect(readFileSync(file, "utf8")).not.toContain("gvisor-k3s");
     expect(readFileSync(file, "utf8")).toContain("# do not touch");
   });
+
+  it("keeps the owner, the permissions and the link of what is there", async () => {
+    const real = join(folder, "real");
+    writeFileSync(real, theirs);
+    chmodSync(real, 0o640);
+    chownSync(real, 12345, 23456);
+    mkdirSync(dirname(file));
+    symlinkSync(real, file);
+    await write(mine);
+    expect(lstatSync(file).isSymbolicLink()).toBe(true);
+    expect(statSync(real)).toMatchObject({ uid: 12345, gid: 23456, mode: 0o100640 });
+    expect(readFileSync(real, "utf8")).toBe(mine);
+  });
+
+  it("follows a link to what is not there yet, and makes that", async () => {
+    mkdirSync(dirname(file));
+    symlinkSync("../later", file);
+    await write(mine);
+    expect(readFileSync(join(folder, "later"), "utf8")).toBe(mine);
+  });
+
+  it("a new one belongs to whom the folder belongs, under sudo too", async () => {
+    chownSync(folder, 12345, 23456);
+    await write(mine);
+    expect(statSync(file)).toMatchObject({ uid: 12345, gid: 23456 });
+    expect(statSync(dirname(file))).toMatchObject({ uid: 12345, gid: 23456, mode: 0o40700 });
+  });
+
+  it("waits for who has it locked, as kubectl does, and leaves no lock", async () => {
+    mkdirSync(dirname(file));
+    writeFileSync(`${file}.lock`, "");
+    let done = false;
+    const writing = write(mine).then(() => {
+      done = true;
+    });
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(done).toBe(false);
+    rmSync(`${file}.lock`);
+    await writing;
+    expect(existsSync(`${file}.lock`)).toBe(false);
+  });
+
+  it.each([
+    ["a folder", () => mkdirSync(file, { recursive: true }), /kube\/config cannot be read: EISDIR/],
+    ["no YAML", () => put("a: ["), /kube\/config: the kubeconfig is no YAML/],
+    ["a list", () => put("- a\n"), /kube\/config: it holds something else than a kubeconfig/],
+    ["in a place where nothing can be", () => (file = "/proc/nope/config"), /the folder \/proc\/nope cannot be made/],
+  ])("that is %s is named", async (_, make, message) => {
+    make();
+    await expect(changeUserKubeconfig(file, (text) => merged(text, own("a2V5"), "dev", true))).rejects.toThrow(message);
+  });
+
+  function put(text: string): void {
+    mkdirSync(dirname(file));
+    writeFileSync(file, text);
+  }
 });
 
 describe("a release of k3s", () => {
-  it("is set in the options' file, comments kept, and taken back", () => {
+  it("is set in the options' file, comments kept, and taken back", async () => {
     const before = process.cwd();
     const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-options-"));
     const file = join(folder, "Pulumi.dev.yaml");
@@ -131,7 +210,7 @@ describe("a release of k3s", () => {
       writeFileSync(file, `# mine\nconfig:\n  gvisor-k3s:distribution: k3s\n  gvisor-k3s:k3s: ${given}\n`);
       const putBack = setRelease("dev", "v1.37.0+k3s1");
       expect(readFileSync(file, "utf8")).toContain("# mine");
-      expect(readConfig("dev").k3s).toEqual({ version: "v1.37.0+k3s1", mirror: "http://m" });
+      expect((await readConfig("dev")).k3s).toEqual({ version: "v1.37.0+k3s1", mirror: "http://m" });
       putBack();
       expect(readFileSync(file, "utf8")).toContain(given);
     }

@@ -5,14 +5,13 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { parse } from "yaml";
-import { renderContainerdConfig } from "../../config/containerdToml.ts";
 import { renderConflist } from "../../config/conflist.ts";
+import { renderContainerdConfig } from "../../config/containerdToml.ts";
 import { renderCoreDns } from "../../config/coredns.ts";
 import { facadePlan } from "../../config/facade.ts";
 import { renderMetricsServer } from "../../config/metricsServer.ts";
 import { renderNodeConfig } from "../../config/nodeYaml.ts";
 import { runtimeCheckSpec, sandboxSpec } from "../../config/ociSpec.ts";
-import { sandboxPaths } from "../../config/paths.ts";
 import { containerdKeysFor, facadeFor, type QuirkId } from "../../config/quirks.ts";
 import { renderCredentials, renderRegistries } from "../../config/registries.ts";
 import { parseStackConfig, type StackConfigInput } from "../../config/schema.ts";
@@ -104,7 +103,9 @@ describe.each(Object.entries(stacks))("the %s stack's", (stack, input) => {
     "sandbox.json": json(
       sandboxSpec({
         name: config.name,
-        paths: sandboxPaths(config.name, "/home"),
+        rootfs: "/home/rootfs",
+        networkNamespace: "/run/netns/x",
+        base: "/base",
         artifacts: "/artifacts",
         init: "/opt/init",
         limits: config.sandbox,

@@ -1,21 +1,24 @@
 /** The program's graph, from the registrations that Pulumi's engine would get. */
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import * as pulumi from "@pulumi/pulumi";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
-import { sandboxPaths } from "../../config/paths.ts";
+import { fileDigest } from "../../artifacts/artifacts.ts";
+import { FakeMachine } from "../../machines/fake.ts";
+import type { ManagedSpec } from "../../machines/managed.ts";
+import type { Observed } from "../../machines/observe.ts";
+import type { MachineRecord } from "../../machines/record.ts";
+import type { MachineRef } from "../../machines/ref.ts";
 import { preflight } from "../../steps/preflight.ts";
-import { processStart } from "../../steps/record.ts";
-import { fileDigest } from "../../toolchain/artifacts.ts";
 
 // What it checks is this machine, on which the graph does not depend; preflight.test.ts is about it.
-vi.mock("../../steps/preflight.ts", () => ({ preflight: vi.fn() }));
-// Another machine has nothing yet, and the key that its owner noted.
-vi.mock("../../steps/ssh.ts", async (original) => ({
-  ...(await original<typeof import("../../steps/ssh.ts")>()),
-  askOverSsh: () => "arch x86_64\ngvisor\n",
-  hostKey: () => "ssh-ed25519 AAAA",
+vi.mock("../../steps/preflight.ts", () => ({ preflight: vi.fn(), needMachine: vi.fn() }));
+// What is found of the machine.
+let observed: Observed;
+vi.mock("../../machines/index.ts", async (original) => ({
+  ...(await original<typeof import("../../machines/index.ts")>()),
+  openMachine: (ref: MachineRef) => Object.assign(new FakeMachine(ref), { observed }),
 }));
 
 interface Registration {
@@ -39,7 +42,7 @@ const found = ["kernel-tunables", "old-kernel-cri"];
 const outputs = (type: string, name: string, inputs: object) =>
   type === "kubernetes:core/v1:Pod"
     ? { ...inputs, metadata: { name: "testpod", uid: "uid-1" }, status: { phase: "Running" } }
-    : { ...inputs, stdout: name === "quirks-ask" ? JSON.stringify(found) : `${name} says` };
+    : { ...inputs, stdout: name.endsWith("quirks-ask") ? JSON.stringify(found) : `${name} says` };
 
 /** Runs the program with these options and returns what it registers, by name. */
 async function graph(options: Record<string, unknown> = {}): Promise<Record<string, Registration>> {
@@ -47,7 +50,10 @@ async function graph(options: Record<string, unknown> = {}): Promise<Record<stri
 }
 
 /** The same, with what the program exports. */
-async function program(options: Record<string, unknown>) {
+async function program(
+  options: Record<string, unknown>,
+  run: () => Promise<Record<string, unknown>> = () => import("../../index.ts"),
+) {
   const registrations: Record<string, Registration> = {};
   await pulumi.runtime.setMocks(
     {
@@ -81,10 +87,11 @@ async function program(options: Record<string, unknown>) {
   );
   vi.resetModules();
   try {
-    const exported = await import("../../index.ts");
+    const exported = await run();
     await pulumi.runtime.disconnect();
     return { registrations, exported };
   } catch (error) {
+    await pulumi.runtime.disconnect(); // what was begun before
     throw Object.assign(error as Error, { registered: Object.keys(registrations) });
   }
 }
@@ -112,8 +119,11 @@ function awaited(
 
 let plain: Record<string, Registration>;
 
+const nothing: Observed = { state: "absent", drift: [], repairs: {}, problems: [] };
+
 beforeAll(async () => {
   vi.stubEnv("GVISOR_K3S_HOME", home);
+  observed = nothing;
   plain = await graph();
 });
 
@@ -138,16 +148,15 @@ describe("the graph", () => {
         ]),
       ),
     ).toEqual({
-      sandbox: ["Sandbox", ["sandbox-build", "sandbox-process"]],
-      egress: ["Egress", ["egress-apply"]],
+      sandbox: ["Sandbox", ["sandbox-process"]],
       quirks: ["QuirkProbe", ["quirks-ask"]],
       facade: ["KernelFacade", ["facade-apply"]],
       runc: ["PatchedRunc", ["runc-build"]],
       runtime: ["RuntimeWrapper", ["runtime-check"]],
-      containerd: ["ContainerdConfig", ["containerd-apply", "containerd-build", "containerd-registries"]],
-      node: ["K3sNode", ["node-build", "node-kubeconfig", "node-server"]],
+      containerd: ["ContainerdConfig", ["containerd-apply", "containerd-registries"]],
+      node: ["K3sNode", ["node-kubeconfig", "node-server"]],
       network: ["PodNetwork", ["network-apply"]],
-      images: ["Images", ["images-build", "images-import"]],
+      images: ["Images", ["images-import"]],
       proxy: ["ServiceProxy", ["proxy-apply"]],
       coredns: ["ClusterDns", ["coredns-apply", "coredns-image"]],
       "metrics-server": ["MetricsServer", ["metrics-server-apply", "metrics-server-image"]],
@@ -176,28 +185,20 @@ describe("the graph", () => {
     expect(awaited(plain, "images-import")).toContain("node-server");
     expect(awaited(plain, "network-apply")).not.toContain("images-import");
     expect([...awaited(plain, "coredns-apply")]).toEqual(
-      expect.arrayContaining(["network-apply", "images-import", "proxy-apply", "egress-apply"]),
+      expect.arrayContaining(["network-apply", "images-import", "proxy-apply"]),
     );
-    expect(awaited(plain, "testpod-pod"), "its image may have to be pulled").toContain("egress-apply");
     for (const other of ["proxy-apply", "coredns-image", "coredns-apply", "metrics-server-apply"])
       expect(awaited(plain, "testpod-pod"), "what the test pod does not need").not.toContain(other);
   });
 
-  it(
-    "builds beside the sandbox: no build waits for anything, but runc's for what it is to be patched " + "with",
-    async () => {
-      const builds = Object.keys(plain).filter(
-        (name) => name.endsWith("-build") && name !== "sandbox-build" && name !== "runc-build",
-      );
-      expect(builds.sort()).toEqual(["containerd-build", "images-build", "node-build"]);
-      expect(awaited(plain, "runc-build")).toContain("quirks-ask");
-      expect([...awaited(await graph({ quirks: [] }), "runc-build")]).toEqual([]);
-      // A resource is registered after its parent, which in turn waits for all that it depends on itself.
-      const withParents = ({ dependsOn, parent }: Registration) => [...dependsOn, ...(parent ? [parent] : [])];
-      for (const build of builds)
-        expect([...awaited(plain, build, withParents)], build).toEqual([plain[build]!.parent]);
-    },
-  );
+  it("builds runc beside the sandbox, once it is known what it is to be patched with", async () => {
+    expect(awaited(plain, "runc-build")).toContain("quirks-ask");
+    const named = await graph({ quirks: [] });
+    expect([...awaited(named, "runc-build")]).toEqual([]);
+    // A resource is registered after its parent, which in turn waits for all that it depends on itself.
+    const withParents = ({ dependsOn, parent }: Registration) => [...dependsOn, ...(parent ? [parent] : [])];
+    expect([...awaited(named, "runc-build", withParents)]).toEqual(["runc"]);
+  });
 
   it("lets everything in the sandbox end with it, and nothing else", () => {
     const ending = Object.keys(plain).filter((name) => plain[name]!.deletedWith !== "");
@@ -206,7 +207,6 @@ describe("the graph", () => {
       "containerd-registries",
       "coredns-apply",
       "coredns-image",
-      "egress-apply",
       "facade-apply",
       "images-import",
       "metrics-server-apply",
@@ -216,6 +216,7 @@ describe("the graph", () => {
       "node-server",
       "proxy-apply",
       "quirks-ask",
+      "runc-build",
       "runtime-check",
       "testpod-logs",
       "testpod-pod",
@@ -271,11 +272,17 @@ describe("the graph", () => {
       address: "192.168.7.2",
       kubeconfig: "node-kubeconfig says",
       quirks: found,
-      kubeconfigPath: `${home}/sandboxes/graph/etc/rancher/k3s/k3s.yaml`,
+      kubeconfigPath: `${home}/sandboxes/graph/kubeconfig`,
       testPod: { name: "testpod", phase: "Running", logs: "testpod-logs says" },
     });
   });
 });
+
+/** The parameters of a step. */
+function paramsOf(all: Record<string, Registration>, name: string): Record<string, unknown> {
+  const { STEP_PARAMS } = all[name]!.inputs.environment as { STEP_PARAMS: string };
+  return JSON.parse(STEP_PARAMS) as Record<string, unknown>;
+}
 
 /**
  * The inputs that differ between two graphs, as "resource.input"; a resource that only one of them has is told by its
@@ -306,17 +313,18 @@ describe("an update touches only what an option is about", () => {
     ],
     [{ proxy: { http: "http://proxy.example:3128" } }, ["containerd-apply.environment"]],
     [{ node: { labels: { a: "b" } } }, ["node-server.stdin"]],
-    [{ node: { httpsListenPort: 7443 } }, ["node-kubeconfig.stdin", "node-server.stdin"]],
+    [{ node: { httpsListenPort: 7443 } }, ["node-kubeconfig.environment", "node-server.stdin"]],
     [{ network: { mtu: 1500 } }, ["network-apply.stdin"]],
     [
       { node: { clusterCidr: "10.99.0.0/16" } },
-      ["egress-apply.environment", "network-apply.stdin", "node-server.stdin"],
+      ["network-apply.stdin", "node-server.stdin", "sandbox-process.environment"],
     ],
     [{ sandbox: { memory: "2Gi" } }, ["sandbox-process.environment"]],
     [{ sandbox: { hostPorts: [5000] } }, ["sandbox-process.environment"]],
     [{ sandbox: { platform: "kvm" } }, ["quirks-ask.environment", "sandbox-process.environment"]],
     [{ pod: { args: ["-v"] } }, ["testpod-pod.spec"]],
-    [{ egress: { enabled: false } }, ["egress", "egress-apply", "sandbox-process.environment"]],
+    [{ egress: { enabled: false } }, ["sandbox-process.environment"]],
+    [{ sandbox: { restart: false } }, ["sandbox-process.environment"]],
     [{ addons: { coredns: { enabled: false } } }, ["coredns", "coredns-apply", "coredns-image"]],
     [
       { addons: { metricsServer: { enabled: false } } },
@@ -334,30 +342,55 @@ describe("an update touches only what an option is about", () => {
     expect(differences(plain, await graph(options))).toEqual(expected);
   });
 
-  it.each([
-    ["is dead", "another process's"],
-    ["was started with other options", processStart(process.pid)],
-  ])("a sandbox that %s has what lives in its memory done again, and no more", async (_, startTime) => {
-    const { record } = sandboxPaths("graph", home);
-    mkdirSync(dirname(record), { recursive: true });
-    writeFileSync(record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime, revision: "" }));
+  const record: MachineRecord = {
+    version: 2,
+    kind: "managed",
+    owner: "gvisor-k3s/graph",
+    incarnation: 4,
+    revision: "another",
+    pid: 1,
+    startTime: "1",
+    repairs: 0,
+    programs: { init: "" },
+  };
+
+  it.each<Observed["state"]>(["stopped", "silent", "running"])(
+    "a sandbox that is found %s, and is to be started anew, has what lives in its memory done again, and no more",
+    async (state) => {
+      observed = { ...nothing, state, record };
+      const next = await graph();
+      observed = nothing;
+      expect(differences(plain, next)).toEqual(
+        [
+          "containerd-apply",
+          "coredns-apply",
+          "facade-apply",
+          "metrics-server-apply",
+          "network-apply",
+          "node-server",
+          "proxy-apply",
+          "runtime-check",
+          "sandbox-process",
+        ].map((name) => `${name}.environment`),
+      );
+      expect(next["sandbox-process"]!.inputs.environment).toMatchObject({ SANDBOX_INCARNATION: "5" });
+    },
+  );
+
+  it("a file that was edited has its step done again, and a supervisor that is gone that of the sandbox", async () => {
+    observed = { ...nothing, repairs: { containerd: 1, sandbox: 2 } };
     const next = await graph();
-    rmSync(record);
-    expect(differences(plain, next)).toEqual(
-      [
-        "containerd-apply",
-        "coredns-apply",
-        "egress-apply",
-        "facade-apply",
-        "metrics-server-apply",
-        "network-apply",
-        "node-server",
-        "proxy-apply",
-        "runtime-check",
-        "sandbox-process",
-      ].map((name) => `${name}.environment`),
-    );
-    expect(next["sandbox-process"]!.inputs.environment).toMatchObject({ SANDBOX_INCARNATION: "5" });
+    observed = nothing;
+    expect(differences(plain, next)).toEqual(["containerd-apply.environment", "sandbox-process.environment"]);
+    expect(next["sandbox-process"]!.inputs.environment).toMatchObject({ STEP_REPAIRS: "2" });
+  });
+
+  it("a sandbox that is replaced has everything in it done again", () => {
+    const inIt = Object.keys(plain).filter((name) => plain[name]!.deletedWith === "sandbox-process");
+    const steps = inIt.filter((name) => plain[name]!.type.startsWith("command:") && name !== "testpod-logs");
+    for (const name of steps.filter((step) => step !== "runc-build")) {
+      expect(plain[name]!.inputs.environment, name).toMatchObject({ SANDBOX_ID: "sandbox-process-id" });
+    }
   });
 });
 
@@ -390,13 +423,13 @@ describe("an option changes the graph", () => {
       expect(k3s["node-download"]!.inputs.create).toBe("k3s");
       expect([...awaited(k3s, "node-download")]).toEqual([]);
       expect(awaited(k3s, "node-server")).toContain("node-download");
-      expect(JSON.parse((k3s["node-server"]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS)).toMatchObject(
-        {
+      expect(paramsOf(k3s, "node-server")).toMatchObject({
+        server: {
           distribution: "k3s",
           server: expect.stringMatching(/^\/opt\/gvisor-k3s\/k3s-v1\.36\.4\+k3s1-\w+\/k3s$/),
           kubectl: expect.stringMatching(/gvisor-k3s-node$/),
         },
-      );
+      });
       expect(k3s["node-server"]!.inputs.stdin).toContain(
         "disable:\n  - coredns\n  - metrics-server\n  - servicelb\n  - traefik\n",
       );
@@ -406,78 +439,35 @@ describe("an option changes the graph", () => {
     },
   );
 
-  it("on a machine that is a sandbox itself no step has a runsc, and there is no egress", async () => {
+  it("on a machine that is a sandbox itself the same steps are done, and none has a runsc or a way out", async () => {
     const inside = await graph({ target: "inside" });
-    expect(inside["sandbox-process"]!.inputs).toMatchObject({ create: "inside", delete: "inside-remove" });
-    expect(JSON.stringify(inside)).not.toContain("runsc-");
-    expect(
-      Object.keys(plain)
-        .filter((name) => !(name in inside))
-        .sort(),
-    ).toEqual(["egress", "egress-apply"]);
+    expect(paramsOf(inside, "sandbox-process")).toMatchObject({ machine: { kind: "inside" } });
+    expect(JSON.stringify(inside)).not.toMatch(/runsc-|egress/);
+    expect(Object.keys(inside).sort()).toEqual(Object.keys(plain).sort());
   });
 
-  it(
-    "on another machine every step is run there, but the builds, the images and the way to the API " + "server",
-    async () => {
-      const key = join(home, "key");
-      writeFileSync(key, "a very private key");
-      const there = await graph({
-        target: "ssh",
-        ssh: { host: "machine.example", privateKey: key, knownHosts: "/dev/null", user: "ops" },
+  it("on another machine the same steps are done from here, and the key stays in its file", async () => {
+    const key = join(home, "key");
+    writeFileSync(key, "a very private key");
+    const ssh = { host: "machine.example", privateKey: key, knownHosts: "/dev/null", user: "ops" };
+    const there = await graph({ target: "ssh", ssh });
+    expect(Object.keys(there).sort()).toEqual(Object.keys(plain).sort());
+    const steps = Object.keys(there).filter((name) => there[name]!.type.startsWith("command:"));
+    for (const name of steps.filter((step) => step !== "testpod-logs")) {
+      expect(there[name]!.type).toBe("command:local:Command");
+      expect(paramsOf(there, name), name).toMatchObject({
+        machine: { kind: "ssh", ssh: { ...ssh, port: 22, sudo: true } },
       });
-      const kinds = Object.groupBy(
-        Object.keys(there).filter((name) => there[name]!.type.startsWith("command:")),
-        (name) => there[name]!.type.split(":")[1]!,
-      );
-      expect(kinds.local!.sort()).toEqual([
-        "containerd-build",
-        "coredns-image",
-        "images-build",
-        "images-import",
-        "metrics-server-image",
-        "node-build",
-        "node-tunnel",
-        "runc-build",
-        "sandbox-build",
-        "testpod-logs",
-      ]);
-      expect(kinds.remote!.sort()).toEqual([
-        "containerd-apply",
-        "containerd-registries",
-        "coredns-apply",
-        "facade-apply",
-        "metrics-server-apply",
-        "network-apply",
-        "node-kubeconfig",
-        "node-server",
-        "proxy-apply",
-        "quirks-ask",
-        "runtime-check",
-        "sandbox-process",
-      ]);
-      expect(there["sandbox-process"]!.inputs).toMatchObject({
-        create: "sudo -n /var/lib/gvisor-k3s/cache/runner/run inside",
-        delete:
-          "test ! -e /var/lib/gvisor-k3s/cache/runner || sudo -n /var/lib/gvisor-k3s/cache/runner/run inside-remove",
-        triggers: ["graph", "/var/lib/gvisor-k3s", expect.any(String), "node", "ssh", "machine.example", "22"],
-      });
-      expect(there["sandbox-build"]!.inputs.delete, "what was copied goes last").toBe("build-remove");
-      expect(awaited(there, "sandbox-process")).toContain("sandbox-build");
-      expect([...awaited(there, "testpod-pod")]).toEqual(
-        expect.arrayContaining(["node-tunnel", "images-import", "network-apply"]),
-      );
-      // The key is a secret as part of the connection, and is nowhere else.
-      const secret = "4dabf18193072939515e22adb298388d";
-      const rest = Object.values(there).map(({ inputs: { connection, ...others } }) => {
-        if (connection !== undefined) expect(connection).toHaveProperty(secret);
-        return others;
-      });
-      expect(JSON.stringify(rest)).not.toContain("very private");
-      expect(there["node-tunnel"]!.inputs.stdin).toHaveProperty(secret);
-      expect(there["testpod-provider"]!.inputs.kubeconfig).toMatchObject({ value: "node-tunnel says" });
-    },
-  );
+    }
+    expect(there["sandbox-process"]!.inputs.triggers).toEqual([
+      ...["graph", "/var/lib/gvisor-k3s", expect.any(String), "node", "ssh", "machine.example", "22"],
+    ]);
+    expect(JSON.stringify(there)).not.toContain("very private");
+    // A machine that was set up anew has lost what is on its disk, and what was copied to it.
+    for (const step of ["images-import", "containerd-registries", "node-kubeconfig", "quirks-ask", "runc-build"]) {
+      expect(there[step]!.inputs.environment, step).toMatchObject({ SANDBOX_INCARNATION: "1" });
+    }
+  });
 
   it("a control plane alone has nothing that runs containers", async () => {
     const alone = await graph({ mode: "control-plane" });
@@ -485,7 +475,7 @@ describe("an option changes the graph", () => {
       Object.keys(alone)
         .filter((name) => alone[name]!.type.startsWith("command:"))
         .sort(),
-    ).toEqual(["node-build", "node-kubeconfig", "node-server", "quirks-ask", "sandbox-build", "sandbox-process"]);
+    ).toEqual(["node-kubeconfig", "node-server", "quirks-ask", "sandbox-process"]);
     expect(alone["node-server"]!.inputs.stdin).toContain("disable-agent: true");
   });
 
@@ -557,19 +547,18 @@ describe("an option changes the graph", () => {
       return join(home, name);
     });
     const own = await graph({ sandbox: { runsc }, containerd: { containerd, shim } });
-    const params = (name: string) =>
-      JSON.parse((own[name]!.inputs.environment as { STEP_PARAMS: string }).STEP_PARAMS) as Record<string, unknown>;
-    expect(params("sandbox-build")).toEqual({ artifacts: [{ name: "init" }, { name: "egress" }], own: [] });
-    expect(params("sandbox-process")).toMatchObject({ runsc, runscDigest: fileDigest(runsc!) });
+    const { takes, ...spec } = paramsOf(own, "sandbox-process").spec as ManagedSpec;
+    expect(takes.map(({ name }) => name)).toEqual(["init", "host"]);
+    expect(spec).toMatchObject({ runsc, runscDigest: fileDigest(runsc!) });
     // What stays of the built one is ctr.
-    expect(params("containerd-build")).toEqual({
-      artifacts: [{ name: "containerd" }, { name: "cni" }],
-      own: [
-        { source: containerd, name: "containerd" },
-        { source: shim, name: "containerd-shim-runc-v2" },
-      ],
-    });
-    expect(params("containerd-apply")).toMatchObject({
+    expect(paramsOf(own, "containerd-apply")).toMatchObject({
+      takes: {
+        artifacts: [{ name: "containerd" }, { name: "cni" }],
+        own: [
+          { source: containerd, name: "containerd" },
+          { source: shim, name: "containerd-shim-runc-v2" },
+        ],
+      },
       shim: expect.stringMatching(
         /^\/opt\/gvisor-k3s\/own-containerd-shim-runc-v2-[0-9a-f]{12}\/containerd-shim-runc-v2$/,
       ),
@@ -578,6 +567,14 @@ describe("an option changes the graph", () => {
 });
 
 describe("what is wrong stops the program before it registers anything", () => {
+  it("two clusters of one name", async () => {
+    const twice = program({}, async () => {
+      const { Cluster } = await import("../../components/cluster.ts");
+      return { one: new Cluster("one", { name: "same" }), two: new Cluster("two", { name: "same" }) };
+    });
+    await expect(twice).rejects.toThrow("two clusters of this program are called same; give one another option name");
+  });
+
   it("in the options", async () => {
     const refused = await program({ network: { mtu: 1 } }).catch((error: unknown) => error);
     expect(refused).toMatchObject({

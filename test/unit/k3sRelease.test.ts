@@ -15,8 +15,8 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
-import { artifactsFolder } from "../../toolchain/artifacts.ts";
-import { fetchK3s, k3sFolder, releaseFiles } from "../../toolchain/k3sRelease.ts";
+import { artifactsFolder } from "../../artifacts/artifacts.ts";
+import { fetchK3s, k3sFolder, releaseFiles } from "../../artifacts/k3sRelease.ts";
 
 const version = "v1.36.4+k3s1";
 const { binary, sums } = releaseFiles();

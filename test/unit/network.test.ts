@@ -2,8 +2,7 @@ import { isIPv4 } from "node:net";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { podSubnet } from "../../config/conflist.ts";
-import { addressAt, contains, overlap, parseNetwork } from "../../config/network.ts";
-import { linkAddresses } from "../../steps/sandbox.ts";
+import { addressAt, contains, linkAddresses, overlap, parseNetwork } from "../../config/network.ts";
 import { addresses, cidrOf, cidrs, dotted } from "./arbitraries.ts";
 
 const networks = cidrs().map((cidr) => parseNetwork(cidr)!);

@@ -7,11 +7,11 @@ import { arch, type NetworkInterfaceInfo, networkInterfaces, tmpdir } from "node
 import { dirname, join } from "node:path";
 import { create } from "tar";
 import { afterAll, beforeEach, describe, expect, it, vi } from "vitest";
-import { sandboxPaths } from "../../config/paths.ts";
+import { knownPatches } from "../../artifacts/artifacts.ts";
 import { InputError } from "../../config/problems.ts";
 import { parseStackConfig, type StackConfigInput } from "../../config/schema.ts";
+import { hostPaths } from "../../machines/paths.ts";
 import { preflight } from "../../steps/preflight.ts";
-import { knownPatches } from "../../toolchain/artifacts.ts";
 
 vi.mock("node:fs", async (original) => {
   const real = await original<typeof import("node:fs")>();
@@ -300,7 +300,7 @@ describe("the sandbox's network", () => {
 
   it("of its own link, from an earlier start, is taken, and of another sandbox's is refused", () => {
     const subnet = "10.107.0.8/30";
-    hostHas({ [sandboxPaths(name).link]: ["10.107.0.9/30"] });
+    hostHas({ [hostPaths(name, "/").link]: ["10.107.0.9/30"] });
     expect(refusal({ sandbox: { subnet } })).toEqual([]);
     hostHas({ "gk-other": ["10.107.0.9/30"] });
     expect(refusal({ sandbox: { subnet } })).toEqual(taken("gk-other", "10.107.0.9/30", subnet));
@@ -317,9 +317,9 @@ it("everything that is wrong is told at once", () => {
   });
   expect(lines.map((line) => line.match(/- (\S+) =/)?.[1])).toEqual([
     "user",
+    "sandbox.subnet",
     "runtime.patches",
     "sandbox.runsc",
     "images",
-    "sandbox.subnet",
   ]);
 });

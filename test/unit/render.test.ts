@@ -1,4 +1,5 @@
 /** What holds of every file that is rendered, whatever the options; golden.test.ts has some of them whole. */
+import { join } from "node:path";
 import fc from "fast-check";
 import { parse as parseToml } from "smol-toml";
 import { describe, expect, it } from "vitest";
@@ -6,19 +7,23 @@ import { parse as parseYaml } from "yaml";
 import { renderConflist } from "../../config/conflist.ts";
 import { renderContainerdConfig } from "../../config/containerdToml.ts";
 import { facadePlan } from "../../config/facade.ts";
+import { linkAddresses } from "../../config/network.ts";
 import { renderNodeConfig } from "../../config/nodeYaml.ts";
 import { sandboxSpec } from "../../config/ociSpec.ts";
-import { homeFolder, inSandbox, sandboxPaths } from "../../config/paths.ts";
+import { inSandbox } from "../../config/paths.ts";
 import { containerdKeysFor, facadeFor, type QuirkId } from "../../config/quirks.ts";
 import { parseStackConfig, type StackConfig } from "../../config/schema.ts";
-import { linkAddresses } from "../../steps/sandbox.ts";
+import { hostPaths } from "../../machines/paths.ts";
+import { homeFolder } from "../../system/folders.ts";
 import { quirkLists, validConfigs } from "./arbitraries.ts";
 
 const files = { runtime: "/opt/runc", cniPlugins: "/opt/cni", pauseImage: "example/pause:1" };
 const specOf = ({ name, sandbox }: StackConfig) =>
   sandboxSpec({
     name,
-    paths: sandboxPaths(name, "/home"),
+    rootfs: "/home/rootfs",
+    networkNamespace: "/run/netns/x",
+    base: "/base",
     artifacts: "/artifacts",
     init: "/opt/init",
     limits: sandbox,
@@ -186,7 +191,7 @@ it("a sandbox's machine id is its own, and forwarding is on before the overlay c
 });
 
 it("two sandboxes share no path and no link, and a link's name is one that the kernel takes", () => {
-  const [a, b] = ["dev", "twelve-chars"].map((name) => sandboxPaths(name, "/home"));
+  const [a, b] = ["dev", "twelve-chars"].map((name) => hostPaths(name, "/home"));
   for (const key of Object.keys(a!) as (keyof typeof a & string)[]) expect(a![key]).not.toBe(b![key]);
   expect(b!.link).toHaveLength(15);
 });
@@ -194,4 +199,5 @@ it("two sandboxes share no path and no link, and a link's name is one that the k
 it("the home is the variable's, and a variable that is empty is as good as none", () => {
   expect(homeFolder({ GVISOR_K3S_HOME: "/elsewhere" })).toBe("/elsewhere");
   expect(homeFolder({ GVISOR_K3S_HOME: "" })).toBe("/var/lib/gvisor-k3s");
+  expect(homeFolder({ GVISOR_K3S_HOME: "relative" }), "from the current folder").toBe(join(process.cwd(), "relative"));
 });

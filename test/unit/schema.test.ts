@@ -1,6 +1,3 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { z } from "zod";
@@ -78,7 +75,7 @@ describe("each bad input has its own message", () => {
     [{ sandbox: null }, "sandbox = null: a value of type object is allowed"],
     [
       { sandbox: { foo: 1 } },
-      "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, hostPorts, runsc",
+      "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, hostPorts, restart, runsc",
     ],
     [{ sandbox: { subnet: "10.0.0.1/24" } }, `sandbox.subnet = "10.0.0.1/24": ${network}`],
     [{ sandbox: { memory: 4 } }, "sandbox.memory = 4: a value of type string is allowed"],
@@ -277,7 +274,7 @@ describe("each bad input has its own message", () => {
       '  - name = "Dev_": up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last',
       "  - sandbox.memory = 4: a value of type string is allowed",
       "  - sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, " +
-        "network, hostPorts, runsc",
+        "network, hostPorts, restart, runsc",
       '  - containerd.snapshotter = "zfs": allowed: auto, overlayfs, native',
       `  - bar: there is no such option; ${options}`,
     ]);
@@ -419,39 +416,43 @@ it("quantities are in powers of 1024", () => {
   expect([bytes("512Mi"), bytes("4Gi")]).toEqual([536_870_912, 4_294_967_296]);
 });
 
+/** There are no files. */
+const none = () => undefined;
+
 it("options come out of Pulumi's texts, and other projects' do not", () => {
   expect(
     readStackConfig(
       { "p:containerd": '{"snapshotter":"native"}', "p:images": '["/a"]', "p:name": "x", "q:y": "1", "pp:z": "1" },
       "p",
       "dev",
+      none,
     ),
   ).toEqual({
     name: "x",
     containerd: { snapshotter: "native" },
     images: ["/a"],
   });
-  expect(readStackConfig({ "p:images": "[/a" }, "p", "dev")).toEqual({ name: "dev", images: "[/a" });
-  expect(readStackConfig({ "p:images": ["/a"], "p:containerd": '{"snapshotter":"native"}' }, "p", "dev")).toEqual({
-    name: "dev",
-    images: ["/a"],
-    containerd: { snapshotter: "native" },
-  });
-  expect(readStackConfig({}, "p", "dev")).toEqual({ name: "dev" });
+  expect(readStackConfig({ "p:images": "[/a" }, "p", "dev", none)).toEqual({ name: "dev", images: "[/a" });
+  expect(readStackConfig({ "p:images": ["/a"], "p:containerd": '{"snapshotter":"native"}' }, "p", "dev", none)).toEqual(
+    {
+      name: "dev",
+      images: ["/a"],
+      containerd: { snapshotter: "native" },
+    },
+  );
+  expect(readStackConfig({}, "p", "dev", none)).toEqual({ name: "dev" });
 });
 
 it("registries may be in a file", () => {
-  const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-registries-"));
-  const file = (name: string, content: string) => {
-    writeFileSync(join(folder, name), content);
-    return join(folder, name);
+  const files: Record<string, string> = {
+    "/a.yaml": "mirrors: {docker.io: {endpoint: [https://mirror.example]}}",
+    "/empty.yaml": "# none",
+    "/broken.yaml": "a: [",
   };
-  const read = (path: string) => readStackConfig({ "p:registries": path }, "p", "dev").registries;
-  expect(read(file("a.yaml", "mirrors: {docker.io: {endpoint: [https://mirror.example]}}"))).toEqual({
-    mirrors: { "docker.io": { endpoint: ["https://mirror.example"] } },
-  });
-  expect(read(file("empty.yaml", "# none"))).toEqual({});
-  const broken = file("broken.yaml", "a: [");
-  expect(read(broken)).toBe(broken);
-  rmSync(folder, { recursive: true });
+  const read = (path: string) =>
+    readStackConfig({ "p:registries": path }, "p", "dev", (file) => files[file]).registries;
+  expect(read("/a.yaml")).toEqual({ mirrors: { "docker.io": { endpoint: ["https://mirror.example"] } } });
+  expect(read("/empty.yaml")).toEqual({});
+  expect(read("/broken.yaml")).toBe("/broken.yaml");
+  expect(read("/nowhere.yaml")).toBe("/nowhere.yaml");
 });

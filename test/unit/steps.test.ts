@@ -1,13 +1,24 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { describe, expect, it, vi } from "vitest";
-import { sandboxPaths } from "../../config/paths.ts";
-import { isAlive, nextIncarnation, processStart } from "../../steps/record.ts";
-import { CommandError, run, runsWell } from "../../steps/run.ts";
-import { waitFor } from "../../steps/wait.ts";
+import { afterAll, describe, expect, it, vi } from "vitest";
+import { incarnationOf, type Observed } from "../../machines/observe.ts";
+import type { MachineRecord } from "../../machines/record.ts";
+import { readJson, writeOnce, writeWhole } from "../../system/files.ts";
+import { isAlive, processStart } from "../../system/processes.ts";
+import { CommandError, run, runsWell } from "../../system/run.ts";
+import { waitFor } from "../../system/wait.ts";
 
 describe("a program that fails", () => {
   const failure = async (program: string, args: string[], options = {}) =>
@@ -65,8 +76,8 @@ describe("waitFor", () => {
   });
 
   it("takes an answer that took longer than the time, and gives up only on none", async () => {
-    // The probe moves the clock: no time passes here.
-    const clock = vi.spyOn(Date, "now").mockReturnValue(0);
+    // The probe moves the clock, which is one that nobody sets: no time passes here.
+    const clock = vi.spyOn(performance, "now").mockReturnValue(0);
     const probeThatTakes = (milliseconds: number, answer?: string) => () => {
       clock.mockReturnValue(milliseconds);
       return answer;
@@ -77,15 +88,24 @@ describe("waitFor", () => {
     clock.mockRestore();
   });
 
+  it("is not misled by a clock that somebody sets", async () => {
+    const clock = vi.spyOn(Date, "now").mockReturnValue(Number.MAX_SAFE_INTEGER);
+    let calls = 0;
+    expect(await waitFor("three", 60, () => (++calls === 3 ? calls : undefined))).toBe(3);
+    clock.mockRestore();
+  });
+
+  it("does not wait for a question that hangs", async () => {
+    const hangs = () => new Promise<undefined>(() => {});
+    await expect(waitFor("rain", 0, hangs, () => "a blue sky")).rejects.toThrow(
+      "rain: not within 0 s; the last question got no answer\na blue sky",
+    );
+  });
+
   it("tells what it waited for and the last state, and passes a probe's own error on", async () => {
-    await expect(
-      waitFor(
-        "rain",
-        0,
-        () => undefined,
-        () => "a blue sky",
-      ),
-    ).rejects.toThrow("rain: not within 0 s\na blue sky");
+    const never = () => undefined;
+    const sky = () => "a blue sky";
+    await expect(waitFor("rain", 0, never, sky)).rejects.toThrow("rain: not within 0 s\na blue sky");
     await expect(waitFor("rain", 60, () => Promise.reject(new Error("no sky")))).rejects.toThrow("no sky");
   });
 });
@@ -128,21 +148,63 @@ describe("the record of a sandbox", () => {
     rmSync(folder, { recursive: true });
   });
 
-  it(
-    "counts the next start: 1 for a new sandbox, the same while it lives as described, one more when " +
-      "it died or is described otherwise",
-    () => {
-      const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-record-"));
-      const paths = { ...sandboxPaths("a", home), record: join(home, "sandbox.json") };
-      const write = (startTime: string) =>
-        writeFileSync(paths.record, JSON.stringify({ incarnation: 4, pid: process.pid, startTime, revision: "a" }));
-      expect(nextIncarnation(paths, "a")).toBe(1);
-      write(processStart(process.pid)!);
-      expect(nextIncarnation(paths, "a")).toBe(4);
-      expect(nextIncarnation(paths, "b")).toBe(5);
-      write("1");
-      expect(nextIncarnation(paths, "a")).toBe(5);
-      rmSync(home, { recursive: true });
-    },
-  );
+  it.each<[string, Partial<Observed>, number]>([
+    ["a new one has", { state: "absent" }, 1],
+    ["one that was lost with its machine", { state: "absent", noted: 4 }, 5],
+    ["one that runs as described", { state: "running", record: recordOf("a") }, 4],
+    ["one that is described otherwise", { state: "running", record: recordOf("b") }, 5],
+    ["one that died", { state: "stopped", record: recordOf("a") }, 5],
+    ["one that lives and does not answer", { state: "silent", record: recordOf("a") }, 5],
+  ])("counts the next start: %s", (_, observed, next) => {
+    expect(incarnationOf({ drift: [], repairs: {}, problems: [], state: "absent", ...observed }, "a")).toBe(next);
+  });
+});
+
+function recordOf(revision: string): MachineRecord {
+  const programs = { init: "" };
+  return { version: 2, kind: "managed", incarnation: 4, revision, pid: 1, startTime: "1", repairs: 0, programs };
+}
+
+describe("a file that matters", () => {
+  const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-files-"));
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  it("is whole, with its permissions, whatever the umask is", async () => {
+    const before = process.umask(0o077);
+    const file = join(folder, "new/file");
+    await writeWhole(file, "content", 0o644);
+    process.umask(before);
+    expect(readFileSync(file, "utf8")).toBe("content");
+    expect(statSync(file).mode & 0o777).toBe(0o644);
+    expect(statSync(join(folder, "new")).mode & 0o777).toBe(0o700);
+  });
+
+  it("stays as it was where the disk is full", async () => {
+    const small = join(folder, "small");
+    mkdirSync(small);
+    await run("mount", ["-t", "tmpfs", "-o", "size=64k", "tmpfs", small]);
+    try {
+      const file = join(small, "file");
+      await writeWhole(file, "before");
+      await expect(writeWhole(file, "x".repeat(2 ** 20))).rejects.toThrow("ENOSPC");
+      expect(readFileSync(file, "utf8")).toBe("before");
+      expect(readdirSync(small)).toEqual(["file"]);
+    } finally {
+      await run("umount", [small]);
+    }
+  });
+
+  it("that is half is told by its name, with the remedy", () => {
+    const file = join(folder, "half.json");
+    writeFileSync(file, '{"pid": 1');
+    expect(() => readJson(file, "delete it")).toThrow(/half\.json cannot be read \(.+\); delete it$/);
+    expect(readJson(join(folder, "none.json"), "delete it")).toBeUndefined();
+  });
+
+  it("that is written once is the first one's", () => {
+    const file = join(folder, "once");
+    expect(writeOnce(file, "first")).toBe("first");
+    expect(writeOnce(file, "second")).toBe("first");
+    expect(readdirSync(folder).filter((name) => name.startsWith("once"))).toEqual(["once"]);
+  });
 });

@@ -1,9 +1,10 @@
 import { describe, expect, it } from "vitest";
-import type { StackConfig } from "../../config/schema.ts";
-import { configuredVersion, type ReadyServer, versionProblems } from "../../steps/upgrade.ts";
+import { parseStackConfig, type StackConfig } from "../../config/schema.ts";
+import { distributionOf } from "../../servers/index.ts";
+import { type ReadyServer, versionProblems } from "../../servers/ready.ts";
 
-const k3s = (version: string): Pick<StackConfig, "distribution" | "k3s"> => ({ distribution: "k3s", k3s: { version } });
-const embedded = { ...k3s("v1.0.0+k3s1"), distribution: "embedded" as const };
+const k3s = (version: string): StackConfig => parseStackConfig({ name: "up", distribution: "k3s", k3s: { version } });
+const embedded = parseStackConfig({ name: "up" });
 const ran = (version: string | undefined, distribution: ReadyServer["distribution"] = "k3s"): ReadyServer => ({
   ...(version ? { version } : {}),
   distribution,
@@ -41,7 +42,7 @@ describe("an upgrade", () => {
   });
 
   it("of the server that is built here is one of this project", () => {
-    const version = configuredVersion(embedded)!;
+    const version = distributionOf(embedded).refOf(embedded).version!;
     expect(versionProblems(ran(version, "embedded"), embedded)).toEqual([]);
     expect(messages(ran("v9.0.0", "embedded"), embedded)[0]).toContain(
       `distribution: this gvisor-k3s brings ${version}; the cluster runs v9.0.0, and a downgrade is not possible`,
