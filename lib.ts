@@ -6,6 +6,25 @@
  * arguments.
  * @module
  */
+
+export type { Change } from "./automation/changes.ts";
+export {
+  type Cluster as ClusterReport,
+  destroy,
+  importArchives,
+  kubectl,
+  preview,
+  previewDestroy,
+  refresh,
+  type Upgrade,
+  up,
+  upgrade,
+} from "./automation/cluster.ts";
+export { doctor, type Report } from "./automation/doctor.ts";
+export { type Listed, list } from "./automation/list.ts";
+export { Progress } from "./automation/progress.ts";
+export { type Status, status } from "./automation/status.ts";
+export { readConfig } from "./automation/workspace.ts";
 export { Cluster, type ClusterArgs, type TestPodState } from "./components/cluster.ts";
 export { ClusterDns, type ClusterDnsArgs } from "./components/clusterDns.ts";
 export { ContainerdConfig, type ContainerdConfigArgs } from "./components/containerdConfig.ts";
@@ -22,26 +41,7 @@ export { RuntimeWrapper, type RuntimeWrapperArgs } from "./components/runtimeWra
 export { Sandbox, type SandboxArgs } from "./components/sandbox.ts";
 export { ServiceProxy } from "./components/serviceProxy.ts";
 export { TestPod, type TestPodArgs } from "./components/testPod.ts";
-export { kubeconfigOfExternal } from "./servers/external.ts";
 export { InputError, type Problem } from "./config/problems.ts";
 export { parseStackConfig, type StackConfig, type StackConfigInput } from "./config/schema.ts";
+export { kubeconfigOfExternal } from "./servers/external.ts";
 export { preflight } from "./steps/preflight.ts";
-
-export type { Change } from "./automation/changes.ts";
-export {
-  type Cluster as ClusterReport,
-  destroy,
-  importArchives,
-  kubectl,
-  preview,
-  previewDestroy,
-  refresh,
-  up,
-  type Upgrade,
-  upgrade,
-} from "./automation/cluster.ts";
-export { doctor, type Report } from "./automation/doctor.ts";
-export { type Listed, list } from "./automation/list.ts";
-export { Progress } from "./automation/progress.ts";
-export { type Status, status } from "./automation/status.ts";
-export { readConfig } from "./automation/workspace.ts";

@@ -2,9 +2,10 @@
  * Tells what a sandbox can do and what it cannot, before anything is installed in it.
  * @module
  */
+
+import { provide } from "../artifacts/artifacts.ts";
 import { blockersAmong, describeRemedy, probedQuirks, type QuirkId, quirk } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { provide } from "../artifacts/artifacts.ts";
 import { driverFor, openMachine } from "../machines/index.ts";
 import type { Machine } from "../machines/machine.ts";
 import { inTrial } from "../machines/trial.ts";

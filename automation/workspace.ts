@@ -158,7 +158,7 @@ export async function pulumiCommand(
   const programs = ["pulumi", "pulumi-language-nodejs"];
   const [pulumi, host] = await Promise.all(programs.map((program) => runsWell("which", [program])));
   const own = pulumi && host && (await runsWell("pulumi", ["version"], { env: NO_UPDATE_CHECK }));
-  const version = own && own.trim().replace(/^v/, "");
+  const version = own?.trim().replace(/^v/, "");
   if (version && gte(version, manifest().versions.pulumi)) return { command: await PulumiCommand.get(), env: {} };
 
   const cli = await provide(wanted({ name: "pulumi" }), say);

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { pathInSandbox } from "../artifacts/artifacts.ts";
 import { SANDBOX_ENVIRONMENT } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
-import { execIn, initIn, type SandboxRef } from "../steps/sandbox.ts";
+import type { Machine } from "../machines/machine.ts";
 import { readUsage } from "./cgroup.ts";
 import type { GogcRun } from "./results.ts";
 
@@ -10,11 +10,11 @@ import type { GogcRun } from "./results.ts";
 const VALUES = [100, 50, 100, 50];
 
 /** Starts the server of a node anew with one GOGC after another. */
-export async function measureGogc(ref: SandboxRef, settle: number): Promise<GogcRun[]> {
+export async function measureGogc(machine: Machine, settle: number): Promise<GogcRun[]> {
   const server = pathInSandbox({ name: "server" }, "gvisor-k3s-node");
   const runs: GogcRun[] = [];
   for (const [i, gogc] of VALUES.entries()) {
-    const before = readUsage(ref.name).cpuSeconds;
+    const before = readUsage(machine.ref.name).cpuSeconds;
     const start = performance.now();
     const service = {
       name: "server",
@@ -24,13 +24,13 @@ export async function measureGogc(ref: SandboxRef, settle: number): Promise<Gogc
       stopSeconds: 15,
       revision: `bench ${i}`,
     };
-    await initIn(ref, ["service", "put"], { input: JSON.stringify(service), timeout: 60_000 });
-    await execIn(ref, [server, "ready", "--config", inSandbox.nodeConfig, "--stage", "node", "--wait", "60"], {
+    await machine.init(["service", "put"], { input: JSON.stringify(service), timeout: 60_000 });
+    await machine.exec([server, "ready", "--config", inSandbox.nodeConfig, "--stage", "node", "--wait", "60"], {
       timeout: 90_000,
     });
     const ready = (performance.now() - start) / 1000;
     await sleep(settle * 1000);
-    const { memory, cpuSeconds } = readUsage(ref.name);
+    const { memory, cpuSeconds } = readUsage(machine.ref.name);
     runs.push({ gogc, ready, cpuSeconds: cpuSeconds - before, memory });
   }
   return runs;

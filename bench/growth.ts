@@ -11,7 +11,7 @@ import { CoreV1Api, KubeConfig } from "@kubernetes/client-node";
 import { artifactFolder } from "../artifacts/artifacts.ts";
 import { openStack } from "../automation/workspace.ts";
 import { markdown, putTable } from "../docs/tables.ts";
-import { sandboxPaths } from "../machines/paths.ts";
+import { hostPaths } from "../machines/paths.ts";
 import { run } from "../system/run.ts";
 import { readUsage } from "./cgroup.ts";
 import { LABEL, startPods } from "./pods.ts";
@@ -73,7 +73,7 @@ try {
 }
 
 async function measure(pods: number, before: number): Promise<Step> {
-  const { kubeconfig } = sandboxPaths(name);
+  const { kubeconfig } = hostPaths(name, home);
   const starts = await startPods(kubeconfig, pods - before, interruption.signal, before + 1, (api, pod) =>
     api.createNamespacedService({
       namespace: "default",

@@ -12,10 +12,11 @@ import { parse, stringify } from "yaml";
 import { artifactFolder } from "../artifacts/artifacts.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { QuirkId } from "../config/quirks.ts";
-import { sandboxPaths } from "../machines/paths.ts";
-import { removeSandbox, type SandboxRef } from "../steps/sandbox.ts";
+import { openMachine } from "../machines/index.ts";
+import { hostPaths } from "../machines/paths.ts";
+import type { MachineRef } from "../machines/ref.ts";
 import { moduleVersion } from "../toolchain/builds.ts";
-import { type Generation, generations } from "../toolchain/generations.ts";
+import { type Generation, generations } from "../test/generations.ts";
 import { readUsage } from "./cgroup.ts";
 import { measureGogc } from "./gogc.ts";
 import { startPods } from "./pods.ts";
@@ -65,14 +66,12 @@ const quirks: QuirkId[] = [
 ];
 const settings = (name: string) => join(root, `Pulumi.${name}.yaml`);
 const controlPlane = "bench-cp";
-const refs: Record<Side, SandboxRef & { runsc: string }> = {
-  gvisor: {
-    name: "bench-gvisor",
-    home: join(folder, "gvisor"),
-    runsc: join(artifactFolder({ name: "runsc" }), "runsc"),
-  },
-  native: { name: "bench-native", home: join(folder, "native"), runsc: join(folder, "runtime/runsc") },
+const refs: Record<Side, MachineRef> = {
+  gvisor: { kind: "managed", name: "bench-gvisor", home: join(folder, "gvisor") },
+  native: { kind: "managed", name: "bench-native", home: join(folder, "native") },
 };
+/** What runs the native node in the place of runsc. */
+const nativeRunsc = join(folder, "runtime/runsc");
 try {
   if (!existsSync("/sys/fs/cgroup/memory"))
     throw new Error(
@@ -94,7 +93,7 @@ try {
     }
   }
   say("GOGC, in gVisor");
-  const gogc = await withNode("gvisor", () => measureGogc(refs.gvisor, SETTLE));
+  const gogc = await withNode("gvisor", () => measureGogc(openMachine(refs.gvisor), SETTLE));
   const all: Results = {
     date: new Date().toISOString(),
     seconds: (Date.now() - began) / 1000,
@@ -117,12 +116,11 @@ try {
 
 /** The stack for the native node: the same one, with another runsc. */
 function prepareNative(): void {
-  const { runsc } = refs.native;
   mkdirSync(join(folder, "runtime"));
   for (const file of ["runsc", "adapt.ts"])
     symlinkSync(join(import.meta.dirname, "native", file), join(folder, "runtime", file));
   symlinkSync(join(artifactFolder({ name: "runc" }), "runc"), join(folder, "runtime/runc"));
-  writeSettings(refs.native.name, { sandbox: { runsc }, quirks });
+  writeSettings(refs.native.name, { sandbox: { runsc: nativeRunsc }, quirks });
 }
 
 /** The options of a stack. */
@@ -138,12 +136,12 @@ function writeSettings(stack: string, options: Record<string, unknown>): void {
 
 /** The API server alone, on one generation. */
 async function measureControlPlane({ name: generation, runsc, sandbox }: Generation): Promise<ControlPlaneRun> {
-  const ref: SandboxRef = { name: controlPlane, home: join(folder, "control-plane"), runsc: await runsc(say) };
-  writeSettings(ref.name, { mode: "control-plane", sandbox: { ...sandbox, runsc: ref.runsc } });
+  const ref: MachineRef = { kind: "managed", name: controlPlane, home: join(folder, "control-plane") };
+  writeSettings(ref.name, { mode: "control-plane", sandbox: { ...sandbox, runsc: await runsc(say) } });
   try {
     const up = await cli(ref, "up");
     await sleep(SETTLE * 1000, undefined, { signal: interruption.signal });
-    const { apiReady, defaultServiceAccount } = serverStages(ref);
+    const { apiReady, defaultServiceAccount } = await serverStages(ref);
     return {
       generation,
       apiReady: (apiReady! - up.start) / 1000,
@@ -151,15 +149,14 @@ async function measureControlPlane({ name: generation, runsc, sandbox }: Generat
       memory: readUsage(ref.name).memory,
     };
   } finally {
-    await removeSandbox(ref);
+    await openMachine(ref).stop();
     rmSync(ref.home, { recursive: true, force: true });
   }
 }
 
-function serverStages({ name, home }: SandboxRef): Record<string, number> {
-  return JSON.parse(
-    readFileSync(join(sandboxPaths(name, home).rootfs, inSandbox.nodeData, "server/stages.json"), "utf8"),
-  ) as Record<string, number>;
+async function serverStages(ref: MachineRef): Promise<Record<string, number>> {
+  const noted = await openMachine(ref).read(`${inSandbox.nodeData}/server/stages.json`);
+  return JSON.parse(noted!) as Record<string, number>;
 }
 
 /** Brings a node up from nothing, and removes everything of it afterwards. */
@@ -169,11 +166,9 @@ async function withNode<T>(side: Side, act: (up: Output) => Promise<T>): Promise
   } finally {
     const ref = refs[side];
     // What is native ends with its first process, and nothing but runc knows which one that is.
-    if (side === "native")
-      await execa(ref.runsc, [`--root=${sandboxPaths(ref.name, ref.home).runsc}`, "delete", "--force", ref.name], {
-        reject: false,
-      });
-    await removeSandbox(ref);
+    const root = `--root=${hostPaths(ref.name, ref.home).runsc}`;
+    if (side === "native") await execa(nativeRunsc, [root, "delete", "--force", ref.name], { reject: false });
+    await openMachine(ref).stop();
     rmSync(ref.home, { recursive: true, force: true });
   }
 }
@@ -185,7 +180,7 @@ async function measure(side: Side, up: Output, withPods: boolean): Promise<Omit<
   const settled = readUsage(name);
   const run: Omit<Run, "round" | "side"> = {
     up: up.seconds,
-    ...stages(side, up),
+    ...(await stages(side, up)),
     cpuSeconds: cpu,
     idleCpu: (settled.cpuSeconds - cpu) / SETTLE,
     memory: settled.memory,
@@ -197,7 +192,7 @@ async function measure(side: Side, up: Output, withPods: boolean): Promise<Omit<
     run.preview.push((await cli(refs[side], "preview")).seconds);
   }
   if (withPods) {
-    run.pods = await startPods(sandboxPaths(name, home).kubeconfig, PODS, interruption.signal);
+    run.pods = await startPods(hostPaths(name, home).kubeconfig, PODS, interruption.signal);
     await sleep(SETTLE * 1000, undefined, { signal: interruption.signal });
     run.memoryWithPods = readUsage(name).memory;
   }
@@ -214,7 +209,7 @@ interface Output {
 }
 
 /** Runs the project's command line, as `make` does. */
-async function cli({ name, home }: SandboxRef, verb: "up" | "preview"): Promise<Output> {
+async function cli({ name, home }: MachineRef, verb: "up" | "preview"): Promise<Output> {
   interruption.signal.throwIfAborted();
   const start = Date.now();
   const lines: Output["lines"] = [];
@@ -240,7 +235,7 @@ async function cli({ name, home }: SandboxRef, verb: "up" | "preview"): Promise<
  * How far `up` was when, in seconds since its start, and how long each resource took: from what it printed, and from
  * what the server notes.
  */
-function stages(side: Side, { start, lines }: Output): Pick<Run, "stages" | "resources"> {
+async function stages(side: Side, { start, lines }: Output): Promise<Pick<Run, "stages" | "resources">> {
   const resources: Record<string, number> = {};
   const done: Record<string, number> = {};
   for (const { at, text } of lines) {
@@ -249,7 +244,7 @@ function stages(side: Side, { start, lines }: Output): Pick<Run, "stages" | "res
     resources[name] = Number(seconds);
     done[name] = at;
   }
-  const server = serverStages(refs[side]);
+  const server = await serverStages(refs[side]);
   const times = {
     "sandbox runs": done["sandbox-process"],
     "containerd answers": done["containerd-apply"],

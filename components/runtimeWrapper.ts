@@ -1,8 +1,8 @@
 import * as pulumi from "@pulumi/pulumi";
 import { wanted } from "../artifacts/artifacts.ts";
 import { wrapperPath } from "../artifacts/stage.ts";
-import { rulesFor } from "../config/quirks.ts";
 import type { OciRule } from "../config/ociRules.ts";
+import { rulesFor } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
 import type { KernelFacade } from "./kernelFacade.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";

@@ -1,7 +1,7 @@
 import * as pulumi from "@pulumi/pulumi";
+import { linkAddresses } from "../config/network.ts";
 import { InputError } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { linkAddresses } from "../config/network.ts";
 import { driverOf, openMachine } from "../machines/index.ts";
 import { incarnationOf, type Observed } from "../machines/observe.ts";
 import { hostPaths } from "../machines/paths.ts";

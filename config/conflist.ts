@@ -1,5 +1,5 @@
-import { inSandbox } from "./paths.ts";
 import { addressAt, parseNetwork } from "./network.ts";
+import { inSandbox } from "./paths.ts";
 import type { StackConfig } from "./schema.ts";
 
 /** Where the conflist lies in the sandbox; containerd takes the first file by name. */

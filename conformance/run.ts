@@ -13,7 +13,8 @@ import { execa } from "execa";
 import { artifactFolder, goArch } from "../artifacts/artifacts.ts";
 import { openStack } from "../automation/workspace.ts";
 import { markdown, putTable } from "../docs/tables.ts";
-import { sandboxPaths } from "../machines/paths.ts";
+import { hostPaths } from "../machines/paths.ts";
+import { homeFolder } from "../system/folders.ts";
 import { moduleVersion } from "../toolchain/builds.ts";
 import { build } from "../toolchain/make.ts";
 import { makeImages } from "./images.ts";
@@ -218,7 +219,7 @@ async function runTests(specs: Spec[]): Promise<Spec[]> {
     `--output-dir=${work}`,
   ];
   const framework = [
-    `--kubeconfig=${sandboxPaths(stackName).kubeconfig}`,
+    `--kubeconfig=${hostPaths(stackName, homeFolder()).kubeconfig}`,
     `--kubectl-path=${kubectl}`,
     "--provider=skeleton",
     "--num-nodes=1",

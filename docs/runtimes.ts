@@ -5,22 +5,22 @@
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type Artifact, pathInSandbox } from "../artifacts/artifacts.ts";
+import { type Artifact, pathInSandbox, provide, wanted } from "../artifacts/artifacts.ts";
 import { stage, stagedProgram, wrapperPath } from "../artifacts/stage.ts";
 import { crunRules } from "../components/crun.ts";
 import { facadePlan } from "../config/facade.ts";
 import type { OciRule } from "../config/ociRules.ts";
 import { crunOptionsFor, facadeFor, patchesFor, type QuirkId, rulesFor } from "../config/quirks.ts";
-import { CRUN } from "../config/schema.ts";
-import { inTrialSandbox } from "../machines/trial.ts";
-import { applyFacade } from "../steps/parts.ts";
+import { CRUN, parseStackConfig } from "../config/schema.ts";
+import type { Machine } from "../machines/machine.ts";
+import { managed } from "../machines/managed.ts";
+import { inTrial } from "../machines/trial.ts";
+import { applyFacade } from "../steps/facade.ts";
 import { ask, probes, quirksIn } from "../steps/probe.ts";
 import { checkExec, checkRuntime } from "../steps/runtime.ts";
-import { initIn, type SandboxRef } from "../steps/sandbox.ts";
 import { CommandError, run } from "../system/run.ts";
 import { moduleVersion } from "../toolchain/builds.ts";
-import { generations } from "../toolchain/generations.ts";
-import { build } from "../toolchain/make.ts";
+import { generations } from "../test/generations.ts";
 import { markdown, putTable } from "./tables.ts";
 
 /** A runtime with what it takes on a sandbox with these quirks. */
@@ -35,7 +35,7 @@ const say = (line: string) => console.log(line);
 
 async function builtRunc(patches: string[]): Promise<string[]> {
   const runc: Artifact = { name: "runc", ...(patches.length > 0 ? { patches: patches.toSorted() } : {}) };
-  await build(runc, say);
+  await provide(wanted(runc), say);
   return [pathInSandbox(runc, "runc")];
 }
 
@@ -75,18 +75,21 @@ function firstError(error: unknown): string {
   return (logged ?? line).replaceAll("`", "'").trim();
 }
 
-async function tryAll(sandbox: SandboxRef, all: Candidate[]): Promise<{ found: QuirkId[]; outcomes: string[][] }> {
-  const found = quirksIn(await ask(probes, (input) => initIn(sandbox, ["probe"], { input, timeout: 30_000 })));
-  const { files, mounts, nodes } = facadePlan(sandbox.name, facadeFor(found));
-  await applyFacade({ ...sandbox, plan: { settings: [], files, mounts, nodes } });
+async function tryAll(sandbox: Machine, all: Candidate[]): Promise<{ found: QuirkId[]; outcomes: string[][] }> {
+  const machine = sandbox.ref;
+  const context = (content = "") => ({ machine: sandbox, content, incarnation: 1, repairs: 0, say });
+  const found = quirksIn(await ask(sandbox, probes));
+  const { files, mounts, nodes } = facadePlan(machine.name, facadeFor(found));
+  await applyFacade.run({ machine, plan: { settings: [], files, mounts, nodes } }, context());
+  const wrapper = wanted({ name: "wrapper" });
   const outcomes: string[][] = [];
   for (const { name, command, rules: own = [] } of all) {
     const starts = await command(found);
     const rules = [...own, ...rulesFor(found)];
     const rulesFile = rules.length > 0 || starts.length > 1 ? JSON.stringify({ runtime: starts, rules }) : "";
-    const runtime = { ...sandbox, runtime: rulesFile ? wrapperPath(rulesFile) : starts[0]! };
-    const runs = await outcome(() => checkRuntime(runtime, rulesFile));
-    const execs = runs === "works" ? await outcome(() => checkExec(runtime)) : "";
+    const runtime = rulesFile ? wrapperPath(wrapper, rulesFile) : starts[0]!;
+    const runs = await outcome(() => checkRuntime.run({ machine, runtime, wrapper }, context(rulesFile)));
+    const execs = runs === "works" ? await outcome(() => checkExec(sandbox, runtime)) : "";
     say(`  ${name}: run ${runs}${execs && `, exec ${execs}`}`);
     outcomes.push([name, runs, execs]);
   }
@@ -97,14 +100,12 @@ const home = await mkdtemp(join(tmpdir(), "gvisor-k3s-runtimes-"));
 const rows: string[][] = [];
 const lacks: string[][] = [];
 try {
-  await build({ name: "init" }, say);
   const all = await candidates();
   for (const { name, runsc, sandbox } of generations) {
     say(`gVisor ${name}`);
-    const { platform = "systrap", network = "sandbox" } = sandbox;
-    const { found, outcomes } = await inTrialSandbox({ home, runsc: await runsc(say), platform, network }, (trial) =>
-      tryAll(trial, all),
-    );
+    const config = parseStackConfig({ name: "trial", sandbox: { ...sandbox, runsc: await runsc(say) } });
+    const ref = managed.refOf(config, home);
+    const { found, outcomes } = await inTrial(ref, managed.specOf(config), (trial) => tryAll(trial, all));
     rows.push(...outcomes.map(([runtime, runs, execs]) => [name, runtime!, runs!, execs!]));
     lacks.push([name, found.join(", ")]);
   }

@@ -5,9 +5,8 @@
  */
 import { openMachine } from "../machines/index.ts";
 import type { MachineRef } from "../machines/ref.ts";
-import { endTunnel } from "../machines/tunnel.ts";
-import type { ServerRef } from "../servers/server.ts";
 import type { SshTarget } from "../machines/sshConnection.ts";
+import type { ServerRef } from "../servers/server.ts";
 
 /** The version of the parameters that this release writes. */
 export const VERSION = 2;
@@ -64,9 +63,9 @@ const firstForms: Record<string, (params: First) => { step: string; params: obje
   "build-remove": ({ to }) => ({ step: "build-remove", params: { machine: to && { kind: "ssh", ...to } } }),
 };
 
-/** Ends the SSH tunnel of a cluster that a release up to 0.2 made. */
+/** Ends the SSH tunnel of a cluster that a release up to 0.2 made, and forgets what is noted of it here. */
 export async function removeTunnel({ name, home }: Pick<First, "name" | "home">): Promise<void> {
-  await endTunnel({ kind: "ssh", name, home });
+  await openMachine({ kind: "ssh", name, home }).forget!();
 }
 
 /** Removes what a release up to 0.2 has copied to another machine, unless a node of this one is there. */

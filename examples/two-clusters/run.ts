@@ -2,8 +2,9 @@
  * Two clusters side by side, as functions: what is made in one is not in the other. `node run.ts`, with
  * `Pulumi.ex-one.yaml` and `Pulumi.ex-two.yaml` in the folder that it runs in.
  */
-import { destroy, kubectl, list, Progress, readConfig, up } from "gvisor-k3s";
+
 import { execa } from "execa";
+import { destroy, kubectl, list, Progress, readConfig, up } from "gvisor-k3s";
 
 const names = ["ex-one", "ex-two"];
 const progress = new Progress();

@@ -1,24 +1,12 @@
 /** The command, as its user types it, on one cluster: each test goes on where the one before it stopped. */
-import {
-  appendFileSync,
-  copyFileSync,
-  existsSync,
-  mkdirSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { dirname, join } from "node:path";
 import { execa } from "execa";
 import { list } from "tar";
 import { afterAll, expect, it } from "vitest";
 import { parse } from "yaml";
-import { sandboxPaths } from "../../machines/paths.ts";
-import { isAlive } from "../../system/processes.ts";
-import { waitFor } from "../../system/wait.ts";
-import { cli, kubectl, ownHome, record, removeHome, root, services } from "./harness.ts";
+import { cli, inside, killSandbox, kubectl, ownHome, pathsOf, removeHome, root, services } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-cli";
@@ -26,7 +14,7 @@ const options = join(root, `Pulumi.${name}.yaml`);
 const userKubeconfig = join(home, "kube/config");
 process.env.KUBECONFIG = userKubeconfig;
 const password = "hunter2-in-a-mirror";
-const paths = sandboxPaths(name);
+const paths = pathsOf(name);
 
 writeFileSync(
   options,
@@ -87,7 +75,9 @@ it("status and list tell that it is well", async () => {
     services: { server: { restarts: 0 }, containerd: { restarts: 0 }, proxy: { restarts: 0 } },
   });
   expect(await printed("status", name)).toMatch(/^limits +of a pod: accounted, not enforced .*\n(.*\n)*all is well$/m);
-  expect(await json("list")).toEqual([{ name, state: "running", kubeconfigPath: paths.kubeconfig }]);
+  expect(await json("list")).toEqual([
+    { name, cluster: name, owner: `gvisor-k3s/${name}`, state: "running", kubeconfigPath: paths.kubeconfig },
+  ]);
 });
 
 it("kubectl and exec are what they run, exit codes included", async () => {
@@ -95,6 +85,14 @@ it("kubectl and exec are what they run, exit codes included", async () => {
   expect((await cli("kubectl", "-c", name, "get", "pod", "nothing")).exitCode).toBe(1);
   expect(await printed("exec", "-c", name, "/bin/uname", "-r")).toContain("gvisor");
   expect((await cli("exec", "-c", name, "/bin/sh", "-c", "exit 7")).exitCode).toBe(7);
+  // Whatever its ends are: runsc would write to a file from its beginning.
+  const script = `{ echo before; "$@" sh -c 'echo out; echo err >&2; cat'; echo after; } > "$0" 2>&1 < "$0.in"`;
+  const log = join(home, "exec.log");
+  writeFileSync(`${log}.in`, "read in\n");
+  const exec = [process.execPath, join(root, "automation/cli.ts"), "exec", "-c", name];
+  await execa("sh", ["-c", script, log, ...exec]);
+  expect(readFileSync(log, "utf8").split("\n").sort()).toEqual(["", "after", "before", "err", "out", "read in"]);
+  expect(readFileSync(log, "utf8")).toMatch(/^before\n(.*\n)*after\n$/);
 });
 
 it("kubeconfig is printed, merged, chosen and taken back", async () => {
@@ -126,10 +124,9 @@ it("kubeconfig is printed, merged, chosen and taken back", async () => {
 });
 
 it("what was edited by hand is told, previewed as a diff, and written again by up", async () => {
-  const config = join(paths.etc, "containerd/config.toml");
-  const written = readFileSync(config, "utf8");
-  appendFileSync(config, "# by hand\n");
-  rmSync(join(paths.etc, "cni/net.d/10-gvisor-k3s.conflist"));
+  const config = "/etc/containerd/config.toml";
+  const written = await inside(name, "cat", config);
+  await inside(name, "sh", "-c", `echo '# by hand' >> ${config}; rm /etc/cni/net.d/10-gvisor-k3s.conflist`);
   const { exitCode, stdout } = await cli("status", name);
   expect(exitCode).toBe(3);
   expect(stdout).toContain(`! ${config} was edited by hand`);
@@ -141,7 +138,7 @@ it("what was edited by hand is told, previewed as a diff, and written again by u
   const before = (await services(name)).containerd!.pid;
   const { resources } = await json("up", name);
   expect(resources.update).toBe(2);
-  expect(readFileSync(config, "utf8")).toBe(written);
+  expect(await inside(name, "cat", config)).toBe(written);
   expect((await services(name)).containerd!.pid).not.toBe(before); // it may have read what was edited
   expect((await json("status", name)).problems).toEqual([]);
   expect(await printed("preview", name)).toContain("nothing changes");
@@ -216,8 +213,7 @@ it("logs has what a bug report needs, and no secret", async () => {
 });
 
 it("a sandbox that is gone is told", async () => {
-  process.kill(record(name).pid, "SIGKILL");
-  await waitFor("the sandbox is gone", 20, () => !isAlive(record(name)) || undefined);
+  await killSandbox(name);
   const { exitCode, stdout } = await cli("status", name, "--json");
   expect(exitCode).toBe(3);
   expect(JSON.parse(String(stdout))).toMatchObject({ state: "stopped", problems: ["the sandbox's process is gone"] });

@@ -9,22 +9,22 @@ import { stringify } from "yaml";
 import { artifactFolder, imageName, pathInSandbox } from "../../artifacts/artifacts.ts";
 import { linkAddresses } from "../../config/network.ts";
 import { defaultSubnet } from "../../config/schema.ts";
-import { sandboxPaths } from "../../machines/paths.ts";
-import { readRecord } from "../../machines/record.ts";
 import { isAlive } from "../../system/processes.ts";
 import { waitFor } from "../../system/wait.ts";
 import {
   changes,
   cli,
+  endAll,
   inside,
   kill,
+  killProcess,
   kubectl,
   kubectlProcess,
   open,
   ownHome,
   record,
-  removeHome,
   shellImage,
+  supervised,
 } from "./harness.ts";
 
 const home = await ownHome();
@@ -89,9 +89,7 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  if (process.env.KEEP) return;
-  await cli("destroy", name);
-  removeHome(home);
+  await endAll(home, name);
 });
 
 /** The names of the pods with a label, sorted. */
@@ -376,13 +374,27 @@ describe("the way out", () => {
     },
   );
 
-  it("is one update away when its process was killed", async () => {
-    const egress = () => readRecord({ record: sandboxPaths(name).egress })!;
-    process.kill(egress().pid, "SIGKILL");
-    await waitFor("it is gone", 20, () => !isAlive(egress()) || undefined);
+  it("is started again when its process was killed", async () => {
+    const { egress } = supervised(name);
+    await killProcess(egress!);
+    await waitFor("it runs again", 20, () => (supervised(name).egress?.starts ?? 0) > egress!.starts || undefined);
+    await waitFor("it leads outside", 20, async () => (await get()) === "ok" || undefined);
+    expect(await (await changes(async (settings) => (await open(name, options)).preview(settings))).changed).toEqual(
+      {},
+    );
+  });
+
+  it("is one update away when its process was killed with the supervisor", async () => {
+    const { egress, ...supervisor } = supervised(name);
+    await killProcess(supervisor);
+    await waitFor("the way out ends with it", 20, () => !isAlive(egress) || undefined);
+    expect((await cli("status", name)).stdout).toContain("! the sandbox's supervisor is gone");
+    const before = supervised(name).sandbox;
     const stack = await open(name, options);
-    expect((await changes((settings) => stack.up(settings))).changed).toEqual({ update: ["egress-apply"] });
-    expect(await get()).toBe("ok");
+    expect((await changes((settings) => stack.up(settings))).changed).toEqual({ update: ["sandbox-process"] });
+    expect(supervised(name).sandbox).toEqual(before);
+    await waitFor("it leads outside", 20, async () => (await get()) === "ok" || undefined);
+    expect((await changes((settings) => stack.preview(settings))).changed).toEqual({});
   });
 });
 

@@ -6,20 +6,19 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { artifactFolder, goArch, imageName } from "../../artifacts/artifacts.ts";
 import type { QuirkId } from "../../config/quirks.ts";
 import { CRUN, type StackConfigInput } from "../../config/schema.ts";
-import { sandboxPaths } from "../../machines/paths.ts";
 import { waitFor } from "../../system/wait.ts";
-import { generations } from "../../toolchain/generations.ts";
+import { generations } from "../generations.ts";
 import { build } from "../../toolchain/make.ts";
 import {
   changes,
   cli,
+  endAll,
   inside,
   kubectl,
   kubectlProcess,
   open,
-  otherRunsc,
   ownHome,
-  removeHome,
+  pathsOf,
   root,
   traces,
 } from "./harness.ts";
@@ -30,7 +29,7 @@ const archive = join(home, "shell.tar");
 let before: ReturnType<typeof traces>;
 
 beforeAll(async () => {
-  before = { ...traces(home), files: [] };
+  before = { ...traces(home, ...names), files: [] };
   const tools = await build({ name: "images" });
   const programs = ["busybox", "sh", "tar", "cat", "sleep"].flatMap((program) => [
     "--file",
@@ -50,19 +49,17 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  if (process.env.KEEP) return;
-  for (const { name } of generations) await cli("destroy", stackOf(name));
-  removeHome(home);
+  await endAll(home, ...names);
 });
 
 const stackOf = (generation: string) => `e2e-${generation.replace("-", "")}`;
+const names = generations.map(({ name }) => stackOf(name));
 
 /** The options of a stack on a generation; the runsc that is built is the default, and so not named. */
 async function optionsOn(generation: string, more: Omit<StackConfigInput, "name"> = {}) {
   const { runsc, sandbox } = generations.find(({ name }) => name === generation)!;
   const path = await runsc(() => {});
   if (path.startsWith(artifactFolder({ name: "runsc" }))) return { images: [archive], ...more };
-  otherRunsc[stackOf(generation)] = path;
   return { images: [archive], ...more, sandbox: { ...sandbox, ...more.sandbox, runsc: path } };
 }
 
@@ -212,7 +209,7 @@ describe("mode: control-plane", () => {
 
   it("can be left for a node, which is another cluster", async () => {
     const name = stackOf("2026-09");
-    const kubeconfig = readFileSync(sandboxPaths(name).kubeconfig, "utf8");
+    const kubeconfig = readFileSync(pathsOf(name).kubeconfig, "utf8");
     const stack = await open(name, await optionsOn("2026-09"));
     const { outputs } = await stack.up();
     expect(outputs.testPod!.value).toMatchObject({ phase: "Running" });

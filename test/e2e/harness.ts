@@ -1,32 +1,44 @@
 /**
  * What the end-to-end tests share: a home of their own, Pulumi's Automation API on it, and a look at what the host has.
+ * Each test file has names and a home of its own, and looks at its own traces only, so that two files, and clusters of
+ * the user's, can run side by side.
+ * @module
  */
-import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import type { ConfigMap, EngineEvent, Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa, type Options } from "execa";
+import { expect } from "vitest";
 import { artifactFolder, goArch } from "../../artifacts/artifacts.ts";
+import { list } from "../../automation/list.ts";
 import { openStack } from "../../automation/workspace.ts";
 import type { StackConfigInput } from "../../config/schema.ts";
-import { unmountBelow } from "../../machines/managed.ts";
-import { sandboxPaths } from "../../machines/paths.ts";
-import { readRecord, type SandboxRecord } from "../../machines/record.ts";
+import { openMachine } from "../../machines/index.ts";
+import type { Machine } from "../../machines/machine.ts";
+import { mountPoints, unmountBelow } from "../../machines/managed.ts";
+import { hostPaths } from "../../machines/paths.ts";
+import { type MachineRecord, readRecord } from "../../machines/record.ts";
 import { serviceStates } from "../../machines/services.ts";
-import { execIn, type SandboxRef } from "../../steps/sandbox.ts";
-import { cacheFolder, homeFolder } from "../../system/folders.ts";
+import { homeFolder } from "../../system/folders.ts";
+import { isAlive, type ProcessId } from "../../system/processes.ts";
 import { waitFor } from "../../system/wait.ts";
 
 export const root = join(import.meta.dirname, "../..");
 
 /**
  * An empty home folder for one test file, in the environment of everything that it starts. It is at the same place each
- * time, so that what a killed run left there is found and destroyed first.
+ * time, so that what a killed run left there is found and destroyed first; what a run left with KEEP=1 stays, and the
+ * next one is told where it is.
  */
 export async function ownHome(): Promise<string> {
-  const home = join(tmpdir(), "gvisor-k3s-e2e");
+  const file = basename(expect.getState().testPath!, ".test.ts");
+  const home = join(tmpdir(), `gvisor-k3s-e2e-${file}`);
   process.env.GVISOR_K3S_HOME = home;
-  for (const name of entriesOf(join(home, "sandboxes"))) {
+  if (existsSync(join(home, "kept"))) {
+    throw new Error(`${home} was kept with KEEP=1; destroy what is in it (GVISOR_K3S_HOME=${home}), and delete it`);
+  }
+  for (const { name } of list()) {
     const { exitCode, all } = await cli("destroy", name);
     if (exitCode !== 0) throw new Error(`${name}, which an earlier run left, cannot be destroyed\n${all}`);
   }
@@ -35,6 +47,19 @@ export async function ownHome(): Promise<string> {
   mkdirSync(home, { mode: 0o700 });
   return home;
 }
+
+/** Ends what a test file has made, unless it is to be looked at. */
+export async function endAll(home: string, ...names: string[]): Promise<void> {
+  if (process.env.KEEP) {
+    mkdirSync(join(home, "kept"), { recursive: true });
+    return;
+  }
+  for (const name of names) await cli("destroy", name);
+  removeHome(home);
+}
+
+/** Where a sandbox of this file's home has things on the host. */
+export const pathsOf = (name: string) => hostPaths(name, homeFolder());
 
 /** Makes an image with a shell in it, and the few other programs that the tests call. */
 export async function shellImage(image: string, archive: string): Promise<void> {
@@ -105,7 +130,7 @@ export function cli(...args: string[]) {
 
 /** kubectl on the host with a sandbox's kubeconfig, as a process. */
 export function kubectlProcess(name: string, args: string[], options: Options = {}) {
-  const { kubeconfig } = sandboxPaths(name);
+  const { kubeconfig } = pathsOf(name);
   return execa(`${artifactFolder({ name: "server" })}/gvisor-k3s-node`, ["kubectl", ...args], {
     timeout: 60_000,
     ...options,
@@ -118,23 +143,16 @@ export async function kubectl(name: string, ...args: string[]): Promise<string> 
   return String((await kubectlProcess(name, args)).stdout);
 }
 
-/** The runsc of a sandbox that has another one than the project's. */
-export const otherRunsc: Record<string, string> = {};
-
-/** What finds a sandbox. */
-export const refOf = (name: string): SandboxRef => ({
-  name,
-  home: homeFolder(),
-  runsc: otherRunsc[name] ?? `${artifactFolder({ name: "runsc" })}/runsc`,
-});
+/** The machine of a sandbox. */
+export const machineOf = (name: string): Machine => openMachine({ kind: "managed", name, home: homeFolder() });
 
 /** Runs a program in a sandbox. */
 export async function inside(name: string, ...args: string[]): Promise<string> {
-  return (await execIn(refOf(name), args, { timeout: 60_000 })).stdout;
+  return (await machineOf(name).exec(args, { timeout: 60_000 })).stdout;
 }
 
 /** The state of the sandbox's services. */
-export const services = (name: string) => serviceStates(refOf(name));
+export const services = (name: string) => serviceStates(machineOf(name));
 
 /** Kills a service of a sandbox, and waits until it is started again. */
 export async function kill(name: string, service: string): Promise<void> {
@@ -146,8 +164,31 @@ export async function kill(name: string, service: string): Promise<void> {
   });
 }
 
-export function record(name: string): SandboxRecord {
-  return readRecord(sandboxPaths(name))!;
+export function record(name: string): MachineRecord {
+  return readRecord(name, homeFolder())!;
+}
+
+/** What the supervisor of a sandbox tells. */
+export interface Supervised extends ProcessId {
+  sandbox: (ProcessId & { starts: number }) | null;
+  egress: (ProcessId & { starts: number }) | null;
+}
+
+export function supervised(name: string): Supervised {
+  return JSON.parse(readFileSync(pathsOf(name).supervisor, "utf8")) as Supervised;
+}
+
+/** Kills a process, and waits until it is gone. */
+export async function killProcess(killed: ProcessId): Promise<void> {
+  process.kill(killed.pid, "SIGKILL");
+  await waitFor(`process ${killed.pid} is gone`, 20, () => !isAlive(killed) || undefined);
+}
+
+/** Kills a sandbox with its supervisor, which would start it again. */
+export async function killSandbox(name: string): Promise<void> {
+  const { sandbox, ...supervisor } = supervised(name);
+  await killProcess(supervisor);
+  await killProcess(sandbox!);
 }
 
 /** The files in which Pulumi keeps the stacks of a home. */
@@ -159,35 +200,35 @@ export function stateFiles(home: string): string[] {
   return files;
 }
 
-/** Everything on the host that a sandbox could leave behind. */
-export function traces(home: string) {
-  const lines = (file: string) => readFileSync(file, "utf8").trim().split("\n");
-  const folders = (path: string) =>
-    entriesOf(path).filter((entry) => entry.startsWith("gk-") || entry === "gvisor-k3s" || entry === "null-netns");
+/**
+ * Everything on the host that a sandbox could leave behind.
+ * @param names the sandboxes of the test
+ */
+export function traces(home: string, ...names: string[]) {
+  const links = names.map((name) => pathsOf(name).link);
+  const cgroups = readdirSync("/sys/fs/cgroup").map((controller) => join("/sys/fs/cgroup", controller, "gvisor-k3s"));
+  const locks = "/run/lock/gvisor-k3s";
   return {
     processes: readdirSync("/proc")
       .filter((pid) => /^\d+$/.test(pid))
-      .map(commandLine)
-      .filter((line) => line.includes(home) || line.includes(join(cacheFolder(), "pulumi"))),
-    mounts: lines("/proc/self/mounts")
-      .map((line) => line.split(" ")[1]!)
-      .filter((target) => target.startsWith(home) || target.startsWith("/run/netns/gk-")),
-    links: lines("/proc/net/dev")
-      .map((line) => line.trim().split(":")[0]!)
-      .filter((device) => device.startsWith("gk-")),
-    namespaces: folders("/run/netns"),
-    cgroups: ["", ...readdirSync("/sys/fs/cgroup")].flatMap((controller) =>
-      folders(join("/sys/fs/cgroup", controller)),
+      .filter((pid) => [...said(pid, "cmdline"), ...said(pid, "environ")].some((word) => word.includes(home)))
+      .map((pid) => said(pid, "cmdline").join(" ")),
+    mounts: mountPoints().filter((target) => target.startsWith(home) || links.includes(basename(target))),
+    links: entriesOf("/sys/class/net").filter((device) => links.includes(device)),
+    namespaces: entriesOf("/run/netns").filter((name) => links.includes(name)),
+    cgroups: ["/sys/fs/cgroup/gvisor-k3s", ...cgroups].flatMap((folder) =>
+      entriesOf(folder).filter((name) => names.includes(name)),
     ),
+    locks: entriesOf(locks).filter((name) => names.includes(name)),
     files: entriesOf(home),
   };
 }
 
-function commandLine(pid: string): string {
+function said(pid: string, file: "cmdline" | "environ"): string[] {
   try {
-    return readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ");
+    return readFileSync(`/proc/${pid}/${file}`, "utf8").split("\0");
   } catch {
-    return ""; // it has just ended
+    return []; // it has just ended
   }
 }
 

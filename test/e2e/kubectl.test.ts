@@ -3,9 +3,8 @@ import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { artifactFolder } from "../../artifacts/artifacts.ts";
-import { sandboxPaths } from "../../machines/paths.ts";
 import { waitFor } from "../../system/wait.ts";
-import { changes, cli, kubectl, kubectlProcess, open, ownHome, removeHome, shellImage } from "./harness.ts";
+import { changes, cli, endAll, kubectl, kubectlProcess, open, ownHome, pathsOf, shellImage } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-k";
@@ -53,9 +52,7 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  if (process.env.KEEP) return;
-  await cli("destroy", name);
-  removeHome(home);
+  await endAll(home, name);
 });
 
 describe("kubectl", () => {
@@ -65,7 +62,7 @@ describe("kubectl", () => {
     const sized =
       'test -t 0 && until case "$(stty size 2>&1)" in *"33 111"*) echo as large;; *) false;; esac; do sleep 0.1; done';
     const command =
-      `stty rows 33 columns 111; ${kubectlPath} kubectl --kubeconfig ${sandboxPaths(name).kubeconfig} ` +
+      `stty rows 33 columns 111; ${kubectlPath} kubectl --kubeconfig ${pathsOf(name).kubeconfig} ` +
       `exec -it shell -- sh -c '${sized}'`;
     const { stdout } = await execa("script", ["--quiet", "--return", "--command", command, "/dev/null"], {
       timeout: 30_000,
@@ -188,12 +185,12 @@ it(
     const [other, before] = ["e2e-x", await kubectl(name, "get", "all", "--namespace=kube-system", "-o=name")];
     const external = {
       mode: "external" as const,
-      external: { kubeconfig: sandboxPaths(name).kubeconfig },
+      external: { kubeconfig: pathsOf(name).kubeconfig },
       pod: { image, args: ["/bin/sleep", "infinity"] },
     };
     const { outputs } = await (await open(other, external)).up();
     expect(outputs.testPod!.value).toMatchObject({ name: "testpod", phase: "Running" });
-    expect(outputs.kubeconfigPath!.value).toBe(sandboxPaths(name).kubeconfig);
+    expect(outputs.kubeconfigPath!.value).toBe(pathsOf(name).kubeconfig);
     expect(outputs.kubeconfig!.secret).toBe(true);
     expect((await changes(async (run) => await (await open(other, external)).up(run))).changed).toEqual({});
     await expect(

@@ -8,22 +8,24 @@ import { gzipSync } from "node:zlib";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { artifactFolder, goArch, imageName, pathInSandbox } from "../../artifacts/artifacts.ts";
-import { sandboxPaths } from "../../machines/paths.ts";
 import { isAlive } from "../../system/processes.ts";
 import { waitFor } from "../../system/wait.ts";
 import {
   changes,
   cli,
+  endAll,
   inside,
   kill,
+  killProcess,
+  killSandbox,
   kubectl,
   open,
   ownHome,
-  record,
-  removeHome,
+  pathsOf,
   root,
   services,
   stateFiles,
+  supervised,
   traces,
 } from "./harness.ts";
 
@@ -34,14 +36,12 @@ const altered = { containerd: { snapshotter: "native" as const }, sandbox: { mem
 let before: ReturnType<typeof traces>;
 
 beforeAll(() => {
-  before = { ...traces(home), files: [] };
+  before = { ...traces(home, first, second), files: [] };
 });
 
 afterAll(async () => {
   // A test that failed left these behind.
-  if (process.env.KEEP) return;
-  for (const name of [first, second]) await cli("destroy", name);
-  removeHome(home);
+  await endAll(home, first, second);
 });
 
 /** What must stay the same for a pod to count as living on. */
@@ -78,13 +78,13 @@ describe("up", () => {
     expect(all).toMatch(/^pod +testpod$/m);
     expect(all).toMatch(/^phase +Running$/m);
     expect(all).toMatch(/^log +gvisor-k3s test pod testpod is running on kernel \S*gvisor/m);
-    expect(all).toContain(`kubeconfig  ${sandboxPaths(first).kubeconfig}`);
+    expect(all).toContain(`kubeconfig  ${pathsOf(first).kubeconfig}`);
     for (const stage of ["sandbox-process", "containerd-apply", "node-server", "network-apply", "testpod-pod"])
       expect(all).toMatch(new RegExp(`^stage +${stage} +\\d+\\.\\d s$`, "m"));
   });
 
   it("keeps keys to their owner", async () => {
-    const { kubeconfig, state } = sandboxPaths(first);
+    const { kubeconfig, state } = pathsOf(first);
     expect(statSync(kubeconfig).mode & 0o777).toBe(0o600);
     expect(statSync(state).mode & 0o777).toBe(0o700);
     const key = /client-key-data: (\S+)/.exec(readFileSync(kubeconfig, "utf8"))![1]!;
@@ -119,7 +119,7 @@ describe("the pod", () => {
     expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", `http://${address}:8080/`)).toBe(
       `peer ${address}`,
     );
-    const server = /server: (\S+)/.exec(readFileSync(sandboxPaths(first).kubeconfig, "utf8"))![1]!;
+    const server = /server: (\S+)/.exec(readFileSync(pathsOf(first).kubeconfig, "utf8"))![1]!;
     expect(
       JSON.parse(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", `${server}/version`)),
     ).toHaveProperty("gitVersion");
@@ -163,15 +163,29 @@ describe("a change of the configuration", () => {
 });
 
 describe("a change of the sandbox's limits", () => {
+  it("is a write to its cgroup, and restarts nothing", async () => {
+    const [pod, { sandbox }] = [await identity("testpod"), supervised(first)];
+    const stack = await open(first, altered);
+    expect((await changes((options) => stack.preview(options))).changed).toEqual({ update: ["sandbox-process"] });
+    expect((await changes((options) => stack.up(options))).changed).toEqual({ update: ["sandbox-process"] });
+    expect(memoryLimit()).toBe(3 * 2 ** 30);
+    expect(supervised(first).sandbox).toEqual(sandbox);
+    expect(await identity("testpod")).toBe(pod);
+    expect((await changes((options) => stack.up(options))).changed).toEqual({});
+  });
+});
+
+describe("a change that the sandbox has to be started for", () => {
   it("is one restart of the sandbox, with all that is in it", async () => {
     const uid = (await identity("testpod")).split(" ").at(0);
-    const stack = await open(first, altered);
+    const stack = await open(first, { ...altered, egress: { enabled: false } });
     const { changed } = await changes((options) => stack.up(options));
     expect(Object.keys(changed)).toEqual(["update"]);
-    expect(memoryLimit()).toBe(3 * 2 ** 30);
+    expect(supervised(first).egress).toBeNull();
     await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=60s");
     expect((await identity("testpod")).split(" ").at(0)).toBe(uid);
     expect((await changes((options) => stack.up(options))).changed).toEqual({});
+    await (await open(first, altered)).up();
   });
 });
 
@@ -274,18 +288,37 @@ describe("what dies", () => {
     expect(await identity("testpod")).toBe(pod);
   });
 
-  it("the sandbox comes back with the next up, with its cluster and its pods", async () => {
-    const { pid } = record(first);
-    const kubeconfig = readFileSync(sandboxPaths(first).kubeconfig, "utf8");
+  it("the sandbox is started again by its supervisor, with its cluster and its pods", async () => {
+    const { sandbox } = supervised(first);
     const uid = (await identity("testpod")).split(" ").at(0);
-    process.kill(pid, "SIGKILL");
-    await waitFor("the sandbox is gone", 20, () => !isAlive(record(first)) || undefined);
+    await killProcess(sandbox!);
+    await waitFor(
+      "the sandbox runs again",
+      60,
+      () => (supervised(first).sandbox?.starts ?? 0) > sandbox!.starts || undefined,
+    );
+    const answer = async () =>
+      (await kubectl(first, "get", "--raw=/readyz").catch(() => undefined)) === "ok" || undefined;
+    await waitFor("the API server answers", 120, answer);
+    await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=120s");
+    expect((await identity("testpod")).split(" ").at(0)).toBe(uid);
+    expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe(
+      "ok",
+    );
+    const stack = await open(first);
+    expect((await changes((options) => stack.preview(options))).changed.update ?? []).not.toContain("node-server");
+  });
+
+  it("the sandbox comes back with the next up, with its cluster and its pods", async () => {
+    const kubeconfig = readFileSync(pathsOf(first).kubeconfig, "utf8");
+    const uid = (await identity("testpod")).split(" ").at(0);
+    await killSandbox(first);
     const stack = await open(first);
     const preview = await changes((options) => stack.preview(options));
     expect(preview.changed.update).toContain("sandbox-process");
     expect(Object.keys(preview.changed)).toEqual(["update"]); // nothing is made anew or lost
     await stack.up();
-    expect(readFileSync(sandboxPaths(first).kubeconfig, "utf8")).toBe(kubeconfig);
+    expect(readFileSync(pathsOf(first).kubeconfig, "utf8")).toBe(kubeconfig);
     await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=60s");
     expect((await identity("testpod")).split(" ").at(0)).toBe(uid);
     expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe(
@@ -318,7 +351,7 @@ describe("a second sandbox", () => {
     await interruptedUp(
       "SIGKILL",
       "containerd is being started",
-      () => fileExists(join(sandboxPaths(second).etc, "containerd/config.toml")) || undefined,
+      () => fileExists(join(pathsOf(second).written, "containerd.json")) || undefined,
     );
     await waitFor("the steps of the killed run end", 60, () =>
       traces(home).processes.some((line) => line.includes("steps/main.ts")) ? undefined : true,
@@ -334,12 +367,11 @@ describe("a second sandbox", () => {
   });
 
   it("an interrupt lets go of the stack, and says so", async () => {
-    process.kill(record(second).pid, "SIGKILL");
-    await waitFor("the sandbox is gone", 20, () => !isAlive(record(second)) || undefined);
+    await killSandbox(second);
     const { exitCode, all } = await interruptedUp(
       "SIGINT",
       "the sandbox is started again",
-      () => isAlive(record(second)) || undefined,
+      () => isAlive(supervised(second).sandbox) || undefined,
     );
     expect(exitCode).toBe(1);
     expect(all).toContain("interrupted; what runs is ended first");
@@ -352,7 +384,7 @@ describe("a second sandbox", () => {
 
 describe("destroy", () => {
   it("of a dead sandbox leaves the other one alone", async () => {
-    process.kill(record(second).pid, "SIGKILL");
+    await killSandbox(second);
     const { exitCode, all } = await cli("destroy", second);
     expect(exitCode, all).toBe(0);
     expect(traces(home).processes.filter((line) => line.includes(second))).toEqual([]);
@@ -362,7 +394,7 @@ describe("destroy", () => {
   it("leaves nothing", async () => {
     const { exitCode, all } = await cli("destroy", first);
     expect(exitCode, all).toBe(0);
-    expect(traces(home)).toEqual(before);
+    expect(traces(home, first, second)).toEqual(before);
   });
 });
 

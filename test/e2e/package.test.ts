@@ -7,8 +7,7 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { parse } from "yaml";
 import { artifactFolder } from "../../artifacts/artifacts.ts";
 import { pulumiCommand } from "../../automation/workspace.ts";
-import { sandboxPaths } from "../../machines/paths.ts";
-import { entriesOf, ownHome, removeHome, root } from "./harness.ts";
+import { entriesOf, ownHome, pathsOf, removeHome, root } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-npm";
@@ -77,7 +76,7 @@ it("brings a cluster up by its command, with the options of the folder that it r
   );
   const { exitCode, all } = await gvisorK3s("up", name);
   expect(exitCode, all).toBe(0);
-  expect(all).toContain(`kubeconfig  ${sandboxPaths(name).kubeconfig}`);
+  expect(all).toContain(`kubeconfig  ${pathsOf(name).kubeconfig}`);
   expect((await gvisorK3s("kubectl", "-c", name, "get", "--raw=/readyz")).stdout).toBe("ok");
   const { stdout } = await gvisorK3s("status", name, "--json");
   expect(JSON.parse(stdout)).toMatchObject({ mode: "control-plane", problems: [], sandbox: { memoryLimit: 2 ** 30 } });

@@ -5,60 +5,61 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Artifact, knownPatches, pathInSandbox } from "../../artifacts/artifacts.ts";
+import { afterAll, describe, expect, it } from "vitest";
+import { type Artifact, knownPatches, pathInSandbox, provide, wanted } from "../../artifacts/artifacts.ts";
 import { wrapperPath } from "../../artifacts/stage.ts";
 import { facadePlan } from "../../config/facade.ts";
 import type { OciRule } from "../../config/ociRules.ts";
 import { facadeFor, patchesFor, type QuirkId, rulesFor } from "../../config/quirks.ts";
-import { inTrialSandbox } from "../../machines/trial.ts";
-import { applyFacade } from "../../steps/parts.ts";
+import { parseStackConfig } from "../../config/schema.ts";
+import type { Machine } from "../../machines/machine.ts";
+import { managed } from "../../machines/managed.ts";
+import { inTrial } from "../../machines/trial.ts";
+import { applyFacade } from "../../steps/facade.ts";
 import { ask, type Probe, probeQuirks, probes, quirksIn } from "../../steps/probe.ts";
 import { checkExec, checkRuntime } from "../../steps/runtime.ts";
-import { execIn, initIn, type SandboxRef } from "../../steps/sandbox.ts";
-import { generations } from "../../toolchain/generations.ts";
-import { build } from "../../toolchain/make.ts";
+import { generations } from "../generations.ts";
 
 const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-patches-"));
-
-beforeAll(async () => void (await build({ name: "init" })));
 
 afterAll(() => rmSync(home, { recursive: true, force: true }));
 
 /** Runs something in a trial sandbox of a generation. */
-async function inGeneration<T>(name: string, use: (sandbox: SandboxRef) => Promise<T>): Promise<T> {
+async function inGeneration<T>(name: string, use: (sandbox: Machine) => Promise<T>): Promise<T> {
   const { runsc, sandbox } = generations.find((generation) => generation.name === name)!;
-  return await inTrialSandbox(
-    {
-      home,
-      runsc: await runsc(() => {}),
-      platform: sandbox.platform ?? "systrap",
-      network: sandbox.network ?? "sandbox",
-    },
-    use,
-  );
+  const config = parseStackConfig({ name: "trial", sandbox: { ...sandbox, runsc: await runsc(() => {}) } });
+  const ref = managed.refOf(config, home);
+  return await inTrial(ref, managed.specOf(config), use);
 }
 
-const lacksIn = async (sandbox: SandboxRef) =>
-  quirksIn(await ask(probes, (input) => initIn(sandbox, ["probe"], { input })));
+const lacksIn = async (sandbox: Machine) => quirksIn(await ask(sandbox, probes));
+
+/** What a step is given beside its parameters. */
+const contextOf = (machine: Machine, content = "") => {
+  return { machine, content, incarnation: 1, repairs: 0, say: () => {} };
+};
 
 /**
  * What runc says, with these patches, when it runs a container and a second process in it; nothing if all goes well.
  */
 async function complaint(
-  sandbox: SandboxRef,
+  sandbox: Machine,
   found: QuirkId[],
   patches: string[],
   rules: OciRule[] = [],
 ): Promise<string> {
-  const { files, mounts, nodes } = facadePlan(sandbox.name, facadeFor(found));
-  await applyFacade({ ...sandbox, plan: { settings: [], files, mounts, nodes } });
+  const { files, mounts, nodes } = facadePlan(sandbox.ref.name, facadeFor(found));
+  const machine = sandbox.ref;
+  await applyFacade.run({ machine, plan: { settings: [], files, mounts, nodes } }, contextOf(sandbox));
   const runc: Artifact = { name: "runc", ...(patches.length > 0 ? { patches: patches.toSorted() } : {}) };
-  await build(runc);
-  const rulesFile = rules.length > 0 ? JSON.stringify({ runtime: [pathInSandbox(runc, "runc")], rules }) : "";
-  const runtime = { ...sandbox, runtime: rulesFile ? wrapperPath(rulesFile) : pathInSandbox(runc, "runc") };
-  return await checkRuntime(runtime, rulesFile)
-    .then(() => checkExec(runtime))
+  await provide(wanted(runc), () => {});
+  const program = pathInSandbox(runc, "runc");
+  const rulesFile = rules.length > 0 ? JSON.stringify({ runtime: [program], rules }) : "";
+  const wrapper = wanted({ name: "wrapper" });
+  const runtime = rulesFile ? wrapperPath(wrapper, rulesFile) : program;
+  return await checkRuntime
+    .run({ machine, runtime, wrapper }, contextOf(sandbox, rulesFile))
+    .then(() => checkExec(sandbox, runtime))
     .then(
       () => "",
       (error: Error) => error.message,
@@ -119,8 +120,8 @@ describe("a patch is needed where its quirk is found, and removes it", () => {
     await inGeneration("2026-09", async (sandbox) => {
       // The whiteout of an overlay over /proc/sys hides it, and the container gets the node's /proc for its own.
       const hidden = "/run/gvisor-k3s/proc-sys/upper/kernel/cap_last_cap";
-      await execIn(sandbox, ["/bin/mkdir", "-p", dirname(hidden)]);
-      await execIn(sandbox, ["/bin/mknod", hidden, "c", "0", "0"]);
+      await sandbox.exec(["/bin/mkdir", "-p", dirname(hidden)]);
+      await sandbox.exec(["/bin/mknod", hidden, "c", "0", "0"]);
       const nodesProc: OciRule[] = [
         { dropMount: "/proc" },
         { set: "mounts.-1", value: { destination: "/proc", type: "bind", source: "/proc", options: ["rbind"] } },
@@ -158,15 +159,9 @@ it("the rule for cgroup-namespace removes it from a spec that asks for one", asy
 it("a probe that hangs in a sandbox is one clear error", async () => {
   const hangs: Probe = { id: "rshared", command: ["/bin/sleep", "1000"], milliseconds: 500 };
   await inGeneration("2026-09", async (sandbox) => {
-    await expect(
-      probeQuirks({
-        ...sandbox,
-        platform: "systrap",
-        network: "sandbox",
-        mode: "node",
-        probes: [hangs, ...probes.filter(({ id }) => id !== hangs.id)],
-      }),
-    ).rejects.toThrow(
+    const questions = [hangs, ...probes.filter(({ id }) => id !== hangs.id)];
+    const params = { machine: sandbox.ref, gvisor: [], mode: "node" as const, probes: questions };
+    await expect(probeQuirks.run(params, contextOf(sandbox))).rejects.toThrow(
       /^probe rshared gave no answer within 0\.5 s: \/bin\/sleep 1000\ntry again on a machine that is less busy, or name the sandbox's quirks with the option `quirks`, which probes nothing$/,
     );
   });

@@ -8,8 +8,7 @@ import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
 import { goArch } from "../../artifacts/artifacts.ts";
-import { sandboxPaths } from "../../machines/paths.ts";
-import { changes, cli, inside, kubectl, open, ownHome, removeHome, stateFiles } from "./harness.ts";
+import { changes, cli, endAll, inside, kubectl, open, ownHome, pathsOf, stateFiles } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-s";
@@ -21,7 +20,7 @@ beforeAll(async () => {
   const stack = await open(name, options);
   const { outputs } = await stack.up();
   address = outputs.address!.value;
-  const { clusters, users } = parse(readFileSync(sandboxPaths(name).kubeconfig, "utf8"));
+  const { clusters, users } = parse(readFileSync(pathsOf(name).kubeconfig, "utf8"));
   const decoded = (base64: string) => Buffer.from(base64, "base64");
   admin = {
     ca: decoded(clusters[0].cluster["certificate-authority-data"]),
@@ -31,9 +30,7 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  if (process.env.KEEP) return;
-  await cli("destroy", name);
-  removeHome(home);
+  await endAll(home, name);
 });
 
 /** The status of an answer, or the code of the error. */
@@ -87,7 +84,7 @@ it("no port answers from outside without asking who it is", async () => {
 });
 
 it("keys and kubeconfigs can be read by root alone, wherever they lie", () => {
-  const { state } = sandboxPaths(name);
+  const { state } = pathsOf(name);
   const secret = /-----BEGIN (EC |RSA )?PRIVATE KEY-----|client-key-data:|"?auth"?\s*[:=]/;
   const open: string[] = [];
   for (const entry of readdirSync(state, { recursive: true, withFileTypes: true })) {
@@ -104,7 +101,7 @@ it("the admin's key is in no state file, no log, no preview, and no process's ar
   expect(new X509Certificate(admin.cert).subject).toContain("system:masters");
   const shows = (text: string) => text.includes(key) || text.includes(admin.key.toString("base64").slice(0, 60));
   expect(stateFiles(home).filter((file) => shows(readFileSync(file, "utf8")))).toEqual([]);
-  const logs = sandboxPaths(name).logs;
+  const logs = pathsOf(name).logs;
   expect(
     readdirSync(logs, { recursive: true, withFileTypes: true }).filter(
       (entry) => entry.isFile() && shows(readFileSync(join(entry.parentPath, entry.name), "latin1")),

@@ -4,10 +4,11 @@ import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { stringify } from "yaml";
-import { remotePaths } from "../../config/ssh.ts";
-import { sandboxPaths } from "../../machines/paths.ts";
+import { artifactId } from "../../artifacts/artifacts.ts";
 import { readRecord } from "../../machines/record.ts";
-import { cli, ownHome, removeHome, root, stateFiles, traces } from "./harness.ts";
+import { remotePaths } from "../../machines/sshConnection.ts";
+import type { ProcessId } from "../../system/processes.ts";
+import { cli, killProcess, ownHome, pathsOf, removeHome, root, stateFiles, traces } from "./harness.ts";
 import { type SshMachine, startSshMachine } from "./sshMachine.ts";
 
 const home = await ownHome();
@@ -51,6 +52,9 @@ const left = () =>
   );
 
 let before: string;
+
+/** What is written down of the way to the API server. */
+const tunnel = () => JSON.parse(readFileSync(pathsOf(name).tunnel, "utf8")) as ProcessId & { localPort: number };
 
 beforeAll(async () => {
   machine = await startSshMachine(home, "e2e-machine", "10.109.9");
@@ -176,7 +180,7 @@ describe("a cluster", () => {
       for (const secret of [key, users[0].user["client-key-data"]])
         expect(readFileSync(file, "utf8")).not.toContain(secret);
     const listening = (await execa("ss", ["-Hltn"])).stdout;
-    const { localPort } = readRecord({ record: sandboxPaths(name).tunnel }) as unknown as { localPort: number };
+    const { localPort } = tunnel();
     expect(
       listening
         .split("\n")
@@ -194,8 +198,7 @@ describe("a cluster", () => {
   });
 
   it("is there again with the next up when its processes, the tunnel, and a file are gone", async () => {
-    const tunnel = readRecord({ record: sandboxPaths(name).tunnel })!;
-    process.kill(tunnel.pid, "SIGKILL");
+    await killProcess(tunnel());
     await machine.shell(
       "echo '# by hand' >> /etc/containerd/config.toml; pkill -KILL -x sandbox-init; pkill -KILL -x " +
         "containerd; pkill -KILL -x gvisor-k3s-node; pkill -KILL -x service-proxy; true",
@@ -211,10 +214,10 @@ describe("a cluster", () => {
   });
 
   it("is made anew where the machine was set up anew", async () => {
-    const params = JSON.stringify({ params: { name, home: remotePaths.home, address: "10.107.0.1", bridge: "cni0" } });
-    await machine.shell(
-      `printf '%s' '${params}' | ${remotePaths.runner}/run inside-remove && rm -rf ${remotePaths.home}; true`,
-    );
+    const { address, bridge } = readRecord(name, home)!;
+    const params = JSON.stringify({ version: 1, name, home: remotePaths.home, address, bridge });
+    const init = `${remotePaths.artifacts}/${artifactId({ name: "init" })}/sandbox-init`;
+    await machine.shell(`printf '%s' '${params}' | ${init} machine stop && rm -rf ${remotePaths.home}; true`);
     expect(await printed("up", name)).toMatch(/phase {7}Running/);
     expect(await kubectl("get", "pods", "--no-headers")).toMatch(/^testpod +1\/1 +Running/);
   });
@@ -222,7 +225,7 @@ describe("a cluster", () => {
   it("is gone after a destroy, with everything of it, there and here", async () => {
     await printed("destroy", name);
     expect(await left()).toBe(before);
-    expect(existsSync(sandboxPaths(name).state)).toBe(false);
+    expect(existsSync(pathsOf(name).state)).toBe(false);
     expect(processesHere()).toEqual([]);
   });
 });
@@ -245,7 +248,7 @@ describe("a control plane alone", () => {
     await second!.halt();
     const failed = await cli("destroy", name);
     expect(failed.exitCode).toBe(1);
-    expect(failed.all).toMatch(/10\.109\.10\.2:22: .* after 4 attempts/);
+    expect(failed.all).toMatch(/ssh\.host = "10\.109\.10\.2": it is not reached at port 22 \(/);
     expect(failed.all).toContain("--forget");
     await printed("destroy", name, "--forget");
     expect(await printed("list")).toContain("there is no cluster");

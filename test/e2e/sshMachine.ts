@@ -5,7 +5,7 @@ import { execa } from "execa";
 import { artifactFolder } from "../../artifacts/artifacts.ts";
 import { sandboxSpec } from "../../config/ociSpec.ts";
 import { unmountBelow } from "../../machines/managed.ts";
-import { sandboxPaths } from "../../machines/paths.ts";
+import { hostPaths } from "../../machines/paths.ts";
 import { cacheFolder } from "../../system/folders.ts";
 import { killProcesses } from "../../system/processes.ts";
 import { run } from "../../system/run.ts";
@@ -49,7 +49,7 @@ const runsc = () => join(artifactFolder({ name: "runsc" }), "runsc");
  * @param subnet three numbers of a network of 256 addresses; the machine has the second
  */
 export async function startSshMachine(home: string, name: string, subnet: string): Promise<SshMachine> {
-  const paths = sandboxPaths(name, join(home, "machines"));
+  const paths = hostPaths(name, join(home, "machines"));
   const keys = join(paths.state, "keys");
   const halt = () => killProcesses(`--root=${paths.runsc}`);
   const remove = async () => {
@@ -60,7 +60,7 @@ export async function startSshMachine(home: string, name: string, subnet: string
     rmSync(paths.state, { recursive: true, force: true });
   };
   await remove(); // what a run that was killed left
-  for (const folder of [paths.state, paths.bundle, paths.etc, paths.logs, keys, paths.runsc])
+  for (const folder of [paths.state, paths.bundle, paths.logs, keys, paths.runsc])
     mkdirSync(folder, { recursive: true, mode: 0o700 });
   await execa("sh", [
     join(project, "conformance/debian-root.sh"),
@@ -107,7 +107,9 @@ export async function startSshMachine(home: string, name: string, subnet: string
   const knownHosts = join(keys, "known_hosts");
   writeFileSync(knownHosts, `${host} ${machineKey}\n`);
 
-  const spec = sandboxSpec({ name, paths, artifacts: "/", init: "", limits: { memory: null, cpus: null } });
+  const { rootfs, networkNamespace } = paths;
+  const limits = { memory: null, cpus: null };
+  const spec = sandboxSpec({ name, rootfs, networkNamespace, base: "/", artifacts: "/", init: "", limits });
   spec.process.args = ["/bin/sh", "-c", "mkdir -p /run/sshd && exec /usr/sbin/sshd -D -e"];
   spec.process.env = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"];
   spec.mounts = spec.mounts.filter(({ type }) => type !== "bind");

@@ -6,10 +6,10 @@
 import { existsSync } from "node:fs";
 import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { cacheFolder } from "../system/folders.ts";
 import type { StackConfigInput } from "../config/schema.ts";
+import { cacheFolder } from "../system/folders.ts";
 import { run } from "../system/run.ts";
-import { build } from "./make.ts";
+import { build } from "../toolchain/make.ts";
 
 /** A gVisor by its date, with how it is started on a host of today. */
 export interface Generation {
