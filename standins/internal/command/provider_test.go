@@ -341,7 +341,8 @@ func TestDiff(t *testing.T) {
 func TestCheckReportsEveryProblem(t *testing.T) {
 	client, _ := start(t)
 	response, err := client.Check(t.Context(), &pulumirpc.CheckRequest{Urn: urn, News: properties(t, map[string]any{
-		"create": 1.0, "typo": "x", "environment": map[string]any{"A": true}, "logging": "loud", "dir": unknown,
+		"create": 1.0, "typo": "x", "environment": map[string]any{"A": true, "B": unknown}, "logging": "loud",
+		"dir": unknown,
 	})})
 	if err != nil {
 		t.Fatal(err)
@@ -418,17 +419,22 @@ func TestRunFunction(t *testing.T) {
 	}
 }
 
-func TestCopyingIsRefusedByName(t *testing.T) {
+func TestRemoteIsRefusedByName(t *testing.T) {
 	client, _ := start(t)
-	for _, token := range []string{"command:remote:CopyFile", "command:remote:CopyToRemote"} {
+	for _, token := range []string{"command:remote:Command", "command:remote:CopyFile", "command:remote:CopyToRemote"} {
 		urn := "urn:pulumi:stack::project::" + token + "::name"
 		_, checkErr := client.Check(t.Context(), &pulumirpc.CheckRequest{Urn: urn})
 		_, createErr := client.Create(t.Context(), &pulumirpc.CreateRequest{Urn: urn})
 		_, deleteErr := client.Delete(t.Context(), &pulumirpc.DeleteRequest{Urn: urn})
 		_, invokeErr := client.Invoke(t.Context(), &pulumirpc.InvokeRequest{Tok: token})
 		for name, err := range map[string]error{"check": checkErr, "create": createErr, "delete": deleteErr, "invoke": invokeErr} {
-			if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), token) {
+			if status.Code(err) != codes.Unimplemented {
 				t.Errorf("%s: %v", name, err)
+			}
+			for _, part := range []string{token, "on this machine only", "pulumi plugin install resource command " + Version} {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("%s: error %v lacks %q", name, err, part)
+				}
 			}
 		}
 	}
