@@ -179,7 +179,10 @@ func addOutputs(state resource.PropertyMap, out ProcessOutputs) {
 // markUnknown makes what a command would write unknown in a preview's state. Without a command to run, which may
 // itself be unknown yet, the outputs are known to stay.
 func markUnknown(state resource.PropertyMap) {
-	has := func(key resource.PropertyKey) bool { _, ok := state[key]; return ok }
+	has := func(key resource.PropertyKey) bool {
+		_, ok := state[key]
+		return ok
+	}
 	if !has("create") && !has("update") {
 		return
 	}
