@@ -171,7 +171,7 @@ func (s *apiServer) write(
 			return
 		}
 	}
-	merged := map[string]any{}
+	var merged map[string]any
 	if exists {
 		merged = merge(old, object.Object)
 	} else {

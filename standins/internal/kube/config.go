@@ -207,7 +207,8 @@ func plain(value resource.PropertyValue) resource.PropertyValue {
 // Configure takes the arguments over. It does not talk to the cluster: that happens with the first resource that needs
 // it, so that a program without one works while the cluster is down.
 func (p *Provider) Configure(_ context.Context, req *pulumirpc.ConfigureRequest) (*pulumirpc.ConfigureResponse, error) {
-	variables := req.GetVariables() //nolint:staticcheck // the engine still sends them, as plain strings
+	//lint:ignore SA1019 The engine still sends them, as plain strings, which Args are not.
+	variables := req.GetVariables()
 	p.settings = readSettings(variables)
 	p.cluster = newCluster(variables, p)
 	return &pulumirpc.ConfigureResponse{

@@ -24,11 +24,10 @@ import (
 // engine plays Pulumi's part: it speaks the provider protocol over gRPC and keeps what the provider says.
 type engine struct {
 	pulumirpc.ResourceProviderClient
-	t         *testing.T
-	mutex     sync.Mutex
-	messages  []string
-	onStatus  func(text string) // called with each status
-	onMessage func(text string)
+	t        *testing.T
+	mutex    sync.Mutex
+	messages []string
+	onStatus func(text string) // called with each status
 }
 
 func (e *engine) Log(_ context.Context, severity diag.Severity, _ resource.URN, text string) error {
@@ -75,6 +74,7 @@ func start(t *testing.T, options ...string) *engine {
 	for i := 0; i < len(options); i += 2 {
 		variables["kubernetes:config:"+options[i]] = options[i+1]
 	}
+	//lint:ignore SA1019 They are what the provider reads.
 	request := &pulumirpc.ConfigureRequest{Variables: variables, AcceptSecrets: true}
 	if _, err := e.Configure(t.Context(), request); err != nil {
 		t.Fatal(err)

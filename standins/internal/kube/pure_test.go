@@ -430,8 +430,8 @@ func TestForgetAssigned(t *testing.T) {
 func TestIgnoreFields(t *testing.T) {
 	live := fromYAML(t, `{spec: {replicas: 5, paused: true, mine: 7}}`)
 	live.SetManagedFields([]metav1.ManagedFieldsEntry{
-		{Manager: "us", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:mine":{}}}`)}},
-		{Manager: "autoscaler", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:replicas":{}}}`)}},
+		{Manager: "us", FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:mine":{}}}`)},
+		{Manager: "autoscaler", FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:replicas":{}}}`)},
 	})
 	inputs := fromYAML(t, "spec: {replicas: 1, mine: 1, absent: 1}")
 	ignored := []string{"spec.replicas", "spec.mine", "spec.absent", "spec.list[0].x"}
