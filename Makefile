@@ -3,9 +3,14 @@ SHELL := /bin/bash
 STACK ?= dev
 export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)/bin:$(PATH)
 
-GO_MODULES := node/init node/egress node/wrapper node/images node/cni standins
+GO_MODULES := node/init node/egress node/wrapper node/images node/cni standins toolchain/golint
 
-.PHONY: api audit help bootstrap build up preview destroy status doctor bench growth conformance check unit go-test e2e runtimes docs test
+# The flags of the builds (toolchain/builds.ts), so that what those compiled is used again.
+GO_FLAGS := GOFLAGS=-trimpath CGO_ENABLED=0
+SERVER_FLAGS := GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1
+
+.PHONY: api audit help bootstrap build up preview destroy status doctor bench growth conformance check unit \
+	go-lint go-test e2e runtimes docs test
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,12 +56,15 @@ unit: bootstrap
 	@echo "== unit tests"
 	@node_modules/.bin/vitest run --project unit
 
-# With the flags of the builds (toolchain/artifacts.ts), so that what those compiled is used again.
+go-lint: ## look at the Go code with gofmt, staticcheck, and the project's own rules of layout
+	@$(GO_FLAGS) sh toolchain/golint.sh $(GO_MODULES) node/coredns node/metrics-server
+	@$(SERVER_FLAGS) sh toolchain/golint.sh node/server
+
 go-test: build
 	@set -e; export RUNSC=$$(node toolchain/build.ts --print runsc)/runsc GVISOR_K3S_NODE_BINARY=$$(node toolchain/build.ts --print server)/gvisor-k3s-node; \
 	test() { echo "== go test $$1"; (cd $$1 && go vet ./... && go test -vet=off ./...); }; \
-	export GOFLAGS=-trimpath CGO_ENABLED=0; for module in $(GO_MODULES); do test $$module; done; \
-	export GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1; test node/server
+	export $(GO_FLAGS); for module in $(GO_MODULES); do test $$module; done; \
+	export $(SERVER_FLAGS); test node/server
 
 # Beside what a sandbox takes, the tests have other gVisors, an image registry, Helm, Pulumi's YAML, Debian's crun, and an SSH client.
 e2e: build
@@ -78,4 +86,4 @@ docs: bootstrap ## write the tables of the docs that follow from the code anew
 audit: bootstrap ## look for known flaws in what this depends on (npm's and Go's databases are asked)
 	@sh toolchain/audit.sh $(GO_MODULES) node/server
 
-test: check unit go-test e2e ## type check, lint, unit tests, Go tests, end-to-end tests in real sandboxes
+test: check go-lint unit go-test e2e ## type check, lint, unit tests, Go tests, end-to-end tests in real sandboxes

@@ -1,5 +1,5 @@
-// Command coredns is CoreDNS with the plugins that a cluster's DNS takes: those of k3s's own Corefile, and what people add to it. The
-// official program has the clouds' as well, and is several times as large.
+// Command coredns is CoreDNS with the plugins that a cluster's DNS takes: those of k3s's own Corefile, and what people
+// add to it. The official program has the clouds' as well, and is several times as large.
 package main
 
 import (

@@ -45,7 +45,10 @@ func start(t *testing.T) (cmd *exec.Cmd, child int) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
 	await(t, "pause has a child and runs", func() bool {
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
 		child = firstChild(cmd.Process.Pid)

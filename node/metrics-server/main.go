@@ -1,4 +1,5 @@
-// Command metrics-server is the official metrics-server, built here because its image cannot be taken for granted: see node/coredns.
+// Command metrics-server is the official metrics-server, built here because its image cannot be taken for granted: see
+// node/coredns.
 package main
 
 import (

@@ -1,8 +1,8 @@
 // Command runc-wrapper changes the OCI spec of a container by rules and becomes the OCI runtime.
 //
 // containerd's shim calls it by the runtime's own command line. For the commands that read a bundle's config.json
-// (create, run, restore) the rules are applied to that file first; every other command passes through untouched. Its rules lie
-// beside it, in rules.json. What no rule names stays byte for byte as it was.
+// (create, run, restore) the rules are applied to that file first; every other command passes through untouched. Its
+// rules lie beside it, in rules.json. What no rule names stays byte for byte as it was.
 package main
 
 import (
@@ -56,7 +56,10 @@ func run(args []string) error {
 }
 
 // globalOptionsWithValue are runc's and crun's options before the command that take the next argument as their value.
-var globalOptionsWithValue = map[string]bool{"--root": true, "--log": true, "--log-format": true, "--criu": true, "--rootless": true, "--log-level": true, "--cgroup-manager": true}
+var globalOptionsWithValue = map[string]bool{
+	"--root": true, "--log": true, "--log-format": true, "--criu": true, "--rootless": true, "--log-level": true,
+	"--cgroup-manager": true,
+}
 
 // bundleOf finds the bundle of a command that reads one: the value of --bundle or -b, else the current folder.
 func bundleOf(args []string) (bundle string, reads bool) {

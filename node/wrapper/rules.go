@@ -9,14 +9,20 @@ import (
 	"github.com/tidwall/sjson"
 )
 
-// Rule is one change of an OCI spec; exactly one field besides Value is set. Dropping what is not there changes nothing.
+// Rule is one change of an OCI spec; exactly one field besides Value is set. Dropping what is not there changes
+// nothing.
 type Rule struct {
-	DropNamespace  string          `json:"dropNamespace,omitempty"`  // a namespace's type, such as "cgroup": the container shares the node's
-	DropMaskedPath string          `json:"dropMaskedPath,omitempty"` // an entry of linux.maskedPaths
-	DropMount      string          `json:"dropMount,omitempty"`      // the destination of an entry of mounts
-	Unset          string          `json:"unset,omitempty"`          // a path such as "linux.seccomp"
-	Set            string          `json:"set,omitempty"`            // a path that gets Value
-	Value          json.RawMessage `json:"value,omitempty"`
+	// DropNamespace is a namespace's type, such as "cgroup": the container shares the node's.
+	DropNamespace string `json:"dropNamespace,omitempty"`
+	// DropMaskedPath is an entry of linux.maskedPaths.
+	DropMaskedPath string `json:"dropMaskedPath,omitempty"`
+	// DropMount is the destination of an entry of mounts.
+	DropMount string `json:"dropMount,omitempty"`
+	// Unset is a path such as "linux.seccomp".
+	Unset string `json:"unset,omitempty"`
+	// Set is a path that gets Value.
+	Set   string          `json:"set,omitempty"`
+	Value json.RawMessage `json:"value,omitempty"`
 }
 
 // Apply returns the spec with the rules applied in order.
@@ -46,7 +52,8 @@ func (r Rule) apply(spec []byte) ([]byte, error) {
 	case r.Set != "" && r.Value != nil:
 		return sjson.SetRawBytes(spec, r.Set, r.Value)
 	}
-	return nil, errors.New("it says nothing to do; one of dropNamespace, dropMaskedPath, dropMount, unset, or set with value is needed")
+	return nil, errors.New("it says nothing to do; " +
+		"one of dropNamespace, dropMaskedPath, dropMount, unset, or set with value is needed")
 }
 
 // dropFromList removes every entry of the list at path whose field is value; an empty field compares the entry itself.

@@ -12,12 +12,16 @@ import (
 const spec = `{ "ociVersion":"1.2.0",
   "process": {"args":["a\u003cb", "é"],  "n": 1.50},
   "mounts": [{"destination":"/proc","type":"proc"},{"destination":"/sys/fs/cgroup","type":"cgroup"}],
-  "linux": {"namespaces":[{"type":"pid"},{"type":"cgroup"},{"type":"mount"}], "maskedPaths":["/proc/kcore","/sys/firmware"],"seccomp":{"x":1}}}
+  "linux": {"namespaces":[{"type":"pid"},{"type":"cgroup"},{"type":"mount"}],
+    "maskedPaths":["/proc/kcore","/sys/firmware"],"seccomp":{"x":1}}}
 `
 
 func TestApply(t *testing.T) {
 	cases := []struct{ name, rule, from, to string }{
-		{"drops a namespace", `{"dropNamespace":"cgroup"}`, `{"type":"pid"},{"type":"cgroup"},{"type":"mount"}`, `{"type":"pid"},{"type":"mount"}`},
+		{
+			"drops a namespace", `{"dropNamespace":"cgroup"}`,
+			`{"type":"pid"},{"type":"cgroup"},{"type":"mount"}`, `{"type":"pid"},{"type":"mount"}`,
+		},
 		{"drops the last namespace", `{"dropNamespace":"mount"}`, `,{"type":"mount"}`, ``},
 		{"drops a masked path", `{"dropMaskedPath":"/sys/firmware"}`, `,"/sys/firmware"`, ``},
 		{"drops a mount", `{"dropMount":"/sys/fs/cgroup"}`, `,{"destination":"/sys/fs/cgroup","type":"cgroup"}`, ``},
@@ -46,7 +50,8 @@ func TestApplyRefuses(t *testing.T) {
 	if _, err := Apply([]byte(`{"a":`), nil); err == nil || !strings.Contains(err.Error(), "not valid JSON") {
 		t.Errorf("broken spec: %v", err)
 	}
-	if _, err := Apply([]byte(spec), []Rule{{Set: "process.n"}}); err == nil || !strings.Contains(err.Error(), "rule 1: it says nothing to do") {
+	if _, err := Apply([]byte(spec), []Rule{{Set: "process.n"}}); err == nil ||
+		!strings.Contains(err.Error(), "rule 1: it says nothing to do") {
 		t.Errorf("set without a value: %v", err)
 	}
 }

@@ -20,11 +20,14 @@ func cmdAdd(args *skel.CmdArgs) (err error) {
 		return err
 	}
 	if conf.PrevResult != nil {
-		return problems{"prevResult: this plugin makes the pod's interface, so it must come first in the list of plugins"}.err()
+		return problems{
+			"prevResult: this plugin makes the pod's interface, so it must come first in the list of plugins",
+		}.err()
 	}
 	pod, err := ns.GetNS(args.Netns)
 	if err != nil {
-		return types.NewError(types.ErrInvalidNetNS, fmt.Sprintf("opening the pod's network namespace %q", args.Netns), err.Error())
+		what := fmt.Sprintf("opening the pod's network namespace %q", args.Netns)
+		return types.NewError(types.ErrInvalidNetNS, what, err.Error())
 	}
 	defer pod.Close()
 
@@ -137,13 +140,14 @@ func checkFree(ifName string) error {
 		return err
 	}
 	if link != nil {
-		return fmt.Errorf("the pod already has an interface %q that is not of this network: remove it, or use another interface name", ifName)
+		return fmt.Errorf("the pod already has an interface %q that is not of this network: remove it, "+
+			"or use another interface name", ifName)
 	}
 	return nil
 }
 
-// nodeAddresses are what the node's link to the bridge has: the gateways, of which host-local fills in the first address of a subnet
-// where none is configured, and the addresses that the configuration names.
+// nodeAddresses are what the node's link to the bridge has: the gateways, of which host-local fills in the first
+// address of a subnet where none is configured, and the addresses that the configuration names.
 func nodeAddresses(conf *pluginConf, lease *current.Result) []net.IPNet {
 	var all []net.IPNet
 	for _, ip := range lease.IPs {

@@ -28,7 +28,8 @@ func cmdCheck(args *skel.CmdArgs) error {
 	}
 	pod, err := ns.GetNS(args.Netns)
 	if err != nil {
-		return types.NewError(types.ErrInvalidNetNS, fmt.Sprintf("opening the pod's network namespace %q", args.Netns), err.Error())
+		what := fmt.Sprintf("opening the pod's network namespace %q", args.Netns)
+		return types.NewError(types.ErrInvalidNetNS, what, err.Error())
 	}
 	defer pod.Close()
 
@@ -89,7 +90,9 @@ func checkPorts(ports ...string) error {
 
 // checkPod looks at the pod's interface: state, MAC address, MTU, addresses, routes.
 func checkPod(ifName, sandbox string, mtu int, want *current.Result) error {
-	i := slices.IndexFunc(want.Interfaces, func(i *current.Interface) bool { return i.Name == ifName && i.Sandbox == sandbox })
+	i := slices.IndexFunc(want.Interfaces, func(i *current.Interface) bool {
+		return i.Name == ifName && i.Sandbox == sandbox
+	})
 	if i < 0 {
 		return fmt.Errorf("prevResult has no interface %q in %q", ifName, sandbox)
 	}
@@ -106,7 +109,8 @@ func checkPod(ifName, sandbox string, mtu int, want *current.Result) error {
 		wrong = append(wrong, fmt.Errorf("the pod's interface %q is down", ifName))
 	}
 	if mac := attrs.HardwareAddr.String(); want.Interfaces[i].Mac != mac {
-		wrong = append(wrong, fmt.Errorf("the pod's interface %q has MAC address %s, not %s", ifName, mac, want.Interfaces[i].Mac))
+		wrong = append(wrong, fmt.Errorf("the pod's interface %q has MAC address %s, not %s",
+			ifName, mac, want.Interfaces[i].Mac))
 	}
 	if attrs.MTU != mtu {
 		wrong = append(wrong, fmt.Errorf("the pod's interface %q has MTU %d, not %d", ifName, attrs.MTU, mtu))

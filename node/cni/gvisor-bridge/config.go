@@ -67,7 +67,9 @@ var bridgePluginKeys = map[string]string{
 }
 
 // ipamKeys are host-local's.
-var ipamKeys = []string{"type", "subnet", "rangeStart", "rangeEnd", "gateway", "ranges", "routes", "dataDir", "resolvConf"}
+var ipamKeys = []string{
+	"type", "subnet", "rangeStart", "rangeEnd", "gateway", "ranges", "routes", "dataDir", "resolvConf",
+}
 
 // capabilities are those that host-local serves.
 var capabilities = []string{"ips", "ipRanges"}
@@ -109,7 +111,8 @@ func (p problems) err() error {
 	if len(p) == 0 {
 		return nil
 	}
-	return types.NewError(types.ErrInvalidNetworkConfig, pluginType+": invalid network configuration", strings.Join(p, "; "))
+	return types.NewError(types.ErrInvalidNetworkConfig, pluginType+": invalid network configuration",
+		strings.Join(p, "; "))
 }
 
 // parseConf reads and validates a network configuration. envArgs is CNI_ARGS,
@@ -194,7 +197,8 @@ func (p *problems) ipam(stdin []byte, envArgs string, conf map[string]json.RawMe
 	for _, set := range ipamConf.Ranges {
 		for _, r := range set {
 			if r.Subnet.IP.To4() == nil {
-				p.addf("ipam: %s is not IPv4: gVisor cannot forward IPv6 between a pod and the node's other addresses", subnetString(r))
+				p.addf("ipam: %s is not IPv4: gVisor cannot forward IPv6 between a pod and the node's other addresses",
+					subnetString(r))
 			}
 		}
 	}
@@ -206,7 +210,8 @@ func (p *problems) ipam(stdin []byte, envArgs string, conf map[string]json.RawMe
 			p.addf("ipam.routes: %s: gw %s is not IPv4", r.Dst.String(), r.GW)
 		}
 		if r.MTU != 0 || r.AdvMSS != 0 || r.Priority != 0 || r.Table != nil || r.Scope != nil {
-			p.addf("ipam.routes: %s: only dst and gw are supported, gVisor's routes have no mtu, advmss, priority, table or scope", r.Dst.String())
+			p.addf("ipam.routes: %s: only dst and gw are supported, gVisor's routes have no mtu, advmss, "+
+				"priority, table or scope", r.Dst.String())
 		}
 	}
 	return leaseDir(ipamConf.DataDir, network)

@@ -151,7 +151,10 @@ func (n *netNS) serve(address string) (tcp, udp string) {
 				if err != nil {
 					return
 				}
-				go func() { io.Copy(c, c); c.Close() }()
+				go func() {
+					io.Copy(c, c)
+					c.Close()
+				}()
 			}
 		}()
 		p, err := net.ListenPacket("udp4", net.JoinHostPort(address, "0"))
@@ -336,7 +339,8 @@ func (n *node) cni(command, containerID, ifName, netns string, conf any) ([]byte
 	}
 	var printed types.Error
 	if json.Unmarshal(stdout.Bytes(), &printed) != nil || printed.Msg == "" {
-		return nil, fmt.Errorf("%s: %w: no CNI error on stdout: %q, stderr %q", command, err, stdout.String(), stderr.String())
+		return nil, fmt.Errorf("%s: %w: no CNI error on stdout: %q, stderr %q",
+			command, err, stdout.String(), stderr.String())
 	}
 	return nil, &printed
 }

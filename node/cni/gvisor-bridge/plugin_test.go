@@ -26,7 +26,8 @@ func TestAdd(t *testing.T) {
 				"type": ipamType, "subnet": "10.99.0.0/24", "dataDir": n.dir,
 				"routes": []any{map[string]any{"dst": "10.43.0.0/16"}, map[string]any{"dst": "172.31.0.0/16", "gw": "10.99.0.9"}},
 			}
-			n.conf = n.with("cniVersion", v, "mtu", 1400, "ipam", ipam, "dns", map[string]any{"nameservers": []string{"10.43.0.10"}})
+			n.conf = n.with("cniVersion", v, "mtu", 1400, "ipam", ipam,
+				"dns", map[string]any{"nameservers": []string{"10.43.0.10"}})
 			p := n.add("pod-a")
 
 			if p.raw["cniVersion"] != v {
@@ -42,7 +43,8 @@ func TestAdd(t *testing.T) {
 			for _, r := range p.result.Routes {
 				routes = append(routes, r.Dst.String()+" "+r.GW.String())
 			}
-			if want := []string{"10.43.0.0/16 10.99.0.1", "172.31.0.0/16 10.99.0.9", "0.0.0.0/0 10.99.0.1"}; !slices.Equal(routes, want) {
+			want := []string{"10.43.0.0/16 10.99.0.1", "172.31.0.0/16 10.99.0.9", "0.0.0.0/0 10.99.0.1"}
+			if !slices.Equal(routes, want) {
 				t.Errorf("routes: %v, want %v", routes, want)
 			}
 
@@ -282,7 +284,10 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 	})
 	t.Run("no addresses left", func(t *testing.T) {
 		n, netns := newNode(t), newNetNS(t)
-		small := map[string]any{"type": ipamType, "subnet": "10.99.0.0/24", "rangeStart": "10.99.0.2", "rangeEnd": "10.99.0.2", "dataDir": n.dir}
+		small := map[string]any{
+			"type": ipamType, "subnet": "10.99.0.0/24", "dataDir": n.dir,
+			"rangeStart": "10.99.0.2", "rangeEnd": "10.99.0.2",
+		}
 		conf := n.with("ipam", small)
 		first := n.addTo(newNetNS(t), "pod-a", conf)
 		_, err := n.cni("ADD", "pod-b", "eth0", netns.path, conf)
@@ -313,7 +318,8 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 	})
 	t.Run("failure in the pod", func(t *testing.T) {
 		n, netns := newNode(t), newNetNS(t)
-		calls := n.fakeIPAM(`{"cniVersion": "1.1.0", "ips": [{"address": "10.99.0.2/24", "gateway": "10.99.0.1"}], "routes": [{"dst": "10.43.0.0/16", "gw": "fd00::1"}]}`)
+		calls := n.fakeIPAM(`{"cniVersion": "1.1.0", "ips": [{"address": "10.99.0.2/24", "gateway": "10.99.0.1"}], ` +
+			`"routes": [{"dst": "10.43.0.0/16", "gw": "fd00::1"}]}`)
 		_, err := n.cni("ADD", "pod-a", "eth0", netns.path, n.conf)
 		wantError(t, err, types.ErrInternal, "adding route 10.43.0.0/16 via fd00::1")
 		if got, err := os.ReadFile(calls); err != nil || string(got) != "ADD\nDEL\n" {
@@ -413,7 +419,10 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.IPv4(10, 99, 0, 1), Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}})
+				return netlink.RouteDel(&netlink.Route{
+					LinkIndex: l.Attrs().Index, Gw: net.IPv4(10, 99, 0, 1),
+					Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
+				})
 			})
 		}, []string{`"eth0" has no address 10.99.0.77/24`, `"eth0" has no route 0.0.0.0/0 via 10.99.0.1`}},
 		{"links", func(n *node, p *pod) { n.unplug(p.id) }, []string{
@@ -424,7 +433,10 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		}, []string{"the bridge is gone"}},
 		{"membership", func(n *node, p *pod) {
 			n.inSwitch(func() error { return errors.Join(deleteLink(bridgeName), ensureBridge(defaultMTU)) })
-		}, []string{`port "uplink" is not on the bridge`, fmt.Sprintf("port %q is not on the bridge", portName("pods", "pod-a", "eth0"))}},
+		}, []string{
+			`port "uplink" is not on the bridge`,
+			fmt.Sprintf("port %q is not on the bridge", portName("pods", "pod-a", "eth0")),
+		}},
 		{"the node's link", func(n *node, p *pod) {
 			n.in(func() error { return deleteLink(n.bridge) })
 		}, []string{"the node's link", `port "uplink" is gone`}},
@@ -472,7 +484,8 @@ func TestGC(t *testing.T) {
 	n.unplug(leaseOnly.id)
 
 	attachments := []any{map[string]any{"containerID": keep.id, "ifname": "eth0"}}
-	if _, err := n.cni("GC", "", "", "", n.with("cni.dev/valid-attachments", attachments, "cni.dev/attachments", attachments)); err != nil {
+	conf := n.with("cni.dev/valid-attachments", attachments, "cni.dev/attachments", attachments)
+	if _, err := n.cni("GC", "", "", "", conf); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.check(keep); err != nil {
@@ -525,7 +538,10 @@ func TestInvalidConfig(t *testing.T) {
 		conf map[string]any
 		want []string
 	}{
-		{"all problems at once", n.with("bridge", "a name that is far too long", "mtu", 12, "hairpinMode", true, "bogus", 1, "ipam", ipam("type", "dhcp", "bogus", 1)), []string{
+		{"all problems at once", n.with(
+			"bridge", "a name that is far too long", "mtu", 12, "hairpinMode", true, "bogus", 1,
+			"ipam", ipam("type", "dhcp", "bogus", 1),
+		), []string{
 			"bogus: unknown key, allowed are cniVersion, name, type, bridge, mtu, nodeAddresses, ipam, dns",
 			"hairpinMode: gVisor's bridge has no hairpin mode: leave it out",
 			`bridge: "a name that is far too long" is not an interface name`,
@@ -536,13 +552,28 @@ func TestInvalidConfig(t *testing.T) {
 		{"kinds", n.with("bridge", 7, "mtu", "big", "ipam", "10.42.0.0/24"), []string{
 			"bridge: 7 is not a string", `mtu: "big" is not a whole number`, `ipam: "10.42.0.0/24" is not an object`,
 		}},
-		{"missing", map[string]any{"cniVersion": "1.1.0", "name": "pods", "type": pluginType}, []string{"bridge: missing", "ipam: missing"}},
+		{
+			"missing", map[string]any{"cniVersion": "1.1.0", "name": "pods", "type": pluginType},
+			[]string{"bridge: missing", "ipam: missing"},
+		},
 		{"subnet", n.with("ipam", ipam("subnet", "10.99.0.0/32")), []string{"ipam: invalid range set 0"}},
-		{"IPv6", n.with("ipam", ipam("subnet", "fd00::/64", "routes", []any{map[string]any{"dst": "::/0"}})), []string{"ipam: fd00::/64 is not IPv4", "ipam.routes: ::/0 is not IPv4"}},
-		{"route gateway", n.with("ipam", ipam("routes", []any{map[string]any{"dst": "10.43.0.0/16", "gw": "fd00::1"}})), []string{"10.43.0.0/16: gw fd00::1 is not IPv4"}},
-		{"route options", n.with("ipam", ipam("routes", []any{map[string]any{"dst": "10.43.0.0/16", "priority": 5}})), []string{"10.43.0.0/16: only dst and gw are supported"}},
+		{
+			"IPv6", n.with("ipam", ipam("subnet", "fd00::/64", "routes", []any{map[string]any{"dst": "::/0"}})),
+			[]string{"ipam: fd00::/64 is not IPv4", "ipam.routes: ::/0 is not IPv4"},
+		},
+		{
+			"route gateway", n.with("ipam", ipam("routes", []any{map[string]any{"dst": "10.43.0.0/16", "gw": "fd00::1"}})),
+			[]string{"10.43.0.0/16: gw fd00::1 is not IPv4"},
+		},
+		{
+			"route options", n.with("ipam", ipam("routes", []any{map[string]any{"dst": "10.43.0.0/16", "priority": 5}})),
+			[]string{"10.43.0.0/16: only dst and gw are supported"},
+		},
 		{"node addresses", n.with("nodeAddresses", []string{"fd00::1"}), []string{"nodeAddresses: fd00::1 is not IPv4"}},
-		{"capability", n.with("capabilities", map[string]any{"portMappings": true, "ipRanges": true}), []string{"capabilities.portMappings: not supported, allowed are ips, ipRanges"}},
+		{
+			"capability", n.with("capabilities", map[string]any{"portMappings": true, "ipRanges": true}),
+			[]string{"capabilities.portMappings: not supported, allowed are ips, ipRanges"},
+		},
 		{"not first in the list", n.with("prevResult", map[string]any{"cniVersion": "1.1.0"}), []string{"must come first"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -573,7 +604,8 @@ func TestForwardingIsNotSetThroughAnOverlay(t *testing.T) {
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := ensureForwarding(file); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+		if err := ensureForwarding(file); want == "" && err != nil ||
+			want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("with %q: %v", content, err)
 		}
 		if got, _ := os.ReadFile(file); string(got) != content {

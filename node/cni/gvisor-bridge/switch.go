@@ -148,7 +148,8 @@ func ensureUplink(sw ns.NetNS, conf *pluginConf) (netlink.Link, error) {
 }
 
 func notOurs(link netlink.Link) error {
-	return fmt.Errorf("the node has a link %q (%s) that is not of this network: remove it, or set \"bridge\" to another name", link.Attrs().Name, link.Type())
+	return fmt.Errorf("the node has a link %q (%s) that is not of this network: remove it, "+
+		"or set \"bridge\" to another name", link.Attrs().Name, link.Type())
 }
 
 // ensureBridge makes the bridge where it is missing. Called in the switch.

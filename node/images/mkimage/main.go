@@ -79,11 +79,15 @@ func parse(args []string) (*spec, string, error) {
 	flags.StringVar(&s.User, "user", "", "`UID[:GID]` to run as; root where it is not given")
 	output := flags.String("o", "", "archive `file` to write (required)")
 	list := func(to *[]string, name, usage string) {
-		flags.Func(name, usage+"; can be repeated", func(v string) error { *to = append(*to, v); return nil })
+		flags.Func(name, usage+"; can be repeated", func(v string) error {
+			*to = append(*to, v)
+			return nil
+		})
 	}
 	var files, links, labels, roots []string
 	list(&files, "file", "`SRC:DEST:MODE`: a file, its absolute path in the image, its octal permissions")
-	list(&roots, "root", "`FOLDER`: every file, link and folder below it, with its permissions, where the same path is in the image")
+	list(&roots, "root", "`FOLDER`: every file, link and folder below it, with its permissions, "+
+		"where the same path is in the image")
 	list(&links, "symlink", "`TARGET:DEST`: a symbolic link at the absolute path DEST")
 	list(&s.Entrypoint, "entrypoint", "`word` of the entry point")
 	list(&s.Cmd, "cmd", "`word` of the default arguments")

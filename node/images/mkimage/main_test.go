@@ -33,8 +33,10 @@ func make1(t *testing.T, more ...string) string {
 	output := filepath.Join(dir, "image.tar")
 	args := append([]string{
 		"--name", "gvisor-k3s.local/app:1.2", "--platform", "linux/arm64", "--user", "65532:65532",
-		"--entrypoint", "/bin/app", "--cmd", "--port", "--cmd", "8080", "--env", "A=b=c", "--label", "z=1", "--label", "a=x=y",
-		"--file", filepath.Join(dir, "app") + ":/bin/app:0755", "--file", filepath.Join(dir, "with:colon") + ":/etc/deep/file:644",
+		"--entrypoint", "/bin/app", "--cmd", "--port", "--cmd", "8080",
+		"--env", "A=b=c", "--label", "z=1", "--label", "a=x=y",
+		"--file", filepath.Join(dir, "app") + ":/bin/app:0755",
+		"--file", filepath.Join(dir, "with:colon") + ":/etc/deep/file:644",
 		"--symlink", "app:/bin/link", "-o", output,
 	}, more...)
 	if err := run(args); err != nil {
@@ -138,11 +140,13 @@ func checkConfig(t *testing.T, img v1.Image) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if config.OS != "linux" || config.Architecture != "arm64" || !config.Created.Equal(epoch) || !config.History[0].Created.Equal(epoch) {
+	if config.OS != "linux" || config.Architecture != "arm64" || !config.Created.Equal(epoch) ||
+		!config.History[0].Created.Equal(epoch) {
 		t.Errorf("%s/%s, created %v, %+v", config.OS, config.Architecture, config.Created, config.History)
 	}
 	c := config.Config
-	if !slices.Equal(c.Entrypoint, []string{"/bin/app"}) || !slices.Equal(c.Cmd, []string{"--port", "8080"}) || !slices.Equal(c.Env, []string{"A=b=c"}) || c.User != "65532:65532" {
+	if !slices.Equal(c.Entrypoint, []string{"/bin/app"}) || !slices.Equal(c.Cmd, []string{"--port", "8080"}) ||
+		!slices.Equal(c.Env, []string{"A=b=c"}) || c.User != "65532:65532" {
 		t.Errorf("config: %+v", c)
 	}
 	if len(c.Labels) != 2 || c.Labels["z"] != "1" || c.Labels["a"] != "x=y" {
@@ -200,7 +204,9 @@ func checkLayer(t *testing.T, img v1.Image) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got = append(got, strings.TrimSpace(fmt.Sprintf("%s %o %d:%d %d %s%s", h.Name, h.Mode, h.Uid, h.Gid, h.ModTime.Sub(time.Unix(0, 0)), h.Linkname, body)))
+		entry := fmt.Sprintf("%s %o %d:%d %d %s%s",
+			h.Name, h.Mode, h.Uid, h.Gid, h.ModTime.Sub(time.Unix(0, 0)), h.Linkname, body)
+		got = append(got, strings.TrimSpace(entry))
 	}
 	if _, err := io.Copy(io.Discard, reader); err != nil {
 		t.Fatal(err)
@@ -212,7 +218,10 @@ func checkLayer(t *testing.T, img v1.Image) {
 	if want := (6 + 2 + 2) * 512; size != want {
 		t.Errorf("layer has %d bytes, want %d", size, want)
 	}
-	want := []string{"bin/ 755 0:0 0", "bin/app 755 0:0 0 binary", "bin/link 777 0:0 0 app", "etc/ 755 0:0 0", "etc/deep/ 755 0:0 0", "etc/deep/file 644 0:0 0 text"}
+	want := []string{
+		"bin/ 755 0:0 0", "bin/app 755 0:0 0 binary", "bin/link 777 0:0 0 app",
+		"etc/ 755 0:0 0", "etc/deep/ 755 0:0 0", "etc/deep/file 644 0:0 0 text",
+	}
 	if !slices.Equal(got, want) {
 		t.Errorf("layer has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
@@ -220,7 +229,10 @@ func checkLayer(t *testing.T, img v1.Image) {
 
 func TestRoot(t *testing.T) {
 	root := t.TempDir()
-	for path, mode := range map[string]os.FileMode{"bin/": 0o755, "tmp/": 0o777 | os.ModeSticky, "bin/su": 0o755 | os.ModeSetuid, "deep/er/": 0o700, "deep/er/file": 0o640} {
+	for path, mode := range map[string]os.FileMode{
+		"bin/": 0o755, "tmp/": 0o777 | os.ModeSticky, "bin/su": 0o755 | os.ModeSetuid,
+		"deep/er/": 0o700, "deep/er/file": 0o640,
+	} {
 		file, isFolder := strings.CutSuffix(path, "/")
 		file = filepath.Join(root, file)
 		err := os.MkdirAll(filepath.Dir(file), 0o755)
@@ -256,14 +268,17 @@ func TestRoot(t *testing.T) {
 		}
 		got = append(got, strings.TrimSpace(fmt.Sprintf("%s %o %s", h.Name, h.Mode, h.Linkname)))
 	}
-	want := []string{"bin/ 755", "bin/link 777 /nowhere", "bin/su 4755", "deep/ 750", "deep/er/ 700", "deep/er/file 640", "tmp/ 1777"}
+	want := []string{
+		"bin/ 755", "bin/link 777 /nowhere", "bin/su 4755", "deep/ 750", "deep/er/ 700", "deep/er/file 640", "tmp/ 1777",
+	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if err := syscall.Mkfifo(filepath.Join(root, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tree(root); err == nil || !strings.Contains(err.Error(), "fifo is neither a file nor a link nor a folder") {
+	_, err = tree(root)
+	if err == nil || !strings.Contains(err.Error(), "fifo is neither a file nor a link nor a folder") {
 		t.Errorf("a pipe: %v", err)
 	}
 }
@@ -272,15 +287,18 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	output := filepath.Join(t.TempDir(), "image.tar")
 	err := run([]string{
 		"--name", "pause", "--platform", "linux/386", "--user", "nobody", "--label", "x", "--env", "=1",
-		"--file", "a:b", "--file", "a:relative:0755", "--file", "/etc/passwd:/x:0999", "--file", "/nonexistent:/y:0644", "--file", "/etc:/z:0755",
+		"--file", "a:b", "--file", "a:relative:0755", "--file", "/etc/passwd:/x:0999",
+		"--file", "/nonexistent:/y:0644", "--file", "/etc:/z:0755",
 		"--symlink", "x:/y", "-o", output, "extra",
 	})
 	if err == nil {
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
-		`--name "pause"`, `--platform "linux/386": allowed are linux/amd64, linux/arm64`, `--user "nobody"`, `--label "x"`, `--env "=1"`,
-		`--file "a:b": give SRC:DEST:MODE`, `--file "a:relative:0755"`, `--file "/etc/passwd:/x:0999"`, `--file "/nonexistent:/y:0644": stat /nonexistent`,
+		`--name "pause"`, `--platform "linux/386": allowed are linux/amd64, linux/arm64`,
+		`--user "nobody"`, `--label "x"`, `--env "=1"`,
+		`--file "a:b": give SRC:DEST:MODE`, `--file "a:relative:0755"`, `--file "/etc/passwd:/x:0999"`,
+		`--file "/nonexistent:/y:0644": stat /nonexistent`,
 		`--file "/etc:/z:0755": /etc is not a regular file`, `/y: given more than once`, `["extra"]`,
 	} {
 		if !strings.Contains(err.Error(), want) {
@@ -290,7 +308,8 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	if _, err := os.Stat(output); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an archive was written: %v", err)
 	}
-	if err := run(nil); err == nil || !strings.Contains(err.Error(), "-o: missing") || !strings.Contains(err.Error(), "--file: missing") {
+	if err := run(nil); err == nil || !strings.Contains(err.Error(), "-o: missing") ||
+		!strings.Contains(err.Error(), "--file: missing") {
 		t.Errorf("without options: %v", err)
 	}
 }

@@ -50,7 +50,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("testpod", flag.ContinueOnError)
 	port := flags.Int("port", defaultPort, "TCP `port` to serve on, 1 to 65535")
 	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "usage: testpod [--port N] | testpod get URL | testpod resolve NAME | testpod measure URL | testpod sleep | testpod true")
+		fmt.Fprintln(flags.Output(), "usage: testpod [--port N] | testpod get URL | testpod resolve NAME | "+
+			"testpod measure URL | testpod sleep | testpod true")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
@@ -73,7 +74,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	case command == "true" && rest == 0:
 		return nil
 	default:
-		return fmt.Errorf("unknown command %q: allowed are get URL, resolve NAME, measure URL, sleep, true, or none to serve", flags.Args())
+		return fmt.Errorf("unknown command %q: allowed are get URL, resolve NAME, measure URL, sleep, true, or none to serve",
+			flags.Args())
 	}
 }
 
@@ -141,7 +143,10 @@ const (
 
 type zeros struct{}
 
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
 
 // measurement is how fast a server is reached.
 type measurement struct {
@@ -195,7 +200,8 @@ func resolve(ctx context.Context, name string, out io.Writer) error {
 // serviceAccount is where a pod finds what it needs to call its cluster's API server.
 const serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-// clusterClient is, for HTTPS within a pod, a client that trusts the cluster's CA only and sends the pod's token; else a plain one.
+// clusterClient is, for HTTPS within a pod, a client that trusts the cluster's CA only and sends the pod's token; else
+// a plain one.
 func clusterClient(request *http.Request) (*http.Client, error) {
 	ca, err := os.ReadFile(filepath.Join(serviceAccount, "ca.crt"))
 	if errors.Is(err, os.ErrNotExist) || request.URL.Scheme != "https" {

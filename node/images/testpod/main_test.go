@@ -57,7 +57,10 @@ func start(t *testing.T) (cmd *exec.Cmd, line, url string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
 	// It listens before it says so.
 	line, err = bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
@@ -130,7 +133,8 @@ func TestCommands(t *testing.T) {
 			ctx = ended
 		}
 		err := run(ctx, c.args, &bytes.Buffer{})
-		if c.want == "" && err != nil || c.want != "" && (err == nil || !regexp.MustCompile(c.want).MatchString(err.Error())) {
+		if c.want == "" && err != nil ||
+			c.want != "" && (err == nil || !regexp.MustCompile(c.want).MatchString(err.Error())) {
 			t.Errorf("%v: %v, want %q", c.args, err, c.want)
 		}
 	}

@@ -1,6 +1,5 @@
 // Command pulumi-resource-command is a small stand-in for Pulumi's command provider, for machines that cannot
-// download it: it serves command:local:Command, command:local:run and command:remote:Command, and refuses the rest by
-// name.
+// download it: it serves command:local:Command and command:local:run, and refuses the rest by name.
 package main
 
 import (

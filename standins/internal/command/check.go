@@ -3,7 +3,6 @@ package command
 import (
 	"cmp"
 	"fmt"
-	"reflect"
 	"slices"
 
 	"github.com/pulumi/pulumi/sdk/v3/go/common/resource/plugin"
@@ -19,56 +18,25 @@ func checkFailures[T any](s *structpb.Struct) []*pulumirpc.CheckFailure {
 	if err != nil {
 		return []*pulumirpc.CheckFailure{{Reason: err.Error()}}
 	}
-	var c checker
-	known := knownIn(all, "", &c.pending)
+	known := knownIn(all)
+
+	var failures []*pulumirpc.CheckFailure
 	var target T
-	c.misfits("", mapper.New(&mapper.Opts{CustomDecoders: mapper.Decoders{
-		reflect.TypeFor[Connection](): nested[Connection](&c, "connection."),
-		reflect.TypeFor[Endpoint]():   nested[Endpoint](&c, "connection.proxy."),
-	}}).Decode(known, &target))
-	if logging, ok := known["logging"].(string); ok && !slices.Contains(loggingValues, Logging(logging)) {
-		c.fail("logging", fmt.Sprintf("logging is %q; it must be one of %q", logging, loggingValues))
-	}
-	slices.SortFunc(c.failures, func(a, b *pulumirpc.CheckFailure) int { return cmp.Compare(a.Property, b.Property) })
-	return c.failures
-}
-
-// checker collects failures. Its zero value is ready to use.
-type checker struct {
-	pending  []string // the paths of what is not known yet
-	failures []*pulumirpc.CheckFailure
-}
-
-// fail adds the first failure of a path.
-func (c *checker) fail(path, reason string) {
-	failed := slices.ContainsFunc(c.failures, func(f *pulumirpc.CheckFailure) bool { return f.Property == path })
-	if !failed && !slices.Contains(c.pending, path) {
-		c.failures = append(c.failures, &pulumirpc.CheckFailure{Property: path, Reason: reason})
-	}
-}
-
-// misfits adds the properties below prefix that do not fit their struct.
-func (c *checker) misfits(prefix string, err mapper.MappingError) {
-	if err == nil {
-		return
-	}
-	for _, failure := range err.Failures() {
-		if field, ok := failure.(mapper.FieldError); ok {
-			c.fail(prefix+field.Field(), field.Reason())
-		} else {
-			c.fail("", failure.Error())
+	if err := mapper.Map(known, &target); err != nil {
+		for _, failure := range err.Failures() {
+			if field, ok := failure.(mapper.FieldError); ok {
+				failures = append(failures, &pulumirpc.CheckFailure{Property: field.Field(), Reason: field.Reason()})
+			} else {
+				failures = append(failures, &pulumirpc.CheckFailure{Reason: failure.Error()})
+			}
 		}
 	}
-}
-
-// nested decodes the object below prefix. Its failures are named one by one, which the mapper does not do.
-func nested[T interface {
-	unusable(fail func(option, reason string))
-}](c *checker, prefix string) mapper.Decoder {
-	return func(m mapper.Mapper, object map[string]any) (any, error) {
-		var target T
-		c.misfits(prefix, m.Decode(object, &target))
-		target.unusable(func(option, reason string) { c.fail(prefix+option, reason) })
-		return target, nil
+	if logging, ok := known["logging"].(string); ok && !slices.Contains(loggingValues, Logging(logging)) {
+		failures = append(failures, &pulumirpc.CheckFailure{
+			Property: "logging",
+			Reason:   fmt.Sprintf("logging is %q; it must be one of %q", logging, loggingValues),
+		})
 	}
+	slices.SortFunc(failures, func(a, b *pulumirpc.CheckFailure) int { return cmp.Compare(a.Property, b.Property) })
+	return failures
 }

@@ -1,13 +1,6 @@
 package command
 
-import (
-	"bytes"
-
-	"github.com/pulumi/pulumi/sdk/v3/go/common/diag"
-)
-
-// logger shows text: as Info only while the command runs, otherwise for good.
-type logger func(severity diag.Severity, text string)
+import "bytes"
 
 // Logging says which of a command's outputs are shown while it runs.
 type Logging string
@@ -32,7 +25,7 @@ const maxLogLine = 64 << 10
 
 // lineLogger passes on what is written to it, line by line and without line ends.
 type lineLogger struct {
-	log     logger
+	log     func(line string)
 	pending []byte
 }
 
@@ -42,10 +35,10 @@ func (l *lineLogger) Write(data []byte) (int, error) {
 		end := bytes.IndexByte(l.pending, '\n')
 		switch {
 		case end >= 0:
-			l.log(diag.Info, string(bytes.TrimSuffix(l.pending[:end], []byte("\r"))))
+			l.log(string(bytes.TrimSuffix(l.pending[:end], []byte("\r"))))
 			l.pending = l.pending[end+1:]
 		case len(l.pending) >= maxLogLine:
-			l.log(diag.Info, string(l.pending[:maxLogLine]))
+			l.log(string(l.pending[:maxLogLine]))
 			l.pending = l.pending[maxLogLine:]
 		default:
 			return len(data), nil
@@ -56,7 +49,7 @@ func (l *lineLogger) Write(data []byte) (int, error) {
 // flush passes on a last line that had no line end.
 func (l *lineLogger) flush() {
 	if len(l.pending) > 0 {
-		l.log(diag.Info, string(l.pending))
+		l.log(string(l.pending))
 		l.pending = nil
 	}
 }

@@ -1,6 +1,5 @@
-// Package command is Pulumi's command provider without its copying half: the resources command:local:Command and
-// command:remote:Command and the function command:local:run, with the inputs, outputs and diffs of the pulumi-command
-// release named by [Version].
+// Package command is the local half of Pulumi's command provider: the resource command:local:Command and the function
+// command:local:run, with the inputs, outputs and diffs of the pulumi-command release named by [Version].
 package command
 
 import (
@@ -23,46 +22,9 @@ import (
 const Version = "1.2.1"
 
 const (
-	localType   = "command:local:Command"
-	remoteType  = "command:remote:Command"
+	commandType = "command:local:Command"
 	runFunction = "command:local:run"
 )
-
-// kinds are the resource types of this provider.
-var kinds = map[string]kind{
-	localType:  kindOf[Inputs](func(resource.PropertyMap) {}),
-	remoteType: kindOf[RemoteInputs](completeConnection),
-}
-
-// kind is what sets a resource type apart.
-type kind struct {
-	// decode reads the inputs, or a state, which has the last inputs, too.
-	decode func(*structpb.Struct) (inputs, error)
-	// failures lists everything wrong with the inputs.
-	failures func(*structpb.Struct) []*pulumirpc.CheckFailure
-	// complete makes checked inputs of a program's.
-	complete func(resource.PropertyMap)
-}
-
-// inputs are those of one resource.
-type inputs interface {
-	runner
-	commands() Commands
-}
-
-// runner runs one command to its end and, when it succeeds, fills out. out also holds what the last command wrote. A
-// command that fails leaves out as it was; its error carries the command's output.
-type runner interface {
-	run(ctx context.Context, command string, out *ProcessOutputs, log logger) error
-}
-
-func kindOf[T inputs](complete func(resource.PropertyMap)) kind {
-	return kind{
-		decode:   func(s *structpb.Struct) (inputs, error) { return decode[T](s) },
-		failures: checkFailures[T],
-		complete: complete,
-	}
-}
 
 // Provider serves the engine's requests. Its zero value is not usable: see [NewProvider].
 type Provider struct {
@@ -105,26 +67,24 @@ func (p *Provider) Configure(context.Context, *pulumirpc.ConfigureRequest) (*pul
 
 // Check reports every input that is unknown to the resource or has the wrong type.
 func (p *Provider) Check(_ context.Context, req *pulumirpc.CheckRequest) (*pulumirpc.CheckResponse, error) {
-	kind, err := kindOfURN(req.GetUrn())
-	if err != nil {
+	if err := served(req.GetUrn()); err != nil {
 		return nil, err
 	}
 	inputs, err := unmarshal(req.GetNews())
 	if err != nil {
 		return nil, err
 	}
-	kind.complete(inputs)
 	checked, err := marshal(inputs)
 	if err != nil {
 		return nil, err
 	}
-	return &pulumirpc.CheckResponse{Inputs: checked, Failures: kind.failures(req.GetNews())}, nil
+	return &pulumirpc.CheckResponse{Inputs: checked, Failures: checkFailures[Inputs](req.GetNews())}, nil
 }
 
 // Diff compares the old and new inputs. Adding or removing triggers replaces the resource here; a changed element is
 // an update here, which the SDKs turn into a replacement (replaceOnChanges: triggers[*]).
 func (p *Provider) Diff(_ context.Context, req *pulumirpc.DiffRequest) (*pulumirpc.DiffResponse, error) {
-	if _, err := kindOfURN(req.GetUrn()); err != nil {
+	if err := served(req.GetUrn()); err != nil {
 		return nil, err
 	}
 	olds, err := unmarshal(req.GetOldInputs())
@@ -148,7 +108,7 @@ func (p *Provider) Create(ctx context.Context, req *pulumirpc.CreateRequest) (*p
 	if err != nil {
 		return nil, err
 	}
-	state, err := p.apply(ctx, req.GetUrn(), in.commands().Create, in, ProcessOutputs{},
+	state, err := p.apply(ctx, req.GetUrn(), in.Create, in.ProcessInputs, ProcessOutputs{},
 		req.GetProperties(), req.GetTimeout(), req.GetPreview())
 	if err != nil {
 		return nil, err
@@ -166,11 +126,11 @@ func (p *Provider) Update(ctx context.Context, req *pulumirpc.UpdateRequest) (*p
 	if err != nil {
 		return nil, err
 	}
-	command := in.commands().Update
+	command := in.Update
 	if command == nil {
-		command = in.commands().Create
+		command = in.Create
 	}
-	state, err := p.apply(ctx, req.GetUrn(), command, in, last,
+	state, err := p.apply(ctx, req.GetUrn(), command, in.ProcessInputs, last,
 		req.GetNews(), req.GetTimeout(), req.GetPreview())
 	if err != nil {
 		return nil, err
@@ -188,13 +148,13 @@ func (p *Provider) Delete(ctx context.Context, req *pulumirpc.DeleteRequest) (*e
 	if err != nil {
 		return nil, err
 	}
-	_, err = p.apply(ctx, req.GetUrn(), in.commands().Delete, in, last, nil, req.GetTimeout(), false)
+	_, err = p.apply(ctx, req.GetUrn(), in.Delete, in.ProcessInputs, last, nil, req.GetTimeout(), false)
 	return &emptypb.Empty{}, err
 }
 
 // Read returns the state as it is: what a command once wrote cannot be read again.
 func (p *Provider) Read(_ context.Context, req *pulumirpc.ReadRequest) (*pulumirpc.ReadResponse, error) {
-	if _, err := kindOfURN(req.GetUrn()); err != nil {
+	if err := served(req.GetUrn()); err != nil {
 		return nil, err
 	}
 	return &pulumirpc.ReadResponse{Id: req.GetId(), Properties: req.GetProperties(), Inputs: req.GetInputs()}, nil
@@ -212,7 +172,7 @@ func (p *Provider) Invoke(ctx context.Context, req *pulumirpc.InvokeRequest) (*p
 	if err != nil {
 		return nil, err
 	}
-	result, err := p.apply(ctx, "", &in.Command, in, ProcessOutputs{}, req.GetArgs(), 0, false)
+	result, err := p.apply(ctx, "", &in.Command, in.ProcessInputs, ProcessOutputs{}, req.GetArgs(), 0, false)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +188,7 @@ func (p *Provider) Cancel(context.Context, *emptypb.Empty) (*emptypb.Empty, erro
 // apply runs command, unless it is nil or this is a preview, and returns the state: the inputs as they came, secrets
 // included, and the outputs. timeout is in seconds; 0 is none.
 func (p *Provider) apply(
-	ctx context.Context, urn string, command *string, in runner, last ProcessOutputs,
+	ctx context.Context, urn string, command *string, in ProcessInputs, last ProcessOutputs,
 	inputs *structpb.Struct, timeout float64, preview bool,
 ) (*structpb.Struct, error) {
 	state, err := unmarshal(inputs)
@@ -239,7 +199,7 @@ func (p *Provider) apply(
 	if command != nil && !preview {
 		ctx, done := p.operations.start(ctx, timeout)
 		defer done()
-		if err := in.run(ctx, *command, &out, p.logger(ctx, urn)); err != nil {
+		if err := run(ctx, *command, in, &out, p.logger(ctx, urn)); err != nil {
 			return nil, err
 		}
 	}
@@ -250,39 +210,31 @@ func (p *Provider) apply(
 	return marshal(state)
 }
 
-// logger shows a command's output in the status column of its resource, as long as the command runs, and warnings for
-// good.
-func (p *Provider) logger(ctx context.Context, urn string) logger {
+// logger shows a command's output in the status column of its resource, as long as the command runs.
+func (p *Provider) logger(ctx context.Context, urn string) func(line string) {
 	if p.engine == nil {
-		return func(diag.Severity, string) {}
+		return func(string) {}
 	}
-	return func(severity diag.Severity, text string) {
-		show := p.engine.LogStatus
-		if severity != diag.Info {
-			show = p.engine.Log
-		}
+	return func(line string) {
 		// A line that the engine does not take is not worth failing the command for: the output is kept anyway.
-		_ = show(context.WithoutCancel(ctx), severity, resource.URN(urn), text)
+		_ = p.engine.LogStatus(context.WithoutCancel(ctx), diag.Info, resource.URN(urn), line)
 	}
 }
 
-// kindOfURN fails for resource types that are not of this provider.
-func kindOfURN(urn string) (kind, error) {
-	typ := string(resource.URN(urn).Type())
-	kind, ok := kinds[typ]
-	if !ok {
-		return kind, notHere(typ)
+// served is nil for the one resource type of this provider.
+func served(urn string) error {
+	if typ := string(resource.URN(urn).Type()); typ != commandType {
+		return notHere(typ)
 	}
-	return kind, nil
+	return nil
 }
 
-// decodeFor reads the inputs of the resource that urn names.
-func decodeFor(urn string, s *structpb.Struct) (inputs, error) {
-	kind, err := kindOfURN(urn)
-	if err != nil {
-		return nil, err
+// decodeFor reads the inputs of the resource that urn names, from them or from a state, which has the last ones, too.
+func decodeFor(urn string, s *structpb.Struct) (Inputs, error) {
+	if err := served(urn); err != nil {
+		return Inputs{}, err
 	}
-	return kind.decode(s)
+	return decode[Inputs](s)
 }
 
 // notHere names what was asked for and the way to get it.
@@ -291,9 +243,8 @@ func notHere(token string) error {
 		return status.Errorf(codes.NotFound, "%q is not of the package command", token)
 	}
 	return status.Errorf(codes.Unimplemented, "%s is not done by gvisor-k3s's stand-in for pulumi-command %s, which "+
-		"runs commands and copies no files (%s, %s, %s). Take it off PATH and install the real one where it can be "+
-		"downloaded: pulumi plugin install resource command %s",
-		token, Version, localType, remoteType, runFunction, Version)
+		"runs commands on this machine only (%s, %s). Take it off PATH and install the real one where it can be "+
+		"downloaded: pulumi plugin install resource command %s", token, Version, commandType, runFunction, Version)
 }
 
 // unmarshal keeps everything that the engine may send: secrets, unknowns, resources, outputs.

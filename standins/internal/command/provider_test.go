@@ -192,7 +192,10 @@ func TestDelete(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "deleted")
 	for name, olds := range map[string]map[string]any{
 		"none": {"stdout": "", "stderr": ""},
-		"runs": {"stdout": resource.MakeSecret(resource.NewStringProperty("last")), "stderr": "", "delete": "echo $PULUMI_COMMAND_STDOUT > " + file},
+		"runs": {
+			"stdout": resource.MakeSecret(resource.NewStringProperty("last")), "stderr": "",
+			"delete": "echo $PULUMI_COMMAND_STDOUT > " + file,
+		},
 	} {
 		if _, err := client.Delete(t.Context(), &pulumirpc.DeleteRequest{
 			Id: "id", Urn: urn, Properties: properties(t, olds),
@@ -300,18 +303,24 @@ func TestDiff(t *testing.T) {
 		}
 		return news
 	}
+	type kinds = map[string]pulumirpc.PropertyDiff_Kind
 	for name, test := range map[string]struct {
 		news     map[string]any
-		detailed map[string]pulumirpc.PropertyDiff_Kind
+		detailed kinds
 	}{
 		"same":             {with(nil), nil},
 		"engine's own":     {with(map[string]any{"version": "1", "__internal": "x"}), nil},
-		"create":           {with(map[string]any{"create": "d"}), map[string]pulumirpc.PropertyDiff_Kind{"create": pulumirpc.PropertyDiff_UPDATE}},
-		"update added":     {with(map[string]any{"update": "u"}), map[string]pulumirpc.PropertyDiff_Kind{"update": pulumirpc.PropertyDiff_ADD}},
-		"create removed":   {with(map[string]any{"create": nil}), map[string]pulumirpc.PropertyDiff_Kind{"create": pulumirpc.PropertyDiff_DELETE}},
-		"variable":         {with(map[string]any{"environment": map[string]any{"A": "2"}}), map[string]pulumirpc.PropertyDiff_Kind{"environment.A": pulumirpc.PropertyDiff_UPDATE}},
-		"trigger":          {with(map[string]any{"triggers": []any{"b"}}), map[string]pulumirpc.PropertyDiff_Kind{"triggers[0]": pulumirpc.PropertyDiff_UPDATE}},
-		"triggers removed": {with(map[string]any{"triggers": nil}), map[string]pulumirpc.PropertyDiff_Kind{"triggers": pulumirpc.PropertyDiff_DELETE_REPLACE}},
+		"create":           {with(map[string]any{"create": "d"}), kinds{"create": pulumirpc.PropertyDiff_UPDATE}},
+		"update added":     {with(map[string]any{"update": "u"}), kinds{"update": pulumirpc.PropertyDiff_ADD}},
+		"create removed":   {with(map[string]any{"create": nil}), kinds{"create": pulumirpc.PropertyDiff_DELETE}},
+		"triggers removed": {with(map[string]any{"triggers": nil}), kinds{"triggers": pulumirpc.PropertyDiff_DELETE_REPLACE}},
+		"variable": {
+			with(map[string]any{"environment": map[string]any{"A": "2"}}),
+			kinds{"environment.A": pulumirpc.PropertyDiff_UPDATE},
+		},
+		"trigger": {
+			with(map[string]any{"triggers": []any{"b"}}), kinds{"triggers[0]": pulumirpc.PropertyDiff_UPDATE},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			response, err := client.Diff(t.Context(), &pulumirpc.DiffRequest{
@@ -341,7 +350,8 @@ func TestDiff(t *testing.T) {
 func TestCheckReportsEveryProblem(t *testing.T) {
 	client, _ := start(t)
 	response, err := client.Check(t.Context(), &pulumirpc.CheckRequest{Urn: urn, News: properties(t, map[string]any{
-		"create": 1.0, "typo": "x", "environment": map[string]any{"A": true}, "logging": "loud", "dir": unknown,
+		"create": 1.0, "typo": "x", "environment": map[string]any{"A": true, "B": unknown}, "logging": "loud",
+		"dir": unknown,
 	})})
 	if err != nil {
 		t.Fatal(err)
@@ -385,7 +395,8 @@ func TestGlobs(t *testing.T) {
 		"create": "true", "dir": dir, "assetPaths": []any{"**", "!**secret*"}, "archivePaths": []any{"a/*.txt"},
 	})
 	assets := got["assets"].ObjectValue()
-	if len(assets) != 2 || assets["a/x.txt"].AssetValue().Path != filepath.Join(dir, "a/x.txt") || !assets["a/b/y.js"].IsAsset() {
+	if len(assets) != 2 || assets["a/x.txt"].AssetValue().Path != filepath.Join(dir, "a/x.txt") ||
+		!assets["a/b/y.js"].IsAsset() {
 		t.Errorf("assets %v", assets)
 	}
 	members, _ := got["archive"].ArchiveValue().GetAssets()
@@ -412,23 +423,33 @@ func TestRunFunction(t *testing.T) {
 	expect(t, got, "stdout", "b")
 	expect(t, got, "command", "echo $A")
 
-	response, err = client.Invoke(t.Context(), &pulumirpc.InvokeRequest{Tok: runFunction, Args: properties(t, map[string]any{})})
+	response, err = client.Invoke(t.Context(), &pulumirpc.InvokeRequest{
+		Tok: runFunction, Args: properties(t, map[string]any{}),
+	})
 	if err != nil || len(response.GetFailures()) != 1 || response.GetFailures()[0].GetProperty() != "command" {
 		t.Errorf("without a command: %v, %v", response, err)
 	}
 }
 
-func TestCopyingIsRefusedByName(t *testing.T) {
+func TestRemoteIsRefusedByName(t *testing.T) {
 	client, _ := start(t)
-	for _, token := range []string{"command:remote:CopyFile", "command:remote:CopyToRemote"} {
+	instead := "pulumi plugin install resource command " + Version
+	for _, token := range []string{"command:remote:Command", "command:remote:CopyFile", "command:remote:CopyToRemote"} {
 		urn := "urn:pulumi:stack::project::" + token + "::name"
 		_, checkErr := client.Check(t.Context(), &pulumirpc.CheckRequest{Urn: urn})
 		_, createErr := client.Create(t.Context(), &pulumirpc.CreateRequest{Urn: urn})
 		_, deleteErr := client.Delete(t.Context(), &pulumirpc.DeleteRequest{Urn: urn})
 		_, invokeErr := client.Invoke(t.Context(), &pulumirpc.InvokeRequest{Tok: token})
-		for name, err := range map[string]error{"check": checkErr, "create": createErr, "delete": deleteErr, "invoke": invokeErr} {
-			if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), token) {
+		for name, err := range map[string]error{
+			"check": checkErr, "create": createErr, "delete": deleteErr, "invoke": invokeErr,
+		} {
+			if status.Code(err) != codes.Unimplemented {
 				t.Errorf("%s: %v", name, err)
+			}
+			for _, part := range []string{token, "on this machine only", instead} {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("%s: error %v lacks %q", name, err, part)
+				}
 			}
 		}
 	}
@@ -461,7 +482,9 @@ func TestStop(t *testing.T) {
 			go func() {
 				_, err := client.Create(ctx, &pulumirpc.CreateRequest{
 					Urn: urn, Timeout: stop.timeout,
-					Properties: properties(t, map[string]any{"create": "(trap '' TERM; sleep 600) & echo $! > " + pidFile + "; echo started; wait"}),
+					Properties: properties(t, map[string]any{
+						"create": "(trap '' TERM; sleep 600) & echo $! > " + pidFile + "; echo started; wait",
+					}),
 				})
 				done <- err
 			}()

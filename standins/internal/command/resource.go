@@ -12,34 +12,30 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
-// StreamInputs say what a command reads, and what becomes of what it writes.
-type StreamInputs struct {
-	// Stdin is what the process reads from its standard input. Default: nothing.
-	Stdin *string `pulumi:"stdin,optional"`
-	// Logging says which output is shown while the command runs. The outputs are kept either way. Default: both.
-	Logging *Logging `pulumi:"logging,optional"`
-	// Environment is added to the process's environment: the engine's, or what the remote host gives to a login.
-	Environment *map[string]string `pulumi:"environment,optional"`
-	// AddPreviousOutputInEnv is whether the process finds the outputs of the command before it in its environment,
-	// as PULUMI_COMMAND_STDOUT and PULUMI_COMMAND_STDERR. Default: true.
-	AddPreviousOutputInEnv *bool `pulumi:"addPreviousOutputInEnv,optional"`
-}
-
-// ProcessInputs say how a command runs on this machine.
+// ProcessInputs say how a command runs.
 type ProcessInputs struct {
-	StreamInputs
 	// Interpreter is the program and its first arguments; the command is its last one. Default: /bin/sh -c.
 	Interpreter *[]string `pulumi:"interpreter,optional"`
 	// Dir is the directory to run in, which must exist. Default: the provider's, which is the engine's.
 	Dir *string `pulumi:"dir,optional"`
+	// Environment is added to the engine's environment.
+	Environment *map[string]string `pulumi:"environment,optional"`
+	// Stdin is what the process reads from its standard input. Default: nothing.
+	Stdin *string `pulumi:"stdin,optional"`
+	// Logging says which output is shown while the command runs. The outputs are kept either way. Default: both.
+	Logging *Logging `pulumi:"logging,optional"`
+	// AddPreviousOutputInEnv is whether the process finds the outputs of the command before it in its environment,
+	// as PULUMI_COMMAND_STDOUT and PULUMI_COMMAND_STDERR. Default: true.
+	AddPreviousOutputInEnv *bool `pulumi:"addPreviousOutputInEnv,optional"`
 	// AssetPaths are globs, relative to Dir, of the files to return as assets.
 	AssetPaths *[]string `pulumi:"assetPaths,optional"`
 	// ArchivePaths are globs, relative to Dir, of the files to return as one archive.
 	ArchivePaths *[]string `pulumi:"archivePaths,optional"`
 }
 
-// Commands are what a resource runs, and when.
-type Commands struct {
+// Inputs are what a program gives the resource. Each is part of its diff.
+type Inputs struct {
+	ProcessInputs
 	// Triggers are values of any type whose change replaces the resource.
 	Triggers *[]any `pulumi:"triggers,optional"`
 	// Create is run on creation, and on an update when there is no Update. Default: nothing is run.
@@ -48,22 +44,6 @@ type Commands struct {
 	Update *string `pulumi:"update,optional"`
 	// Delete is run on deletion. Default: nothing is run.
 	Delete *string `pulumi:"delete,optional"`
-}
-
-func (c Commands) commands() Commands { return c }
-
-// Inputs are what a program gives to command:local:Command. Each is part of its diff.
-type Inputs struct {
-	ProcessInputs
-	Commands
-}
-
-// RemoteInputs are what a program gives to command:remote:Command. Each is part of its diff.
-type RemoteInputs struct {
-	StreamInputs
-	Commands
-	// Connection says where the commands run.
-	Connection Connection `pulumi:"connection"`
 }
 
 // RunInputs are the arguments of the function command:local:run.
@@ -102,24 +82,20 @@ func decode[T any](s *structpb.Struct) (T, error) {
 	if err != nil {
 		return target, fmt.Errorf("reading the engine's request: %w", err)
 	}
-	var pending []string
-	if err := mapper.MapI(knownIn(all, "", &pending), &target); err != nil {
+	if err := mapper.MapI(knownIn(all), &target); err != nil {
 		return target, err
 	}
 	return target, nil
 }
 
-// knownIn returns the properties that are known, looking into objects, and adds the paths of the others, with prefix,
-// to pending. A list is known as a whole.
-func knownIn(all resource.PropertyMap, prefix string, pending *[]string) map[string]any {
+// knownIn returns the properties that are known, looking into objects. A list is known as a whole.
+func knownIn(all resource.PropertyMap) map[string]any {
 	known := map[string]any{}
 	for key, value := range all {
-		switch path := prefix + string(key); {
+		switch {
 		case value.IsObject():
-			known[string(key)] = knownIn(value.ObjectValue(), path+".", pending)
-		case value.ContainsUnknowns():
-			*pending = append(*pending, path)
-		default:
+			known[string(key)] = knownIn(value.ObjectValue())
+		case !value.ContainsUnknowns():
 			known[string(key)] = value.Mappable()
 		}
 	}
@@ -203,7 +179,10 @@ func addOutputs(state resource.PropertyMap, out ProcessOutputs) {
 // markUnknown makes what a command would write unknown in a preview's state. Without a command to run, which may
 // itself be unknown yet, the outputs are known to stay.
 func markUnknown(state resource.PropertyMap) {
-	has := func(key resource.PropertyKey) bool { _, ok := state[key]; return ok }
+	has := func(key resource.PropertyKey) bool {
+		_, ok := state[key]
+		return ok
+	}
 	if !has("create") && !has("update") {
 		return
 	}

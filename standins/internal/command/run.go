@@ -27,8 +27,10 @@ const (
 // is not gone five seconds after it was told to stop, and a provider that is killed first can no longer clean up.
 const stopGrace = 3 * time.Second
 
-// run runs the command on this machine.
-func (in ProcessInputs) run(ctx context.Context, command string, out *ProcessOutputs, log logger) error {
+// run runs one command to its end and, when it succeeds, fills out. out also holds what the last command wrote, for
+// in.AddPreviousOutputInEnv. A command that fails leaves out as it was; its error carries the command's output. log
+// is called with each line as it is written.
+func run(ctx context.Context, command string, in ProcessInputs, out *ProcessOutputs, log func(line string)) error {
 	argv := []string{"/bin/sh", "-c"}
 	if in.Interpreter != nil && len(*in.Interpreter) > 0 {
 		argv = slices.Clone(*in.Interpreter)
@@ -45,10 +47,7 @@ func (in ProcessInputs) run(ctx context.Context, command string, out *ProcessOut
 
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = dir
-	cmd.Env = os.Environ() // of names that are there twice, the last one counts
-	for _, variable := range append(in.variables(), in.previousOutputs(*out)...) {
-		cmd.Env = append(cmd.Env, variable.name+"="+variable.value)
-	}
+	cmd.Env = environment(in, *out)
 	if in.Stdin != nil {
 		cmd.Stdin = strings.NewReader(*in.Stdin)
 	}
@@ -85,32 +84,23 @@ func (in ProcessInputs) run(ctx context.Context, command string, out *ProcessOut
 	return nil
 }
 
-// variable is one of an environment.
-type variable struct{ name, value string }
-
-// variables are the resource's own, by name.
-func (in StreamInputs) variables() []variable {
-	var variables []variable
+// environment is the engine's environment with the resource's own variables and the last outputs, later ones winning.
+func environment(in ProcessInputs, last ProcessOutputs) []string {
+	env := os.Environ()
 	if in.Environment != nil {
 		for _, name := range slices.Sorted(maps.Keys(*in.Environment)) {
-			variables = append(variables, variable{name, (*in.Environment)[name]})
+			env = append(env, name+"="+(*in.Environment)[name])
 		}
 	}
-	return variables
-}
-
-// previousOutputs are the variables that tell what the last command wrote.
-func (in StreamInputs) previousOutputs(last ProcessOutputs) []variable {
-	var variables []variable
 	if in.AddPreviousOutputInEnv == nil || *in.AddPreviousOutputInEnv {
 		if last.Stdout != "" {
-			variables = append(variables, variable{previousStdout, last.Stdout})
+			env = append(env, previousStdout+"="+last.Stdout)
 		}
 		if last.Stderr != "" {
-			variables = append(variables, variable{previousStderr, last.Stderr})
+			env = append(env, previousStderr+"="+last.Stderr)
 		}
 	}
-	return variables
+	return env
 }
 
 // runGroup runs cmd in a process group of its own. When ctx ends first, the whole group is told to stop and, after
@@ -135,11 +125,6 @@ func runGroup(ctx context.Context, cmd *exec.Cmd) error {
 	if cmd.Process != nil {
 		_ = signalGroup(syscall.SIGKILL) // gone already is the usual case
 	}
-	return stopped(ctx)
-}
-
-// stopped says why ctx ended.
-func stopped(ctx context.Context) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return errors.New("stopped: the resource's timeout (customTimeouts) was reached")
 	}
@@ -154,7 +139,7 @@ type recording struct {
 	outLog, errLog       lineLogger
 }
 
-func newRecording(logging *Logging, log logger) *recording {
+func newRecording(logging *Logging, log func(line string)) *recording {
 	r := &recording{outLog: lineLogger{log: log}, errLog: lineLogger{log: log}}
 	r.stdout = tee(logging.shows(LogStdout), &r.outLog, &r.outBuffer, &r.both)
 	r.stderr = tee(logging.shows(LogStderr), &r.errLog, &r.errBuffer, &r.both)

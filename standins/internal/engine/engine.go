@@ -22,7 +22,8 @@ func Watch(ctx context.Context, address string, gone func()) error {
 	return nil
 }
 
-// ExitWith ends this process soon after the engine, whose address is the last argument of a resource plugin's command line.
+// ExitWith ends this process soon after the engine, whose address is the last argument of a resource plugin's command
+// line.
 func ExitWith(args []string) error {
 	address := args[len(args)-1]
 	if !strings.Contains(address, ":") {

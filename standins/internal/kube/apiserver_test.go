@@ -86,7 +86,8 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case s.unauthorized:
 		answer(w, 401, statusOf(401, metav1.StatusReasonUnauthorized, "Unauthorized"))
 	case !served:
-		answer(w, http.StatusNotFound, statusOf(404, metav1.StatusReasonNotFound, "the server could not find the requested resource"))
+		missing := statusOf(404, metav1.StatusReasonNotFound, "the server could not find the requested resource")
+		answer(w, http.StatusNotFound, missing)
 	case collection == "":
 		answer(w, http.StatusOK, map[string]any{"kind": "APIResourceList", "groupVersion": group, "resources": resources})
 	case r.Method == http.MethodPost:
@@ -151,7 +152,9 @@ func selected(object map[string]any, r *http.Request) bool {
 	return found == value
 }
 
-func (s *apiServer) write(w http.ResponseWriter, r *http.Request, path string, object *unstructured.Unstructured, dryRun bool) {
+func (s *apiServer) write(
+	w http.ResponseWriter, r *http.Request, path string, object *unstructured.Unstructured, dryRun bool,
+) {
 	if s.refuse != nil {
 		if refused := s.refuse(r.Method, object); refused != nil {
 			answer(w, int(refused.Code), refused)
@@ -168,7 +171,7 @@ func (s *apiServer) write(w http.ResponseWriter, r *http.Request, path string, o
 			return
 		}
 	}
-	merged := map[string]any{}
+	var merged map[string]any
 	if exists {
 		merged = merge(old, object.Object)
 	} else {

@@ -45,7 +45,8 @@ func (e *notReadyError) Error() string {
 
 // await waits until the object is up, as far as its kind has a rule and its annotations allow. The object returned is
 // the last one seen, with an error, too.
-func (p *Provider) await(ctx context.Context, urn resource.URN, inputs, object *unstructured.Unstructured, limit time.Duration,
+func (p *Provider) await(
+	ctx context.Context, urn resource.URN, inputs, object *unstructured.Unstructured, limit time.Duration,
 ) (*unstructured.Unstructured, error) {
 	rule, known := p.ruleFor(object)
 	if isPatch(urn, object) || !known || isTrue(inputs, skipAwaitAnnotation) {
@@ -68,7 +69,8 @@ func (p *Provider) await(ctx context.Context, urn resource.URN, inputs, object *
 }
 
 // awaitGone waits until the object is gone or another one has its name.
-func (p *Provider) awaitGone(ctx context.Context, urn resource.URN, object *unstructured.Unstructured, limit time.Duration,
+func (p *Provider) awaitGone(
+	ctx context.Context, urn resource.URN, object *unstructured.Unstructured, limit time.Duration,
 ) (*unstructured.Unstructured, error) {
 	judge := func(objects view) readiness {
 		if objects.object == nil || object.GetUID() != "" && objects.object.GetUID() != object.GetUID() {
@@ -76,10 +78,13 @@ func (p *Provider) awaitGone(ctx context.Context, urn resource.URN, object *unst
 		}
 		finalizers := objects.object.GetFinalizers()
 		all := len(finalizers)
-		finalizers = slices.DeleteFunc(slices.Clone(finalizers), func(name string) bool { return name == metav1.FinalizerDeleteDependents })
+		finalizers = slices.DeleteFunc(slices.Clone(finalizers), func(name string) bool {
+			return name == metav1.FinalizerDeleteDependents
+		})
 		switch {
 		case len(finalizers) > 0:
-			return waiting("waiting for its finalizers %s: what put them there must take them off", strings.Join(finalizers, ", "))
+			return waiting("waiting for its finalizers %s: what put them there must take them off",
+				strings.Join(finalizers, ", "))
 		case all > 0:
 			return waiting("waiting for what it owns to go")
 		}
@@ -89,8 +94,9 @@ func (p *Provider) awaitGone(ctx context.Context, urn resource.URN, object *unst
 }
 
 // watch judges the object after every change of it, of what its rule asks for or of its events.
-func (p *Provider) watch(ctx context.Context, urn resource.URN, object *unstructured.Unstructured, rule rule,
-	judge func(view) readiness, limit time.Duration,
+func (p *Provider) watch(
+	ctx context.Context, urn resource.URN, object *unstructured.Unstructured, rule rule, judge func(view) readiness,
+	limit time.Duration,
 ) (*unstructured.Unstructured, error) {
 	ctx, stop := context.WithTimeout(ctx, limit)
 	defer stop()
@@ -138,7 +144,8 @@ func (p *Provider) watch(ctx context.Context, urn resource.URN, object *unstruct
 
 func ended(ctx context.Context, limit time.Duration) string {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fmt.Sprintf("timed out after %s (customTimeouts or the annotation %s change that)", limit, timeoutSecondsAnnotation)
+		return fmt.Sprintf("timed out after %s (customTimeouts or the annotation %s change that)",
+			limit, timeoutSecondsAnnotation)
 	}
 	return "cancelled"
 }
@@ -178,8 +185,9 @@ func (p *Provider) inspect(ctx context.Context, object *unstructured.Unstructure
 
 // notReady collects what is known about an object that is not up: its last verdict, and the warnings about it and
 // about the objects that its rule asks for.
-func (p *Provider) notReady(ctx context.Context, object *unstructured.Unstructured, related []*unstructured.Unstructured,
-	verdict readiness, cause string,
+func (p *Provider) notReady(
+	ctx context.Context, object *unstructured.Unstructured, related []*unstructured.Unstructured, verdict readiness,
+	cause string,
 ) error {
 	result := &notReadyError{cause: cause}
 	if verdict.message != "" {
@@ -274,7 +282,9 @@ type followed struct {
 
 // follow keeps the selected objects up to date until ctx ends, and puts a token into changed after each change. A
 // broken watch is begun anew by the informer.
-func follow(ctx context.Context, client dynamic.ResourceInterface, selection metav1.ListOptions, changed chan<- struct{}) *followed {
+func follow(
+	ctx context.Context, client dynamic.ResourceInterface, selection metav1.ListOptions, changed chan<- struct{},
+) *followed {
 	notify := func() {
 		select {
 		case changed <- struct{}{}:
@@ -322,7 +332,9 @@ func (f *followed) objects() []*unstructured.Unstructured {
 	for _, item := range f.store.List() {
 		objects = append(objects, item.(*unstructured.Unstructured))
 	}
-	slices.SortFunc(objects, func(a, b *unstructured.Unstructured) int { return strings.Compare(a.GetName(), b.GetName()) })
+	slices.SortFunc(objects, func(a, b *unstructured.Unstructured) int {
+		return strings.Compare(a.GetName(), b.GetName())
+	})
 	return objects
 }
 
@@ -335,7 +347,8 @@ func (f *followed) named(object *unstructured.Unstructured) *unstructured.Unstru
 	return nil
 }
 
-func (p *Provider) followRelated(ctx context.Context, object *unstructured.Unstructured, rule rule, changed chan<- struct{},
+func (p *Provider) followRelated(
+	ctx context.Context, object *unstructured.Unstructured, rule rule, changed chan<- struct{},
 ) (*followed, error) {
 	selection := rule.selects(object)
 	if selection == nil {
@@ -349,7 +362,9 @@ func (p *Provider) followRelated(ctx context.Context, object *unstructured.Unstr
 }
 
 // followEvents follows what the cluster reports about the object. Without access to events there is nothing to follow.
-func (p *Provider) followEvents(ctx context.Context, object *unstructured.Unstructured, changed chan<- struct{}) *followed {
+func (p *Provider) followEvents(
+	ctx context.Context, object *unstructured.Unstructured, changed chan<- struct{},
+) *followed {
 	kind, options := eventsOf(object)
 	client, err := p.cluster.client(ctx, kind)
 	if err != nil {

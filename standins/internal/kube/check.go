@@ -73,7 +73,8 @@ func (p *Provider) Check(ctx context.Context, req *pulumirpc.CheckRequest) (*pul
 		return nil, err
 	}
 	if isList(kind) {
-		return nil, fmt.Errorf("%s is a list of objects, which cannot be created: use a resource for each object in it", urn.Type())
+		return nil, fmt.Errorf("%s is a list of objects, which cannot be created: use a resource for each object in it",
+			urn.Type())
 	}
 	olds, err := unmarshal(req.GetOlds())
 	if err != nil {
@@ -91,13 +92,15 @@ func (p *Provider) Check(ctx context.Context, req *pulumirpc.CheckRequest) (*pul
 		inputs.Object["metadata"] = map[string]any{}
 	}
 	if _, given := inputs.GetAnnotations()[autonamedAnnotation]; given {
-		p.say(ctx, diag.Warning, urn, "the annotation %s is the provider's own: the given value is ignored", autonamedAnnotation)
+		p.say(ctx, diag.Warning, urn, "the annotation %s is the provider's own: the given value is ignored",
+			autonamedAnnotation)
 	}
 
 	var problems []error
 	if isPatch(urn, inputs) {
 		if !isNamed(inputs) {
-			problems = append(problems, errors.New("metadata.name: a patch resource needs the name of the object that it patches"))
+			problems = append(problems,
+				errors.New("metadata.name: a patch resource needs the name of the object that it patches"))
 		}
 	} else if err := assignName(inputs, oldInputs, urn.Name(), req.GetRandomSeed(), req.GetAutonaming()); err != nil {
 		problems = append(problems, err)
@@ -139,8 +142,8 @@ func isNamed(object *unstructured.Unstructured) bool {
 
 // assignName gives an object that the program does not name the name that it already has, or else one made of the
 // resource's name and a random suffix, which the annotation marks.
-func assignName(object, old *unstructured.Unstructured, prefix string, seed []byte,
-	naming *pulumirpc.CheckRequest_AutonamingOptions,
+func assignName(
+	object, old *unstructured.Unstructured, prefix string, seed []byte, naming *pulumirpc.CheckRequest_AutonamingOptions,
 ) error {
 	metadata, known := object.Object["metadata"].(map[string]any)
 	if isNamed(object) || !known {

@@ -46,7 +46,9 @@ func (e *unreachableError) Error() string {
 func (e *unreachableError) Unwrap() error { return e.cause }
 
 func newCluster(variables map[string]string, warnings rest.WarningHandlerWithContext) *cluster {
-	c := &cluster{server: "(no address)", namespace: "default", resources: map[schema.GroupVersion]*metav1.APIResourceList{}}
+	c := &cluster{
+		server: "(no address)", namespace: "default", resources: map[schema.GroupVersion]*metav1.APIResourceList{},
+	}
 	config, namespace, err := clientConfig(variables)
 	if err != nil {
 		c.unreachable = &unreachableError{server: c.server, cause: err}

@@ -30,7 +30,7 @@ type settings struct {
 	enableConfigMapMutable      bool // PULUMI_K8S_ENABLE_CONFIGMAP_MUTABLE
 	enableSecretMutable         bool // PULUMI_K8S_ENABLE_SECRET_MUTABLE
 	suppressDeprecationWarnings bool // PULUMI_K8S_SUPPRESS_DEPRECATION_WARNINGS
-	awaitAll                    bool // PULUMI_K8S_AWAIT_ALL, environment only: wait for kinds without a rule of their own, too
+	awaitAll                    bool // PULUMI_K8S_AWAIT_ALL, environment only: wait for kinds without a rule, too
 }
 
 func readSettings(variables map[string]string) settings {
@@ -76,9 +76,10 @@ func (p *Provider) CheckConfig(_ context.Context, req *pulumirpc.CheckRequest) (
 	if text("renderYamlToDirectory") != "" {
 		fail("renderYamlToDirectory", "this stand-in for Pulumi's provider does not render YAML: leave it out")
 	}
-	if serverSide, set := text("enableServerSideApply"), os.Getenv("PULUMI_K8S_ENABLE_SERVER_SIDE_APPLY"); serverSide == "false" ||
-		(serverSide == "" && set == "false") {
-		fail("enableServerSideApply", "this stand-in for Pulumi's provider knows server-side apply only: leave it out or set true")
+	serverSide := orElse(text("enableServerSideApply"), os.Getenv("PULUMI_K8S_ENABLE_SERVER_SIDE_APPLY"))
+	if serverSide == "false" {
+		fail("enableServerSideApply",
+			"this stand-in for Pulumi's provider knows server-side apply only: leave it out or set true")
 	}
 	if text("strictMode") == "true" {
 		for _, name := range []resource.PropertyKey{"kubeconfig", "context"} {
@@ -206,7 +207,8 @@ func plain(value resource.PropertyValue) resource.PropertyValue {
 // Configure takes the arguments over. It does not talk to the cluster: that happens with the first resource that needs
 // it, so that a program without one works while the cluster is down.
 func (p *Provider) Configure(_ context.Context, req *pulumirpc.ConfigureRequest) (*pulumirpc.ConfigureResponse, error) {
-	variables := req.GetVariables() //nolint:staticcheck // the engine still sends them, as plain strings
+	//lint:ignore SA1019 The engine still sends them, as plain strings, which Args are not.
+	variables := req.GetVariables()
 	p.settings = readSettings(variables)
 	p.cluster = newCluster(variables, p)
 	return &pulumirpc.ConfigureResponse{
@@ -231,7 +233,8 @@ func clientConfig(variables map[string]string) (*rest.Config, string, error) {
 		}
 		source = clientcmd.NewDefaultClientConfig(*kubeconfig, overrides)
 	} else {
-		source = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(clientcmd.NewDefaultClientConfigLoadingRules(), overrides)
+		rules := clientcmd.NewDefaultClientConfigLoadingRules()
+		source = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides)
 	}
 	namespace, _, err := source.Namespace()
 	if err != nil {

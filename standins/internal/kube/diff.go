@@ -186,7 +186,9 @@ func diffResponse(changes map[string]*change) *pulumirpc.DiffResponse {
 // markRefused asks the API server, in a dry run, whether the object can be updated in place, and marks the changes of
 // fields that it calls immutable. Claims and volumes are left out: replacing one loses its data, so only the table's
 // fields do that. Without an answer nothing is marked, and the update itself reports what is wrong.
-func (p *Provider) markRefused(ctx context.Context, inputs, live *unstructured.Unstructured, changes map[string]*change) {
+func (p *Provider) markRefused(
+	ctx context.Context, inputs, live *unstructured.Unstructured, changes map[string]*change,
+) {
 	switch inputs.GetKind() {
 	case "PersistentVolumeClaim", "PersistentVolume":
 		return

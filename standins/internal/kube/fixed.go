@@ -59,8 +59,8 @@ func holds(value any, field []string) bool {
 	return false
 }
 
-// fixedFieldsOf returns the fields that force a new object of this kind. Changed content of a ConfigMap or Secret
-// makes a new one, too, so that what uses it starts again; enableConfigMapMutable and enableSecretMutable turn that off.
+// fixedFieldsOf returns the fields that force a new object of this kind. Changed content of a ConfigMap or Secret makes
+// a new one, too, so that what uses it starts again; enableConfigMapMutable and enableSecretMutable turn that off.
 func (p *Provider) fixedFieldsOf(object *unstructured.Unstructured) fixedFields {
 	fields := slices.Clone(identity)
 	kind := object.GroupVersionKind()

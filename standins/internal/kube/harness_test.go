@@ -24,11 +24,10 @@ import (
 // engine plays Pulumi's part: it speaks the provider protocol over gRPC and keeps what the provider says.
 type engine struct {
 	pulumirpc.ResourceProviderClient
-	t         *testing.T
-	mutex     sync.Mutex
-	messages  []string
-	onStatus  func(text string) // called with each status
-	onMessage func(text string)
+	t        *testing.T
+	mutex    sync.Mutex
+	messages []string
+	onStatus func(text string) // called with each status
 }
 
 func (e *engine) Log(_ context.Context, severity diag.Severity, _ resource.URN, text string) error {
@@ -75,7 +74,9 @@ func start(t *testing.T, options ...string) *engine {
 	for i := 0; i < len(options); i += 2 {
 		variables["kubernetes:config:"+options[i]] = options[i+1]
 	}
-	if _, err := e.Configure(t.Context(), &pulumirpc.ConfigureRequest{Variables: variables, AcceptSecrets: true}); err != nil {
+	//lint:ignore SA1019 They are what the provider reads.
+	request := &pulumirpc.ConfigureRequest{Variables: variables, AcceptSecrets: true}
+	if _, err := e.Configure(t.Context(), request); err != nil {
 		t.Fatal(err)
 	}
 	return e
@@ -113,7 +114,9 @@ func (e *engine) properties(text string) *structpb.Struct {
 func (e *engine) check(token, name, inputs string) resourceState {
 	e.t.Helper()
 	r := resourceState{urn: urnOf(token, name)}
-	response, err := e.Check(e.t.Context(), &pulumirpc.CheckRequest{Urn: r.urn, News: e.properties(inputs), RandomSeed: []byte("seed")})
+	response, err := e.Check(e.t.Context(), &pulumirpc.CheckRequest{
+		Urn: r.urn, News: e.properties(inputs), RandomSeed: []byte("seed"),
+	})
 	if err != nil {
 		e.t.Fatalf("check %s: %v", name, err)
 	}
@@ -141,9 +144,13 @@ func (e *engine) create(token, name, inputs string) resourceState {
 }
 
 // change checks new inputs of a resource and returns the difference and the request that would make it.
-func (e *engine) change(r resourceState, inputs string, ignore ...string) (*pulumirpc.DiffResponse, *pulumirpc.UpdateRequest) {
+func (e *engine) change(
+	r resourceState, inputs string, ignore ...string,
+) (*pulumirpc.DiffResponse, *pulumirpc.UpdateRequest) {
 	e.t.Helper()
-	checked, err := e.Check(e.t.Context(), &pulumirpc.CheckRequest{Urn: r.urn, Olds: r.inputs, News: e.properties(inputs), RandomSeed: []byte("seed")})
+	checked, err := e.Check(e.t.Context(), &pulumirpc.CheckRequest{
+		Urn: r.urn, Olds: r.inputs, News: e.properties(inputs), RandomSeed: []byte("seed"),
+	})
 	if err != nil {
 		e.t.Fatalf("check: %v", err)
 	}
@@ -153,7 +160,9 @@ func (e *engine) change(r resourceState, inputs string, ignore ...string) (*pulu
 		e.t.Fatalf("diff: %v", err)
 	}
 	return diff, &pulumirpc.UpdateRequest{
-		Id: r.id, Urn: r.urn, Olds: r.output, OldInputs: r.inputs, News: checked.GetInputs(), IgnoreChanges: ignore, Timeout: 60}
+		Id: r.id, Urn: r.urn, Olds: r.output, OldInputs: r.inputs, News: checked.GetInputs(), IgnoreChanges: ignore,
+		Timeout: 60,
+	}
 }
 
 func (e *engine) update(r resourceState, req *pulumirpc.UpdateRequest) (resourceState, error) {
@@ -163,7 +172,9 @@ func (e *engine) update(r resourceState, req *pulumirpc.UpdateRequest) (resource
 }
 
 func (e *engine) remove(r resourceState) error {
-	_, err := e.Delete(e.t.Context(), &pulumirpc.DeleteRequest{Id: r.id, Urn: r.urn, Properties: r.output, OldInputs: r.inputs, Timeout: 60})
+	_, err := e.Delete(e.t.Context(), &pulumirpc.DeleteRequest{
+		Id: r.id, Urn: r.urn, Properties: r.output, OldInputs: r.inputs, Timeout: 60,
+	})
 	return err
 }
 

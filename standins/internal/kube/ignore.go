@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"bytes"
 	"fmt"
 
 	"github.com/pulumi/pulumi/sdk/v3/go/common/resource"
@@ -21,7 +20,7 @@ func ignoreFields(inputs, live *unstructured.Unstructured, manager string, ignor
 			continue
 		}
 		fields := fieldpath.NewSet()
-		if err := fields.FromJSON(bytes.NewReader(entry.FieldsV1.Raw)); err != nil {
+		if err := fields.FromJSON(entry.FieldsV1.GetRawReader()); err != nil {
 			return fmt.Errorf("the managed fields of %s: %w", describe(live), err)
 		}
 		if entry.Manager == manager {

@@ -55,7 +55,10 @@ func NewProvider(log Log) *Provider {
 func (p *Provider) operation(ctx context.Context, urn resource.URN) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.WithValue(ctx, urnKey{}, urn))
 	stop := context.AfterFunc(p.cancelled, cancel)
-	return ctx, func() { stop(); cancel() }
+	return ctx, func() {
+		stop()
+		cancel()
+	}
 }
 
 type urnKey struct{}
@@ -90,8 +93,8 @@ func (p *Provider) GetPluginInfo(context.Context, *emptypb.Empty) (*pulumirpc.Pl
 // server. Programs in YAML and code generation need the real provider's schema.
 func (p *Provider) GetSchema(_ context.Context, req *pulumirpc.GetSchemaRequest) (*pulumirpc.GetSchemaResponse, error) {
 	if req.GetVersion() != 0 || req.GetSubpackageName() != "" {
-		return nil, fmt.Errorf("schema version %d of sub-package %q is not known here: only version 0 of the package itself is",
-			req.GetVersion(), req.GetSubpackageName())
+		return nil, fmt.Errorf("schema version %d of sub-package %q is not known here: "+
+			"only version 0 of the package itself is", req.GetVersion(), req.GetSubpackageName())
 	}
 	schema, err := json.Marshal(map[string]any{
 		"name":        "kubernetes",
@@ -153,7 +156,8 @@ func refusal(token string) error {
 		"pulumi plugin install resource kubernetes 4.34.2"
 	switch token {
 	case "kubernetes:helm.sh/v3:Release", "kubernetes:helm.sh/v4:Chart", "kubernetes:helm:template":
-		instead = "Render the chart with `helm template` and give the objects as resources, or install it with the helm CLI. " + instead
+		instead = "Render the chart with `helm template` and give the objects as resources, " +
+			"or install it with the helm CLI. " + instead
 	case "kubernetes:yaml/v2:ConfigFile", "kubernetes:yaml/v2:ConfigGroup":
 		instead = "Use kubernetes.yaml.ConfigFile or kubernetes.yaml.ConfigGroup (v1), which are served. " + instead
 	case "kubernetes:kustomize/v2:Directory", "kubernetes:kustomize:directory":

@@ -95,7 +95,8 @@ func TestCreateNeverTakesOverAnObject(t *testing.T) {
 	inputs := "{apiVersion: v1, kind: ConfigMap, metadata: {name: there}}"
 	e.create(configMap, "one", inputs)
 	_, err := e.tryCreate(e.check(configMap, "two", inputs), 0)
-	if err == nil || !strings.Contains(err.Error(), "already exists") || !strings.Contains(err.Error(), "upsertExistingObjects") {
+	if err == nil || !strings.Contains(err.Error(), "already exists") ||
+		!strings.Contains(err.Error(), "upsertExistingObjects") {
 		t.Errorf("error %v", err)
 	}
 	upsert := start(t, "kubeconfig", server.kubeconfig(), "upsertExistingObjects", "true")
@@ -127,13 +128,17 @@ func TestReplacementKeepsAFixedNameFree(t *testing.T) {
 func TestDryRunFindsImmutableFields(t *testing.T) {
 	server := newAPIServer(t)
 	e := start(t, "kubeconfig", server.kubeconfig())
-	r := e.create("kubernetes:core/v1:Service", "s", "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {clusterIP: None, ipFamilyPolicy: a}}")
+	r := e.create("kubernetes:core/v1:Service", "s",
+		"{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {clusterIP: None, ipFamilyPolicy: a}}")
 	server.refuse = func(method string, object *unstructured.Unstructured) *metav1.Status {
 		refused := statusOf(422, metav1.StatusReasonInvalid, "no")
-		refused.Details = &metav1.StatusDetails{Causes: []metav1.StatusCause{{Field: "spec.ipFamilyPolicy", Message: "Invalid value: field is immutable"}}}
+		refused.Details = &metav1.StatusDetails{
+			Causes: []metav1.StatusCause{{Field: "spec.ipFamilyPolicy", Message: "Invalid value: field is immutable"}},
+		}
 		return refused
 	}
-	diff, _ := e.change(r, "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {clusterIP: None, ipFamilyPolicy: b}}")
+	diff, _ := e.change(r,
+		"{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {clusterIP: None, ipFamilyPolicy: b}}")
 	if !slices.Equal(diff.GetReplaces(), []string{"spec.ipFamilyPolicy"}) {
 		t.Errorf("diff %v", diff)
 	}
@@ -160,7 +165,8 @@ func TestPodIsAwaited(t *testing.T) {
 	e := start(t, "kubeconfig", server.kubeconfig())
 	path := "/api/v1/namespaces/default/pods/p"
 	steps := []string{ // each comes once the status of the one before is shown
-		`{phase: Pending, conditions: [{type: PodScheduled, status: "True"}], containerStatuses: [{name: c, state: {waiting: {reason: ErrImagePull, message: "manifest unknown"}}}]}`,
+		`{phase: Pending, conditions: [{type: PodScheduled, status: "True"}], ` +
+			`containerStatuses: [{name: c, state: {waiting: {reason: ErrImagePull, message: "manifest unknown"}}}]}`,
 		`{phase: Running, podIP: 10.0.0.9, conditions: [{type: Ready, status: "True"}]}`,
 	}
 	e.onStatus = func(text string) {
@@ -184,11 +190,13 @@ func TestFailedPodStaysInTheState(t *testing.T) {
 	e := start(t, "kubeconfig", server.kubeconfig())
 	server.written = func(object *unstructured.Unstructured) {
 		if object.GetKind() == "Pod" {
-			setStatus(t, object, `{phase: Failed, conditions: [{type: PodScheduled, status: "True"}], containerStatuses: [{name: c, state: {terminated: {exitCode: 3, reason: Error}}}]}`)
+			setStatus(t, object, `{phase: Failed, conditions: [{type: PodScheduled, status: "True"}], `+
+				`containerStatuses: [{name: c, state: {terminated: {exitCode: 3, reason: Error}}}]}`)
 		}
 	}
-	event := fromYAML(t, `{apiVersion: v1, kind: Event, type: Warning, reason: BackOff, message: "restarting failed container",
-		metadata: {name: e, namespace: default}, involvedObject: {uid: uid-/api/v1/namespaces/default/pods/p}}`)
+	event := fromYAML(t, `{apiVersion: v1, kind: Event, metadata: {name: e, namespace: default},
+		type: Warning, reason: BackOff, message: "restarting failed container",
+		involvedObject: {uid: uid-/api/v1/namespaces/default/pods/p}}`)
 	for _, name := range []string{"e", "f"} {
 		server.objects["/api/v1/namespaces/default/events/"+name] = event.Object
 	}
@@ -228,7 +236,8 @@ func TestTimeoutAndCancelKeepTheObject(t *testing.T) {
 				}
 			}
 			_, err := e.tryCreate(e.check("kubernetes:core/v1:Pod", "p", podInputs), limit)
-			if failure := initFailure(err); failure == nil || failure.GetId() != "default/p" || !strings.Contains(err.Error(), ended) {
+			if failure := initFailure(err); failure == nil || failure.GetId() != "default/p" ||
+				!strings.Contains(err.Error(), ended) {
 				t.Errorf("error %v", err)
 			}
 		})
@@ -237,7 +246,8 @@ func TestTimeoutAndCancelKeepTheObject(t *testing.T) {
 
 func TestSkipAwait(t *testing.T) {
 	e := start(t, "kubeconfig", newAPIServer(t).kubeconfig())
-	e.create("kubernetes:core/v1:Pod", "p", "{apiVersion: v1, kind: Pod, metadata: {name: p, annotations: {pulumi.com/skipAwait: 'true'}}, spec: {containers: [{name: c, image: i}]}}")
+	e.create("kubernetes:core/v1:Pod", "p", "{apiVersion: v1, kind: Pod, spec: {containers: [{name: c, image: i}]}, "+
+		"metadata: {name: p, annotations: {pulumi.com/skipAwait: 'true'}}}")
 }
 
 func TestDeleteWaitsForFinalizers(t *testing.T) {
@@ -283,8 +293,10 @@ func TestNamespaces(t *testing.T) {
 	if r := e.create(configMap, "c", "{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}"); r.id != "team/c" {
 		t.Errorf("ID %s", r.id)
 	}
-	if r := e.create("kubernetes:core/v1:Namespace", "ns", "{apiVersion: v1, kind: Namespace, metadata: {name: apart}}"); r.id != "apart" {
-		t.Errorf("ID %s", r.id)
+	namespace := e.create("kubernetes:core/v1:Namespace", "ns",
+		"{apiVersion: v1, kind: Namespace, metadata: {name: apart}}")
+	if namespace.id != "apart" {
+		t.Errorf("ID %s", namespace.id)
 	}
 }
 
@@ -293,7 +305,9 @@ func TestKindThatComesLater(t *testing.T) {
 	e := start(t, "kubeconfig", server.kubeconfig())
 	inputs := "{apiVersion: example.com/v1, kind: Thing, metadata: {name: a}}"
 	checked := e.check("kubernetes:example.com/v1:Thing", "a", inputs)
-	planned, err := e.Create(t.Context(), &pulumirpc.CreateRequest{Urn: checked.urn, Properties: checked.inputs, Preview: true})
+	planned, err := e.Create(t.Context(), &pulumirpc.CreateRequest{
+		Urn: checked.urn, Properties: checked.inputs, Preview: true,
+	})
 	if err != nil || e.field(planned.GetProperties(), "metadata.name") != "a" {
 		t.Errorf("preview: %v, %v", planned, err)
 	}
@@ -322,7 +336,9 @@ func TestPreviewOfCreate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]string{"spec.restartPolicy": "Always", "metadata.name": "p", "metadata.uid": "unknown", "status": "unknown"} {
+	for path, want := range map[string]string{
+		"spec.restartPolicy": "Always", "metadata.name": "p", "metadata.uid": "unknown", "status": "unknown",
+	} {
 		if got := e.field(planned.GetProperties(), path); got != want {
 			t.Errorf("%s: %s, want %s", path, got, want)
 		}
@@ -330,9 +346,13 @@ func TestPreviewOfCreate(t *testing.T) {
 	if server.object("/api/v1/namespaces/default/pods/p") != nil {
 		t.Error("the preview created it")
 	}
-	unknown := e.check("kubernetes:core/v1:Pod", "q", "{apiVersion: v1, kind: Pod, metadata: {name: q}, spec: {nodeName: '?'}}")
-	planned, err = e.Create(t.Context(), &pulumirpc.CreateRequest{Urn: unknown.urn, Properties: unknown.inputs, Preview: true})
-	if err != nil || e.field(planned.GetProperties(), "spec.nodeName") != "unknown" || e.field(planned.GetProperties(), "metadata.name") != "q" {
+	unknown := e.check("kubernetes:core/v1:Pod", "q",
+		"{apiVersion: v1, kind: Pod, metadata: {name: q}, spec: {nodeName: '?'}}")
+	planned, err = e.Create(t.Context(), &pulumirpc.CreateRequest{
+		Urn: unknown.urn, Properties: unknown.inputs, Preview: true,
+	})
+	if err != nil || e.field(planned.GetProperties(), "spec.nodeName") != "unknown" ||
+		e.field(planned.GetProperties(), "metadata.name") != "q" {
 		t.Errorf("with an unknown value: %v, %v", planned, err)
 	}
 }
@@ -345,12 +365,15 @@ func TestImport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]string{"metadata.name": "s", "metadata.namespace": "default", "metadata.uid": "none", "data": "secret(map[a:{eA==}])"} {
+	for path, want := range map[string]string{
+		"metadata.name": "s", "metadata.namespace": "default", "metadata.uid": "none", "data": "secret(map[a:{eA==}])",
+	} {
 		if got := e.field(read.GetInputs(), path); got != want {
 			t.Errorf("%s: %s, want %s", path, got, want)
 		}
 	}
-	if _, err := e.Read(t.Context(), &pulumirpc.ReadRequest{Id: "a/b/c", Urn: urnOf(configMap, "s")}); err == nil || !strings.Contains(err.Error(), "namespace/name") {
+	if _, err := e.Read(t.Context(), &pulumirpc.ReadRequest{Id: "a/b/c", Urn: urnOf(configMap, "s")}); err == nil ||
+		!strings.Contains(err.Error(), "namespace/name") {
 		t.Errorf("a wrong ID: %v", err)
 	}
 }
@@ -385,8 +408,8 @@ func TestUnreachableCluster(t *testing.T) {
 	if read, err := skipping.read(r); err != nil || read.GetId() != r.id {
 		t.Errorf("read: %v, %v", read, err)
 	}
-	if checked, err := skipping.Check(t.Context(), &pulumirpc.CheckRequest{Urn: r.urn, Olds: r.inputs, News: r.inputs}); err != nil ||
-		e.field(checked.GetInputs(), "metadata.name") != "c" {
+	checked, err := skipping.Check(t.Context(), &pulumirpc.CheckRequest{Urn: r.urn, Olds: r.inputs, News: r.inputs})
+	if err != nil || e.field(checked.GetInputs(), "metadata.name") != "c" {
 		t.Errorf("check: %v, %v", checked, err)
 	}
 }
@@ -419,13 +442,23 @@ func TestWarningsOfTheAPIServerAreShownOnce(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	e := start(t, "kubeconfig", newAPIServer(t).kubeconfig())
-	_, release := e.Check(t.Context(), &pulumirpc.CheckRequest{Urn: urnOf("kubernetes:helm.sh/v3:Release", "r"), News: e.properties("{}")})
-	_, list := e.Check(t.Context(), &pulumirpc.CheckRequest{Urn: urnOf("kubernetes:core/v1:PodList", "l"), News: e.properties("{apiVersion: v1, kind: PodList}")})
+	_, release := e.Check(t.Context(), &pulumirpc.CheckRequest{
+		Urn: urnOf("kubernetes:helm.sh/v3:Release", "r"), News: e.properties("{}"),
+	})
+	_, list := e.Check(t.Context(), &pulumirpc.CheckRequest{
+		Urn: urnOf("kubernetes:core/v1:PodList", "l"), News: e.properties("{apiVersion: v1, kind: PodList}"),
+	})
 	_, chart := e.Construct(t.Context(), &pulumirpc.ConstructRequest{Type: "kubernetes:helm.sh/v4:Chart"})
 	_, template := e.Invoke(t.Context(), &pulumirpc.InvokeRequest{Tok: "kubernetes:helm:template"})
-	_, generate := e.Check(t.Context(), &pulumirpc.CheckRequest{Urn: urnOf(configMap, "g"), News: e.properties("{apiVersion: v1, kind: ConfigMap, metadata: {generateName: a-, annotations: {pulumi.com/waitFor: soon}}}")})
-	for want, err := range map[string]error{"helm.sh/v3:Release": release, "core/v1:PodList": list, "helm.sh/v4:Chart": chart,
-		"kubernetes:helm:template": template, "metadata.generateName": generate} {
+	_, generate := e.Check(t.Context(), &pulumirpc.CheckRequest{
+		Urn: urnOf(configMap, "g"),
+		News: e.properties("{apiVersion: v1, kind: ConfigMap, " +
+			"metadata: {generateName: a-, annotations: {pulumi.com/waitFor: soon}}}"),
+	})
+	for want, err := range map[string]error{
+		"helm.sh/v3:Release": release, "core/v1:PodList": list, "helm.sh/v4:Chart": chart,
+		"kubernetes:helm:template": template, "metadata.generateName": generate,
+	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
 		}
@@ -437,7 +470,8 @@ func TestRefusals(t *testing.T) {
 
 func TestDecodeYAML(t *testing.T) {
 	e := start(t, "kubeconfig", newAPIServer(t).kubeconfig())
-	text := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\n# nothing\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: b}\n"
+	text := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\n# nothing\n---\n" +
+		"apiVersion: v1\nkind: Namespace\nmetadata: {name: b}\n"
 	args, err := structpb.NewStruct(map[string]any{"text": text, "defaultNamespace": "team"})
 	if err != nil {
 		t.Fatal(err)
@@ -446,7 +480,10 @@ func TestDecodeYAML(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]string{"result[0].metadata.namespace": "team", "result[1].metadata.name": "b", "result[1].metadata.namespace": "none", "result[2]": "none"} {
+	for path, want := range map[string]string{
+		"result[0].metadata.namespace": "team", "result[1].metadata.name": "b", "result[1].metadata.namespace": "none",
+		"result[2]": "none",
+	} {
 		if got := e.field(response.GetReturn(), path); got != want {
 			t.Errorf("%s: %s, want %s", path, got, want)
 		}
@@ -455,7 +492,8 @@ func TestDecodeYAML(t *testing.T) {
 
 func kubeconfigWith(server, authority, user string) string {
 	return "apiVersion: v1\nkind: Config\ncurrent-context: x\ncontexts: [{name: x, context: {cluster: c, user: u}}]\n" +
-		"users: [{name: u, user: {token: " + user + "}}]\nclusters: [{name: c, cluster: {server: '" + server + "', certificate-authority-data: " + authority + "}}]\n"
+		"users: [{name: u, user: {token: " + user + "}}]\n" +
+		"clusters: [{name: c, cluster: {server: '" + server + "', certificate-authority-data: " + authority + "}}]\n"
 }
 
 func TestProviderIsReplacedForAnotherClusterOnly(t *testing.T) {
@@ -469,16 +507,36 @@ func TestProviderIsReplacedForAnotherClusterOnly(t *testing.T) {
 		old, new arguments
 		want     []string // nil for no difference at all
 	}{
-		"nothing":             {old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": one}},
-		"credentials":         {old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": kubeconfigWith("https://a:6443", "b25l", "t2")}, want: []string{}},
-		"address":             {old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": kubeconfigWith("https://b:6443", "b25l", "t1")}, want: []string{}},
-		"content to a path":   {old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": path}, want: []string{}},
-		"another cluster":     {old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": kubeconfigWith("https://a:6443", "dHdv", "t1")}, want: []string{"kubeconfig"}},
-		"not known yet":       {old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": "?"}, want: []string{}},
-		"namespace":           {old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": one, "namespace": "n"}, want: []string{}},
-		"identifier the same": {old: arguments{"kubeconfig": one, "clusterIdentifier": "i"}, new: arguments{"kubeconfig": kubeconfigWith("https://a:6443", "dHdv", "t1"), "clusterIdentifier": "i"}, want: []string{}},
-		"identifier changed":  {old: arguments{"kubeconfig": one, "clusterIdentifier": "i"}, new: arguments{"kubeconfig": one, "clusterIdentifier": "j"}, want: []string{"clusterIdentifier"}},
-		"identifier added":    {old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": one, "clusterIdentifier": "j"}, want: []string{}},
+		"nothing": {old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": one}},
+		"credentials": {
+			old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": kubeconfigWith("https://a:6443", "b25l", "t2")},
+			want: []string{},
+		},
+		"address": {
+			old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": kubeconfigWith("https://b:6443", "b25l", "t1")},
+			want: []string{},
+		},
+		"content to a path": {old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": path}, want: []string{}},
+		"another cluster": {
+			old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": kubeconfigWith("https://a:6443", "dHdv", "t1")},
+			want: []string{"kubeconfig"},
+		},
+		"not known yet": {old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": "?"}, want: []string{}},
+		"namespace": {
+			old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": one, "namespace": "n"}, want: []string{},
+		},
+		"identifier the same": {
+			old:  arguments{"kubeconfig": one, "clusterIdentifier": "i"},
+			new:  arguments{"kubeconfig": kubeconfigWith("https://a:6443", "dHdv", "t1"), "clusterIdentifier": "i"},
+			want: []string{},
+		},
+		"identifier changed": {
+			old: arguments{"kubeconfig": one, "clusterIdentifier": "i"},
+			new: arguments{"kubeconfig": one, "clusterIdentifier": "j"}, want: []string{"clusterIdentifier"},
+		},
+		"identifier added": {
+			old: arguments{"kubeconfig": one}, new: arguments{"kubeconfig": one, "clusterIdentifier": "j"}, want: []string{},
+		},
 	}
 	e := start(t)
 	for name, test := range tests {
@@ -490,11 +548,14 @@ func TestProviderIsReplacedForAnotherClusterOnly(t *testing.T) {
 				}
 				return string(content)
 			}
-			diff, err := e.DiffConfig(t.Context(), &pulumirpc.DiffRequest{Olds: e.properties(text(test.old)), News: e.properties(text(test.new))})
+			diff, err := e.DiffConfig(t.Context(), &pulumirpc.DiffRequest{
+				Olds: e.properties(text(test.old)), News: e.properties(text(test.new)),
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if (diff.GetChanges() == pulumirpc.DiffResponse_DIFF_NONE) != (test.want == nil) || !slices.Equal(diff.GetReplaces(), test.want) {
+			if (diff.GetChanges() == pulumirpc.DiffResponse_DIFF_NONE) != (test.want == nil) ||
+				!slices.Equal(diff.GetReplaces(), test.want) {
 				t.Errorf("got %v, want %v", diff, test.want)
 			}
 		})
@@ -504,7 +565,8 @@ func TestProviderIsReplacedForAnotherClusterOnly(t *testing.T) {
 func TestCheckConfigReportsAllProblems(t *testing.T) {
 	e := start(t)
 	response, err := e.CheckConfig(t.Context(), &pulumirpc.CheckRequest{News: e.properties(
-		"{kubeconfig: 'a: [', enableServerSideApply: 'false', renderYamlToDirectory: out, strictMode: 'true', kubeClientSettings: '{'}")})
+		"{kubeconfig: 'a: [', kubeClientSettings: '{', renderYamlToDirectory: out, " +
+			"enableServerSideApply: 'false', strictMode: 'true'}")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -513,10 +575,13 @@ func TestCheckConfigReportsAllProblems(t *testing.T) {
 		got = append(got, failure.GetProperty())
 	}
 	slices.Sort(got)
-	if want := []string{"context", "enableServerSideApply", "kubeClientSettings", "kubeconfig", "renderYamlToDirectory"}; !slices.Equal(got, want) {
+	want := []string{"context", "enableServerSideApply", "kubeClientSettings", "kubeconfig", "renderYamlToDirectory"}
+	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	fine, err := e.CheckConfig(t.Context(), &pulumirpc.CheckRequest{News: e.properties("{kubeconfig: '?', strictMode: 'true', context: c}")})
+	fine, err := e.CheckConfig(t.Context(), &pulumirpc.CheckRequest{
+		News: e.properties("{kubeconfig: '?', strictMode: 'true', context: c}"),
+	})
 	if err != nil || len(fine.GetFailures()) > 0 {
 		t.Errorf("%v, %v", fine, err)
 	}

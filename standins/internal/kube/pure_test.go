@@ -32,33 +32,98 @@ func TestDiffPathsAndReplacements(t *testing.T) {
 		old, new, want string // want: "path KIND" in order, joined by ", "
 		settings       settings
 	}{
-		"nothing":        {old: "kind: ConfigMap\nx: 1", new: "kind: ConfigMap\nx: 1.0"},
-		"field changed":  {old: "kind: Service\nspec: {type: ClusterIP}", new: "kind: Service\nspec: {type: NodePort}", want: "spec.type UPDATE"},
-		"subtree added":  {old: "kind: Pod\nspec: {}", new: "kind: Pod\nspec: {tolerations: [{key: a}]}", want: "spec.tolerations ADD"},
-		"field removed":  {old: "kind: Service\nspec: {a: 1, b: 2}", new: "kind: Service\nspec: {b: 2}", want: "spec.a DELETE"},
+		"nothing": {old: "kind: ConfigMap\nx: 1", new: "kind: ConfigMap\nx: 1.0"},
+		"field changed": {
+			old: "kind: Service\nspec: {type: ClusterIP}", new: "kind: Service\nspec: {type: NodePort}",
+			want: "spec.type UPDATE",
+		},
+		"subtree added": {
+			old: "kind: Pod\nspec: {}", new: "kind: Pod\nspec: {tolerations: [{key: a}]}", want: "spec.tolerations ADD",
+		},
+		"field removed": {
+			old: "kind: Service\nspec: {a: 1, b: 2}", new: "kind: Service\nspec: {b: 2}", want: "spec.a DELETE",
+		},
 		"null is absent": {old: "kind: Service\nspec: {a: null}", new: "kind: Service\nspec: {}"},
-		"key with a dot": {old: "kind: Service\nmetadata: {labels: {a.b/c: x}}", new: "kind: Service\nmetadata: {labels: {a.b/c: y}}", want: `metadata.labels["a.b/c"] UPDATE`},
+		"key with a dot": {
+			old: "kind: Service\nmetadata: {labels: {a.b/c: x}}", new: "kind: Service\nmetadata: {labels: {a.b/c: y}}",
+			want: `metadata.labels["a.b/c"] UPDATE`,
+		},
 		"list element changed": {
-			old: "kind: Deployment\napiVersion: apps/v1\nspec: {template: {spec: {containers: [{image: a}]}}}",
-			new: "kind: Deployment\napiVersion: apps/v1\nspec: {template: {spec: {containers: [{image: b}]}}}", want: "spec.template.spec.containers[0].image UPDATE"},
-		"list grows and shrinks": {old: "kind: Service\na: [1, 2]\nb: [1]", new: "kind: Service\na: [1]\nb: [1, 2]", want: "a[1] DELETE, b[1] ADD"},
-		"new name":               {old: "kind: Service\nmetadata: {name: a}", new: "kind: Service\nmetadata: {name: b}", want: "metadata.name UPDATE_REPLACE"},
-		"pod image":              {old: "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: a}]}", new: "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: b}]}", want: "spec.containers[0].image UPDATE_REPLACE"},
-		"pod container added":    {old: "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: a}]}", new: "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: a}, {image: b}]}", want: "spec.containers[1] ADD_REPLACE"},
-		"pod label":              {old: "apiVersion: v1\nkind: Pod\nmetadata: {labels: {a: x}}", new: "apiVersion: v1\nkind: Pod\nmetadata: {labels: {a: y}}", want: "metadata.labels.a UPDATE"},
-		"selector below":         {old: "apiVersion: apps/v1\nkind: Deployment\nspec: {selector: {matchLabels: {a: x}}}", new: "apiVersion: apps/v1\nkind: Deployment\nspec: {selector: {matchLabels: {a: y}}}", want: "spec.selector.matchLabels.a UPDATE_REPLACE"},
-		"job template":           {old: "apiVersion: batch/v1\nkind: Job\nspec: {template: {a: 1}, ttl: 1}", new: "apiVersion: batch/v1\nkind: Job\nspec: {template: {a: 2}, ttl: 2}", want: "spec.template.a UPDATE_REPLACE, spec.ttl UPDATE"},
-		"job spec added":         {old: "apiVersion: batch/v1\nkind: Job", new: "apiVersion: batch/v1\nkind: Job\nspec: {template: {}}", want: "spec ADD_REPLACE"},
-		"config data":            {old: "apiVersion: v1\nkind: ConfigMap\ndata: {a: x}", new: "apiVersion: v1\nkind: ConfigMap\ndata: {a: y}", want: "data.a UPDATE_REPLACE"},
-		"config data, mutable": {old: "apiVersion: v1\nkind: ConfigMap\ndata: {a: x}", new: "apiVersion: v1\nkind: ConfigMap\ndata: {a: y}", want: "data.a UPDATE",
-			settings: settings{enableConfigMapMutable: true}},
-		"config data, mutable but immutable": {old: "apiVersion: v1\nkind: ConfigMap\nimmutable: true\ndata: {a: x}", new: "apiVersion: v1\nkind: ConfigMap\nimmutable: true\ndata: {a: y}", want: "data.a UPDATE_REPLACE",
-			settings: settings{enableConfigMapMutable: true}},
-		"secret data":     {old: "apiVersion: v1\nkind: Secret\ndata: {a: x}", new: "apiVersion: v1\nkind: Secret\ndata: {a: y}", want: "data.a UPDATE_REPLACE"},
-		"config label":    {old: "apiVersion: v1\nkind: ConfigMap\nmetadata: {labels: {a: x}}", new: "apiVersion: v1\nkind: ConfigMap\nmetadata: {labels: {a: x, b: y}}", want: "metadata.labels.b ADD"},
-		"claim resources": {old: "apiVersion: v1\nkind: PersistentVolumeClaim\nspec: {resources: {requests: {storage: 1Gi}}}", new: "apiVersion: v1\nkind: PersistentVolumeClaim\nspec: {resources: {requests: {storage: 2Gi}}}", want: "spec.resources.requests.storage UPDATE"},
-		"claim class":     {old: "apiVersion: v1\nkind: PersistentVolumeClaim\nspec: {storageClassName: a}", new: "apiVersion: v1\nkind: PersistentVolumeClaim\nspec: {storageClassName: b}", want: "spec.storageClassName UPDATE_REPLACE"},
-		"role of binding": {old: "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nroleRef: {name: a}", new: "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nroleRef: {name: b}", want: "roleRef.name UPDATE_REPLACE"},
+			old:  "kind: Deployment\napiVersion: apps/v1\nspec: {template: {spec: {containers: [{image: a}]}}}",
+			new:  "kind: Deployment\napiVersion: apps/v1\nspec: {template: {spec: {containers: [{image: b}]}}}",
+			want: "spec.template.spec.containers[0].image UPDATE",
+		},
+		"list grows and shrinks": {
+			old: "kind: Service\na: [1, 2]\nb: [1]", new: "kind: Service\na: [1]\nb: [1, 2]", want: "a[1] DELETE, b[1] ADD",
+		},
+		"new name": {
+			old: "kind: Service\nmetadata: {name: a}", new: "kind: Service\nmetadata: {name: b}",
+			want: "metadata.name UPDATE_REPLACE",
+		},
+		"pod image": {
+			old:  "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: a}]}",
+			new:  "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: b}]}",
+			want: "spec.containers[0].image UPDATE_REPLACE",
+		},
+		"pod container added": {
+			old:  "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: a}]}",
+			new:  "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: a}, {image: b}]}",
+			want: "spec.containers[1] ADD_REPLACE",
+		},
+		"pod label": {
+			old: "apiVersion: v1\nkind: Pod\nmetadata: {labels: {a: x}}",
+			new: "apiVersion: v1\nkind: Pod\nmetadata: {labels: {a: y}}", want: "metadata.labels.a UPDATE",
+		},
+		"selector below": {
+			old:  "apiVersion: apps/v1\nkind: Deployment\nspec: {selector: {matchLabels: {a: x}}}",
+			new:  "apiVersion: apps/v1\nkind: Deployment\nspec: {selector: {matchLabels: {a: y}}}",
+			want: "spec.selector.matchLabels.a UPDATE_REPLACE",
+		},
+		"job template": {
+			old:  "apiVersion: batch/v1\nkind: Job\nspec: {template: {a: 1}, ttl: 1}",
+			new:  "apiVersion: batch/v1\nkind: Job\nspec: {template: {a: 2}, ttl: 2}",
+			want: "spec.template.a UPDATE_REPLACE, spec.ttl UPDATE",
+		},
+		"job spec added": {
+			old: "apiVersion: batch/v1\nkind: Job", new: "apiVersion: batch/v1\nkind: Job\nspec: {template: {}}",
+			want: "spec ADD_REPLACE",
+		},
+		"config data": {
+			old: "apiVersion: v1\nkind: ConfigMap\ndata: {a: x}", new: "apiVersion: v1\nkind: ConfigMap\ndata: {a: y}",
+			want: "data.a UPDATE_REPLACE",
+		},
+		"config data, mutable": {
+			old: "apiVersion: v1\nkind: ConfigMap\ndata: {a: x}", new: "apiVersion: v1\nkind: ConfigMap\ndata: {a: y}",
+			want: "data.a UPDATE", settings: settings{enableConfigMapMutable: true},
+		},
+		"config data, mutable but immutable": {
+			old:  "apiVersion: v1\nkind: ConfigMap\nimmutable: true\ndata: {a: x}",
+			new:  "apiVersion: v1\nkind: ConfigMap\nimmutable: true\ndata: {a: y}",
+			want: "data.a UPDATE_REPLACE", settings: settings{enableConfigMapMutable: true},
+		},
+		"secret data": {
+			old: "apiVersion: v1\nkind: Secret\ndata: {a: x}", new: "apiVersion: v1\nkind: Secret\ndata: {a: y}",
+			want: "data.a UPDATE_REPLACE",
+		},
+		"config label": {
+			old: "apiVersion: v1\nkind: ConfigMap\nmetadata: {labels: {a: x}}",
+			new: "apiVersion: v1\nkind: ConfigMap\nmetadata: {labels: {a: x, b: y}}", want: "metadata.labels.b ADD",
+		},
+		"claim resources": {
+			old:  "apiVersion: v1\nkind: PersistentVolumeClaim\nspec: {resources: {requests: {storage: 1Gi}}}",
+			new:  "apiVersion: v1\nkind: PersistentVolumeClaim\nspec: {resources: {requests: {storage: 2Gi}}}",
+			want: "spec.resources.requests.storage UPDATE",
+		},
+		"claim class": {
+			old:  "apiVersion: v1\nkind: PersistentVolumeClaim\nspec: {storageClassName: a}",
+			new:  "apiVersion: v1\nkind: PersistentVolumeClaim\nspec: {storageClassName: b}",
+			want: "spec.storageClassName UPDATE_REPLACE",
+		},
+		"role of binding": {
+			old:  "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nroleRef: {name: a}",
+			new:  "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nroleRef: {name: b}",
+			want: "roleRef.name UPDATE_REPLACE",
+		},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -87,7 +152,8 @@ func TestDiffPathsAndReplacements(t *testing.T) {
 func TestUnknownValueOfAFixedFieldIsAReplacement(t *testing.T) {
 	unknown := map[string]any{"apiVersion": "v1", "kind": "ConfigMap", "data": map[string]any{"a": resource.Computed{}}}
 	changes := map[string]*change{}
-	compare(nil, map[string]any{"apiVersion": "v1", "kind": "ConfigMap", "data": map[string]any{"a": "x"}}, unknown, changes)
+	old := map[string]any{"apiVersion": "v1", "kind": "ConfigMap", "data": map[string]any{"a": "x"}}
+	compare(nil, old, unknown, changes)
 	for _, c := range changes {
 		c.replaces = (&Provider{}).fixedFieldsOf(&unstructured.Unstructured{Object: unknown}).hit(c)
 	}
@@ -105,13 +171,41 @@ func TestImmutableFields(t *testing.T) {
 		err  error
 		want []string
 	}{
-		"no error":    {},
-		"immutable":   {invalid(metav1.StatusCause{Field: "spec.clusterIPs[0]", Message: `Invalid value: []: field is immutable`}), []string{"spec.clusterIPs[0]"}},
-		"by a rule":   {invalid(metav1.StatusCause{Field: "spec.size", Message: "Invalid value: Value is immutable"}), []string{"spec.size"}},
-		"pod":         {invalid(metav1.StatusCause{Field: "spec", Message: "Forbidden: pod updates may not change fields other than `spec.containers[*].image`"}), []string{"spec"}},
-		"stateful":    {invalid(metav1.StatusCause{Field: "spec", Message: "Forbidden: updates to statefulset spec for fields other than 'replicas' are forbidden"}), []string{"spec"}},
-		"only wrong":  {invalid(metav1.StatusCause{Field: "spec.replicas", Message: "Invalid value: -1: must be greater than or equal to 0"}), nil},
-		"not invalid": {&apierrors.StatusError{ErrStatus: metav1.Status{Reason: metav1.StatusReasonForbidden, Code: 403, Details: &metav1.StatusDetails{Causes: []metav1.StatusCause{{Field: "x", Message: "immutable"}}}}}, nil},
+		"no error": {},
+		"immutable": {
+			invalid(metav1.StatusCause{Field: "spec.clusterIPs[0]", Message: `Invalid value: []: field is immutable`}),
+			[]string{"spec.clusterIPs[0]"},
+		},
+		"by a rule": {
+			invalid(metav1.StatusCause{Field: "spec.size", Message: "Invalid value: Value is immutable"}), []string{"spec.size"},
+		},
+		"pod": {
+			invalid(metav1.StatusCause{
+				Field:   "spec",
+				Message: "Forbidden: pod updates may not change fields other than `spec.containers[*].image`",
+			}),
+			[]string{"spec"},
+		},
+		"stateful": {
+			invalid(metav1.StatusCause{
+				Field:   "spec",
+				Message: "Forbidden: updates to statefulset spec for fields other than 'replicas' are forbidden",
+			}),
+			[]string{"spec"},
+		},
+		"only wrong": {
+			invalid(metav1.StatusCause{
+				Field: "spec.replicas", Message: "Invalid value: -1: must be greater than or equal to 0",
+			}),
+			nil,
+		},
+		"not invalid": {
+			&apierrors.StatusError{ErrStatus: metav1.Status{
+				Reason: metav1.StatusReasonForbidden, Code: 403,
+				Details: &metav1.StatusDetails{Causes: []metav1.StatusCause{{Field: "x", Message: "immutable"}}},
+			}},
+			nil,
+		},
 	}
 	for name, test := range tests {
 		if got := immutableFields(test.err); !slices.Equal(got, test.want) {
@@ -149,10 +243,13 @@ func TestNormalize(t *testing.T) {
 			"apiVersion: v1\nkind: Namespace\nmetadata: {name: a, uid: u, resourceVersion: '1', creationTimestamp: null}",
 			"apiVersion: v1\nkind: Namespace\nmetadata: {name: a}"},
 		"definition": {
-			"apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nspec: {preserveUnknownFields: false, group: g}\nstatus: {}",
+			"apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\n" +
+				"spec: {preserveUnknownFields: false, group: g}\nstatus: {}",
 			"apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nspec: {group: g}"},
 		"wrong type stays": {"apiVersion: v1\nkind: Pod\nspec: text", "apiVersion: v1\nkind: Pod\nspec: text"},
-		"custom resource":  {"apiVersion: a.b/v1\nkind: Thing\nspec: {cpu: 1000m}", "apiVersion: a.b/v1\nkind: Thing\nspec: {cpu: 1000m}"},
+		"custom resource": {
+			"apiVersion: a.b/v1\nkind: Thing\nspec: {cpu: 1000m}", "apiVersion: a.b/v1\nkind: Thing\nspec: {cpu: 1000m}",
+		},
 	}
 	for name, test := range tests {
 		changes := map[string]*change{}
@@ -164,7 +261,8 @@ func TestNormalize(t *testing.T) {
 }
 
 func TestPruneLeavesOutWhatTheServerAdds(t *testing.T) {
-	live := fromYAML(t, "spec: {volumes: [{name: mine, configMap: {name: c, defaultMode: 420}}, {name: token}], nodeName: n}")
+	live := fromYAML(t,
+		"spec: {volumes: [{name: mine, configMap: {name: c, defaultMode: 420}}, {name: token}], nodeName: n}")
 	shape := fromYAML(t, "spec: {volumes: [{name: mine, configMap: {name: c}}]}")
 	changes := map[string]*change{}
 	compare(nil, shape.Object, prune(live.Object, shape.Object), changes)
@@ -174,8 +272,9 @@ func TestPruneLeavesOutWhatTheServerAdds(t *testing.T) {
 }
 
 func TestAssignName(t *testing.T) {
-	propose := func(mode pulumirpc.CheckRequest_AutonamingOptions_Mode, name string) *pulumirpc.CheckRequest_AutonamingOptions {
-		return &pulumirpc.CheckRequest_AutonamingOptions{Mode: mode, ProposedName: name}
+	type options = pulumirpc.CheckRequest_AutonamingOptions
+	propose := func(mode pulumirpc.CheckRequest_AutonamingOptions_Mode, name string) *options {
+		return &options{Mode: mode, ProposedName: name}
 	}
 	seed := []byte("a seed")
 	tests := map[string]struct {
@@ -184,12 +283,20 @@ func TestAssignName(t *testing.T) {
 		want        string // the name, "auto:" before one that is marked
 		wrong       string // part of the error
 	}{
-		"given":             {inputs: "metadata: {name: a}", want: "a"},
-		"random":            {inputs: "metadata: {}", want: "auto:web-dac8fe36"},
-		"kept":              {inputs: "metadata: {}", old: "metadata: {name: web-1, annotations: {pulumi.com/autonamed: 'true'}}", want: "auto:web-1"},
-		"was given":         {inputs: "metadata: {}", old: "metadata: {name: mine}", want: "auto:web-dac8fe36"},
-		"proposed":          {inputs: "metadata: {}", naming: propose(pulumirpc.CheckRequest_AutonamingOptions_PROPOSE, "web-x"), want: "auto:web-x"},
-		"disabled":          {inputs: "metadata: {}", naming: propose(pulumirpc.CheckRequest_AutonamingOptions_DISABLE, ""), wrong: "set a name"},
+		"given":  {inputs: "metadata: {name: a}", want: "a"},
+		"random": {inputs: "metadata: {}", want: "auto:web-dac8fe36"},
+		"kept": {
+			inputs: "metadata: {}", old: "metadata: {name: web-1, annotations: {pulumi.com/autonamed: 'true'}}",
+			want: "auto:web-1",
+		},
+		"was given": {inputs: "metadata: {}", old: "metadata: {name: mine}", want: "auto:web-dac8fe36"},
+		"proposed": {
+			inputs: "metadata: {}", naming: propose(pulumirpc.CheckRequest_AutonamingOptions_PROPOSE, "web-x"),
+			want: "auto:web-x",
+		},
+		"disabled": {
+			inputs: "metadata: {}", naming: propose(pulumirpc.CheckRequest_AutonamingOptions_DISABLE, ""), wrong: "set a name",
+		},
 		"generateName":      {inputs: "metadata: {generateName: x-}", wrong: "metadata.generateName"},
 		"other annotations": {inputs: "metadata: {annotations: {a: b}}", want: "auto:web-dac8fe36"},
 	}
@@ -274,14 +381,17 @@ func TestSecretsStaySecret(t *testing.T) {
 	if got, _, _ := unstructured.NestedStringSlice(inputs.Object, "spec", "list"); !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("inputs: %v", inputs.Object)
 	}
-	data := checkpoint(fromYAML(t, "kind: Secret\ndata: {a: b}"), fromYAML(t, "kind: Secret\ndata: {a: b}"), nil, "v1", "m")
+	object = fromYAML(t, "kind: Secret\ndata: {a: b}")
+	data := checkpoint(object, object, nil, "v1", "m")
 	if !data["data"].IsSecret() || !data[inputsKey].ObjectValue()["data"].IsSecret() {
 		t.Errorf("a Secret's data is plain: %v", data)
 	}
 }
 
 func TestSchemaKeysOfDefinitions(t *testing.T) {
-	properties := resource.NewPropertyMapFromMap(map[string]any{"schema": map[string]any{"x_kubernetes_preserve_unknown_fields": true}})
+	properties := resource.NewPropertyMapFromMap(map[string]any{
+		"schema": map[string]any{"x_kubernetes_preserve_unknown_fields": true},
+	})
 	object := toObject(properties)
 	if _, found, _ := unstructured.NestedBool(object.Object, "schema", "x-kubernetes-preserve-unknown-fields"); !found {
 		t.Errorf("to the API server: %v", object.Object)
@@ -293,11 +403,13 @@ func TestSchemaKeysOfDefinitions(t *testing.T) {
 
 func TestForgetAssigned(t *testing.T) {
 	planned := toProperties(fromYAML(t, `{kind: Service, metadata: {name: a, uid: u}, status: {loadBalancer: {}},
-		spec: {clusterIP: 10.0.0.1, type: NodePort, ports: [{port: 1, nodePort: 30001}, {port: 2, nodePort: 30002}, {port: 3}]}}`))
+		spec: {clusterIP: 10.0.0.1, type: NodePort,
+		ports: [{port: 1, nodePort: 30001}, {port: 2, nodePort: 30002}, {port: 3}]}}`))
 	asked := fromYAML(t, "{spec: {ports: [{port: 1}, {port: 2, nodePort: 30002}, {port: 3}]}}")
 	forgetAssigned(planned, toProperties(asked))
 	for path, want := range map[string]string{
-		"metadata.name": "a", "metadata.uid": "unknown", "status": "unknown", "spec.clusterIP": "unknown", "spec.type": "NodePort",
+		"metadata.name": "a", "metadata.uid": "unknown", "status": "unknown",
+		"spec.clusterIP": "unknown", "spec.type": "NodePort",
 		"spec.ports[0].nodePort": "unknown", "spec.ports[1].nodePort": "30002", "spec.ports[2].nodePort": "none",
 	} {
 		parsed, err := resource.ParsePropertyPath(path)
@@ -318,11 +430,12 @@ func TestForgetAssigned(t *testing.T) {
 func TestIgnoreFields(t *testing.T) {
 	live := fromYAML(t, `{spec: {replicas: 5, paused: true, mine: 7}}`)
 	live.SetManagedFields([]metav1.ManagedFieldsEntry{
-		{Manager: "us", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:mine":{}}}`)}},
-		{Manager: "autoscaler", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:replicas":{}}}`)}},
+		{Manager: "us", FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:mine":{}}}`)},
+		{Manager: "autoscaler", FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:replicas":{}}}`)},
 	})
 	inputs := fromYAML(t, "spec: {replicas: 1, mine: 1, absent: 1}")
-	if err := ignoreFields(inputs, live, "us", []string{"spec.replicas", "spec.mine", "spec.absent", "spec.list[0].x"}); err != nil {
+	ignored := []string{"spec.replicas", "spec.mine", "spec.absent", "spec.list[0].x"}
+	if err := ignoreFields(inputs, live, "us", ignored); err != nil {
 		t.Fatal(err)
 	}
 	changes := map[string]*change{}

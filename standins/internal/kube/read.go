@@ -83,7 +83,9 @@ func (p *Provider) Read(ctx context.Context, req *pulumirpc.ReadRequest) (*pulum
 	return response, err
 }
 
-func (p *Provider) get(ctx context.Context, object *unstructured.Unstructured, name string) (*unstructured.Unstructured, error) {
+func (p *Provider) get(
+	ctx context.Context, object *unstructured.Unstructured, name string,
+) (*unstructured.Unstructured, error) {
 	client, err := p.cluster.client(ctx, object)
 	if err != nil {
 		return nil, err
@@ -92,7 +94,8 @@ func (p *Provider) get(ctx context.Context, object *unstructured.Unstructured, n
 	return live, p.cluster.explain(err)
 }
 
-func (p *Provider) readUnreachable(ctx context.Context, urn resource.URN, req *pulumirpc.ReadRequest, cause error,
+func (p *Provider) readUnreachable(
+	ctx context.Context, urn resource.URN, req *pulumirpc.ReadRequest, cause error,
 ) (*pulumirpc.ReadResponse, error) {
 	switch {
 	case p.settings.deleteUnreachable:
@@ -116,7 +119,9 @@ func adopt(live *unstructured.Unstructured) *unstructured.Unstructured {
 	for _, field := range serverFields {
 		unstructured.RemoveNestedField(inputs.Object, "metadata", field)
 	}
-	for _, annotation := range []string{"deployment.kubernetes.io/revision", "kubectl.kubernetes.io/last-applied-configuration"} {
+	for _, annotation := range []string{
+		"deployment.kubernetes.io/revision", "kubectl.kubernetes.io/last-applied-configuration",
+	} {
 		unstructured.RemoveNestedField(inputs.Object, "metadata", "annotations", annotation)
 	}
 	return inputs

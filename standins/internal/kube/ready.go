@@ -3,6 +3,7 @@ package kube
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -144,12 +145,13 @@ func podProblem(pod *corev1.Pod) string {
 	if pod.Status.Reason != "" || pod.Status.Message != "" {
 		problems = append(problems, strings.TrimSpace(fmt.Sprintf("[%s] %s", pod.Status.Reason, pod.Status.Message)))
 	}
-	for _, container := range append(append([]corev1.ContainerStatus{}, pod.Status.InitContainerStatuses...), pod.Status.ContainerStatuses...) {
+	for _, container := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		if problem := containerProblem(&container); problem != "" {
 			problems = append(problems, fmt.Sprintf("container %q: %s", container.Name, problem))
 		}
 	}
-	if ready := podCondition(pod, corev1.PodReady); len(problems) == 0 && ready != nil && ready.Status != corev1.ConditionTrue {
+	ready := podCondition(pod, corev1.PodReady)
+	if len(problems) == 0 && ready != nil && ready.Status != corev1.ConditionTrue {
 		return ready.Message
 	}
 	return strings.Join(problems, "; ")
@@ -157,12 +159,16 @@ func podProblem(pod *corev1.Pod) string {
 
 func containerProblem(container *corev1.ContainerStatus) string {
 	var parts []string
-	if state := container.State.Waiting; state != nil && state.Reason != "ContainerCreating" && state.Reason != "PodInitializing" {
-		parts = append(parts, strings.TrimSpace(fmt.Sprintf("[%s] %s", state.Reason, state.Message)))
+	pending := container.State.Waiting
+	if pending != nil && pending.Reason != "ContainerCreating" && pending.Reason != "PodInitializing" {
+		parts = append(parts, strings.TrimSpace(fmt.Sprintf("[%s] %s", pending.Reason, pending.Message)))
 	}
-	for _, state := range []*corev1.ContainerStateTerminated{container.State.Terminated, container.LastTerminationState.Terminated} {
+	for _, state := range []*corev1.ContainerStateTerminated{
+		container.State.Terminated, container.LastTerminationState.Terminated,
+	} {
 		if !container.Ready && state != nil && state.ExitCode != 0 {
-			parts = append(parts, strings.TrimSpace(fmt.Sprintf("exit code %d [%s] %s", state.ExitCode, state.Reason, state.Message)))
+			part := fmt.Sprintf("exit code %d [%s] %s", state.ExitCode, state.Reason, state.Message)
+			parts = append(parts, strings.TrimSpace(part))
 		}
 	}
 	return strings.Join(parts, ", ")
@@ -240,9 +246,13 @@ func serviceReady(objects view) readiness {
 }
 
 func endpointSlices(service *unstructured.Unstructured) *selection {
-	slice := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice"}}
+	slice := &unstructured.Unstructured{
+		Object: map[string]any{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice"},
+	}
 	slice.SetNamespace(service.GetNamespace())
-	return &selection{of: slice, options: metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service.GetName()}}
+	return &selection{
+		of: slice, options: metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service.GetName()},
+	}
 }
 
 // selectedPods are the pods of a workload.

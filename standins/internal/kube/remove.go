@@ -56,7 +56,9 @@ func (p *Provider) Delete(ctx context.Context, req *pulumirpc.DeleteRequest) (*e
 }
 
 // deleted decides what a failed request means for the resource.
-func (p *Provider) deleted(ctx context.Context, urn resource.URN, live *unstructured.Unstructured, err error) (*emptypb.Empty, error) {
+func (p *Provider) deleted(
+	ctx context.Context, urn resource.URN, live *unstructured.Unstructured, err error,
+) (*emptypb.Empty, error) {
 	var unreachable *unreachableError
 	switch {
 	case err == nil, apierrors.IsNotFound(err), meta.IsNoMatchError(err):

@@ -79,7 +79,8 @@ func toProperties(object *unstructured.Unstructured) resource.PropertyMap {
 
 // checkpoint returns the state of a resource: the live object, the inputs that led to it, and who manages its fields.
 // What is secret in source stays secret, and so is all data of a Secret.
-func checkpoint(inputs, live *unstructured.Unstructured, source resource.PropertyMap, apiVersion, manager string,
+func checkpoint(
+	inputs, live *unstructured.Unstructured, source resource.PropertyMap, apiVersion, manager string,
 ) resource.PropertyMap {
 	state, stored := toProperties(live), toProperties(inputs)
 	keepSecrets(state, source)
@@ -174,7 +175,9 @@ func initFailed(id, what string, cause error, state, inputs resource.PropertyMap
 	if err != nil {
 		return errors.Join(cause, err)
 	}
-	detail := &pulumirpc.ErrorResourceInitFailed{Id: id, Properties: properties, Reasons: []string{what + ": " + cause.Error()}}
+	detail := &pulumirpc.ErrorResourceInitFailed{
+		Id: id, Properties: properties, Reasons: []string{what + ": " + cause.Error()},
+	}
 	var waited *notReadyError
 	if errors.As(cause, &waited) {
 		detail.Reasons = append([]string{what + ": " + waited.cause}, waited.details...)

@@ -61,7 +61,8 @@ func (p *Provider) Create(ctx context.Context, req *pulumirpc.CreateRequest) (*p
 }
 
 // create sends the object until what it needs is there.
-func (p *Provider) create(ctx context.Context, urn resource.URN, inputs *unstructured.Unstructured, manager string,
+func (p *Provider) create(
+	ctx context.Context, urn resource.URN, inputs *unstructured.Unstructured, manager string,
 ) (*unstructured.Unstructured, error) {
 	var live *unstructured.Unstructured
 	var last error
@@ -90,8 +91,8 @@ func (p *Provider) create(ctx context.Context, urn resource.URN, inputs *unstruc
 }
 
 // createOnce sends the object once; dryRun is nil or metav1.DryRunAll.
-func (p *Provider) createOnce(ctx context.Context, urn resource.URN, inputs *unstructured.Unstructured, manager string,
-	dryRun []string,
+func (p *Provider) createOnce(
+	ctx context.Context, urn resource.URN, inputs *unstructured.Unstructured, manager string, dryRun []string,
 ) (*unstructured.Unstructured, error) {
 	client, err := p.cluster.client(ctx, inputs)
 	if err != nil {
@@ -104,8 +105,8 @@ func (p *Provider) createOnce(ctx context.Context, urn resource.URN, inputs *uns
 	return client.Create(ctx, inputs, metav1.CreateOptions{FieldManager: createManager, DryRun: dryRun})
 }
 
-func (p *Provider) previewCreate(ctx context.Context, urn resource.URN, news resource.PropertyMap,
-	inputs *unstructured.Unstructured, manager string,
+func (p *Provider) previewCreate(
+	ctx context.Context, urn resource.URN, news resource.PropertyMap, inputs *unstructured.Unstructured, manager string,
 ) (*pulumirpc.CreateResponse, error) {
 	planned := inputs
 	if !hasUnknown(inputs.Object) && !isPatch(urn, inputs) {
@@ -150,12 +151,16 @@ func forgetAssigned(planned, inputs resource.PropertyMap) {
 		planned["status"] = unknown
 	}
 	spec, asked := planned["spec"], plain(inputs["spec"])
-	if planned["kind"].V != "Service" || !spec.IsObject() || !asked.IsObject() || asked.ObjectValue()["clusterIP"].V == "None" {
+	if planned["kind"].V != "Service" || !spec.IsObject() || !asked.IsObject() ||
+		asked.ObjectValue()["clusterIP"].V == "None" {
 		return
 	}
 	forget(spec.ObjectValue(), asked.ObjectValue(), "clusterIP", "clusterIPs")
 	ports, askedPorts := spec.ObjectValue()["ports"], plain(asked.ObjectValue()["ports"])
-	for i := 0; ports.IsArray() && askedPorts.IsArray() && i < min(len(ports.ArrayValue()), len(askedPorts.ArrayValue())); i++ {
+	if !ports.IsArray() || !askedPorts.IsArray() {
+		return
+	}
+	for i := range min(len(ports.ArrayValue()), len(askedPorts.ArrayValue())) {
 		port, askedPort := ports.ArrayValue()[i], askedPorts.ArrayValue()[i]
 		if port.IsObject() && port.ObjectValue().HasValue("nodePort") && askedPort.IsObject() {
 			forget(port.ObjectValue(), askedPort.ObjectValue(), "nodePort")
@@ -214,7 +219,8 @@ func (p *Provider) Update(ctx context.Context, req *pulumirpc.UpdateRequest) (*p
 	return &pulumirpc.UpdateResponse{Properties: properties}, err
 }
 
-func (p *Provider) update(ctx context.Context, urn resource.URN, inputs *unstructured.Unstructured, name, manager string,
+func (p *Provider) update(
+	ctx context.Context, urn resource.URN, inputs *unstructured.Unstructured, name, manager string,
 	req *pulumirpc.UpdateRequest,
 ) (*unstructured.Unstructured, error) {
 	client, err := p.cluster.client(ctx, inputs)
@@ -240,7 +246,8 @@ func (p *Provider) update(ctx context.Context, urn resource.URN, inputs *unstruc
 }
 
 // apply sends the object as a server-side apply. A conflict names the other manager and what can be done.
-func apply(ctx context.Context, client dynamic.ResourceInterface, inputs *unstructured.Unstructured, options metav1.PatchOptions,
+func apply(
+	ctx context.Context, client dynamic.ResourceInterface, inputs *unstructured.Unstructured, options metav1.PatchOptions,
 ) (*unstructured.Unstructured, error) {
 	body, err := json.Marshal(inputs.Object)
 	if err != nil {
@@ -248,9 +255,9 @@ func apply(ctx context.Context, client dynamic.ResourceInterface, inputs *unstru
 	}
 	live, err := client.Patch(ctx, inputs.GetName(), types.ApplyPatchType, body, options)
 	if apierrors.IsConflict(err) {
-		return nil, fmt.Errorf("%w. Those fields belong to that manager, not to %q. Leave them out of the inputs or name them "+
-			"in ignoreChanges; to take them over, set the annotation %s: \"true\" on the resource or enablePatchForce on the "+
-			"provider", err, options.FieldManager, patchForceAnnotation)
+		return nil, fmt.Errorf("%w. Those fields belong to that manager, not to %q. Leave them out of the inputs or name "+
+			"them in ignoreChanges; to take them over, set the annotation %s: \"true\" on the resource or "+
+			"enablePatchForce on the provider", err, options.FieldManager, patchForceAnnotation)
 	}
 	return live, err
 }
@@ -269,7 +276,8 @@ func (p *Provider) forced(inputs, live *unstructured.Unstructured, preview bool)
 
 // takeOver gives the resource's manager the fields that the object was created with, here or by kubectl, so that what
 // leaves the inputs leaves the object.
-func takeOver(ctx context.Context, client dynamic.ResourceInterface, live *unstructured.Unstructured, manager string,
+func takeOver(
+	ctx context.Context, client dynamic.ResourceInterface, live *unstructured.Unstructured, manager string,
 ) (*unstructured.Unstructured, error) {
 	former := formerManagers(live)
 	if len(former) == 0 {
@@ -282,7 +290,8 @@ func takeOver(ctx context.Context, client dynamic.ResourceInterface, live *unstr
 	return client.Patch(ctx, live.GetName(), types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: manager})
 }
 
-// formerManagers are those that wrote the object with plain requests, on behalf of the program or of someone at a shell.
+// formerManagers are those that wrote the object with plain requests, on behalf of the program or of someone at a
+// shell.
 func formerManagers(live *unstructured.Unstructured) sets.Set[string] {
 	former := sets.New[string]()
 	for _, entry := range live.GetManagedFields() {
@@ -301,7 +310,9 @@ func (p *Provider) relinquish(ctx context.Context, object *unstructured.Unstruct
 	if err != nil {
 		return err
 	}
-	nothing := &unstructured.Unstructured{Object: map[string]any{"apiVersion": object.GetAPIVersion(), "kind": object.GetKind()}}
+	nothing := &unstructured.Unstructured{
+		Object: map[string]any{"apiVersion": object.GetAPIVersion(), "kind": object.GetKind()},
+	}
 	nothing.SetName(object.GetName())
 	nothing.SetNamespace(object.GetNamespace())
 	_, err = apply(ctx, client, nothing, metav1.PatchOptions{FieldManager: manager, Force: ptr(true)})
@@ -336,7 +347,8 @@ func timeout(custom float64, inputs *unstructured.Unstructured) time.Duration {
 	if custom > 0 {
 		return time.Duration(custom * float64(time.Second))
 	}
-	if seconds, err := time.ParseDuration(inputs.GetAnnotations()[timeoutSecondsAnnotation] + "s"); err == nil && seconds > 0 {
+	seconds, err := time.ParseDuration(inputs.GetAnnotations()[timeoutSecondsAnnotation] + "s")
+	if err == nil && seconds > 0 {
 		return seconds
 	}
 	return 10 * time.Minute

@@ -123,8 +123,9 @@ func TestRunnerGetsArgumentsAndConfiguration(t *testing.T) {
 
 func TestTypescriptAndEmptyConfigurationByDefault(t *testing.T) {
 	client, _ := start(t)
-	dir := program(t, `const e = process.env
-		process.exit(e.PULUMI_NODEJS_TYPESCRIPT === "true" && e.PULUMI_CONFIG === "{}" && e.PULUMI_CONFIG_SECRET_KEYS === "[]" ? 0 : 1)`)
+	dir := program(t, `const { PULUMI_NODEJS_TYPESCRIPT, PULUMI_CONFIG, PULUMI_CONFIG_SECRET_KEYS } = process.env
+		const empty = PULUMI_CONFIG === "{}" && PULUMI_CONFIG_SECRET_KEYS === "[]"
+		process.exit(PULUMI_NODEJS_TYPESCRIPT === "true" && empty ? 0 : 1)`)
 	response, err := client.Run(t.Context(), &pulumirpc.RunRequest{Info: info(t, dir, nil)})
 	if err != nil || response.GetError() != "" {
 		t.Errorf("response %v, error %v", response, err)
@@ -166,12 +167,15 @@ func TestWhatKeepsAProgramFromStarting(t *testing.T) {
 	problems := run(info(t, t.TempDir(), map[string]any{
 		"typescript": "yes", "nodeargs": 1.0, "packagemanager": "cargo", "tsconfig": false,
 	}))
-	for _, part := range []string{"typescript is yes", "nodeargs is 1", "auto, bun, npm, pnpm, yarn", "tsconfig is false"} {
+	for _, part := range []string{
+		"typescript is yes", "nodeargs is 1", "auto, bun, npm, pnpm, yarn", "tsconfig is false",
+	} {
 		if !strings.Contains(problems, part) {
 			t.Errorf("%q is not among the problems:\n%s", part, problems)
 		}
 	}
-	if got := run(info(t, t.TempDir(), nil)); !strings.Contains(got, "@pulumi/pulumi") || !strings.Contains(got, "pulumi install") {
+	if got := run(info(t, t.TempDir(), nil)); !strings.Contains(got, "@pulumi/pulumi") ||
+		!strings.Contains(got, "pulumi install") {
 		t.Errorf("without the SDK: %q", got)
 	}
 	t.Setenv("PATH", t.TempDir())
@@ -203,8 +207,14 @@ func TestStop(t *testing.T) {
 			_, err := client.Cancel(context.Background(), &emptypb.Empty{})
 			return err
 		},
-		"engine gone": func(_ pulumirpc.LanguageRuntimeClient, hangUp, _ context.CancelFunc) error { hangUp(); return nil },
-		"host ends":   func(_ pulumirpc.LanguageRuntimeClient, _, end context.CancelFunc) error { end(); return nil },
+		"engine gone": func(_ pulumirpc.LanguageRuntimeClient, hangUp, _ context.CancelFunc) error {
+			hangUp()
+			return nil
+		},
+		"host ends": func(_ pulumirpc.LanguageRuntimeClient, _, end context.CancelFunc) error {
+			end()
+			return nil
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -253,25 +263,30 @@ func TestRequiredPackages(t *testing.T) {
 	root := t.TempDir()
 	write(t, root, map[string]string{
 		"package.json": `{"workspaces": ["packages/*"]}`,
-		"node_modules/@pulumi/hoisted/package.json":         `{"name": "@pulumi/hoisted", "version": "1.0.0", "pulumi": {"resource": true}}`,
-		"packages/infra/package.json":                       `{"name": "infra", "pulumi": {"resource": true}}`,
-		"packages/infra/node_modules/.package-lock.json":    `{}`,
-		"packages/infra/node_modules/plain/package.json":    `{"name": "plain", "version": "1.0.0"}`,
-		"packages/infra/node_modules/no/package.json":       `{"name": "no", "version": "1.0.0", "pulumi": {"resource": false, "name": "no"}}`,
-		"packages/infra/node_modules/broken/package.json":   `{"pulumi": `,
-		"packages/infra/node_modules/nameless/package.json": `{"name": "nameless", "version": "1.0.0", "pulumi": {"resource": true}}`,
+		"node_modules/@pulumi/hoisted/package.json": `{"name": "@pulumi/hoisted", "version": "1.0.0",
+			"pulumi": {"resource": true}}`,
+		"packages/infra/package.json":                    `{"name": "infra", "pulumi": {"resource": true}}`,
+		"packages/infra/node_modules/.package-lock.json": `{}`,
+		"packages/infra/node_modules/plain/package.json": `{"name": "plain", "version": "1.0.0"}`,
+		"packages/infra/node_modules/no/package.json": `{"name": "no", "version": "1.0.0",
+			"pulumi": {"resource": false, "name": "no"}}`,
+		"packages/infra/node_modules/broken/package.json": `{"pulumi": `,
+		"packages/infra/node_modules/nameless/package.json": `{"name": "nameless", "version": "1.0.0",
+			"pulumi": {"resource": true}}`,
 		"packages/infra/node_modules/@pulumi/command/package.json": `{"name": "@pulumi/command", "version": "1.2.1",
 			"pulumi": {"resource": true, "name": "command"}}`,
 		"packages/infra/node_modules/third/package.json": `{"name": "third", "version": "9.9.9",
 			"pulumi": {"resource": true, "name": "own", "version": "v2.0.0", "server": "example.test",
 				"parameterization": {"name": "p", "version": "3.0.0", "value": "dmFsdWU="}}}`,
-		"packages/infra/node_modules/third/node_modules/@pulumi/command/package.json": `{"name": "@pulumi/command", "version": "1.1.0",
-			"pulumi": {"resource": true}}`,
-		"packages/infra/node_modules/third/examples/node_modules/far/package.json": `{"name": "@pulumi/far", "version": "1.0.0",
-			"pulumi": {"resource": true}}`,
+		"packages/infra/node_modules/third/node_modules/@pulumi/command/package.json": `{
+			"name": "@pulumi/command", "version": "1.1.0", "pulumi": {"resource": true}}`,
+		"packages/infra/node_modules/third/examples/node_modules/far/package.json": `{
+			"name": "@pulumi/far", "version": "1.0.0", "pulumi": {"resource": true}}`,
 	})
 	// A linked package, and a circle: infra → linked → infra.
-	write(t, root, map[string]string{"packages/linked/package.json": `{"name": "@pulumi/linked", "version": "1.0.0", "pulumi": {"resource": true}}`})
+	write(t, root, map[string]string{
+		"packages/linked/package.json": `{"name": "@pulumi/linked", "version": "1.0.0", "pulumi": {"resource": true}}`,
+	})
 	for link, target := range map[string]string{
 		"packages/infra/node_modules/linked":        "../../linked",
 		"packages/linked/node_modules/@scope/infra": "../../../infra",
@@ -307,7 +322,9 @@ func TestRequiredPackages(t *testing.T) {
 
 func TestAbout(t *testing.T) {
 	client, _ := start(t)
-	response, err := client.About(t.Context(), &pulumirpc.AboutRequest{Info: info(t, t.TempDir(), map[string]any{"packagemanager": "npm"})})
+	response, err := client.About(t.Context(), &pulumirpc.AboutRequest{
+		Info: info(t, t.TempDir(), map[string]any{"packagemanager": "npm"}),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,8 +386,10 @@ func TestInstallAndListDependencies(t *testing.T) {
 func TestRunPlugin(t *testing.T) {
 	client, _ := start(t)
 	dir := program(t, "")
-	write(t, dir, map[string]string{"node_modules/@pulumi/pulumi/cmd/run-plugin/index.js": `console.log(process.argv.slice(2).join(" "),
-		process.cwd(), process.env.GIVEN); console.error("error"); process.exit(process.argv.length > 4 ? 3 : 0)`})
+	write(t, dir, map[string]string{"node_modules/@pulumi/pulumi/cmd/run-plugin/index.js": `
+		console.log(process.argv.slice(2).join(" "), process.cwd(), process.env.GIVEN)
+		console.error("error")
+		process.exit(process.argv.length > 4 ? 3 : 0)`})
 	run := func(args ...string) (stdout, stderr string, err error) {
 		stream, err := client.RunPlugin(t.Context(), &pulumirpc.RunPluginRequest{
 			Kind: "resource", Pwd: dir, Args: args, Env: []string{"GIVEN=yes"}, Info: info(t, dir, nil),
@@ -408,7 +427,9 @@ func TestWhatIsNotDoneSaysSo(t *testing.T) {
 	if plugin == nil {
 		_, plugin = stream.Recv()
 	}
-	for name, err := range map[string]error{"Pack": pack, "GeneratePackage": generate, "Link": link, "a policy pack": plugin} {
+	for name, err := range map[string]error{
+		"Pack": pack, "GeneratePackage": generate, "Link": link, "a policy pack": plugin,
+	} {
 		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "stand-in") {
 			t.Errorf("%s: %v", name, err)
 		}

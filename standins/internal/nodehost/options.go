@@ -38,8 +38,8 @@ func parseOptions(raw map[string]any) (options, error) {
 	opts := options{typescript: true, packageManager: npm.AutoPackageManager}
 	var problems []error
 	wrong := func(name, allowed string) {
-		problems = append(problems, fmt.Errorf("runtime option %s is %v (%T); it must be %s, in Pulumi.yaml under runtime.options",
-			name, raw[name], raw[name], allowed))
+		problems = append(problems, fmt.Errorf("runtime option %s is %v (%T); it must be %s, "+
+			"in Pulumi.yaml under runtime.options", name, raw[name], raw[name], allowed))
 	}
 	text := func(name string) (value string, ok bool) {
 		if raw[name] == nil {
