@@ -21,6 +21,9 @@
 //	sandbox-init flock [--shared] [--nonblock]
 //	                                    take the lock of the file at descriptor 3; exit code 4 if somebody else has it
 //	sandbox-init hold FILE [--shared]   keep a lock as long as standard input lasts (see lock.Hold)
+//	sandbox-init machine start          put a node on this machine, which is a sandbox itself (see machine.Start)
+//	sandbox-init machine stop           take it off again (see machine.Stop)
+//	sandbox-init machine observe        tell how the machine is (see machine.Observe)
 //
 // Input is JSON on standard input, of which nothing unknown is taken; output is JSON, or a file as it is. An error is
 // told on standard error, with exit code 1.
@@ -41,6 +44,7 @@ import (
 	"gvisor-k3s/node/init/files"
 	"gvisor-k3s/node/init/input"
 	"gvisor-k3s/node/init/lock"
+	"gvisor-k3s/node/init/machine"
 	"gvisor-k3s/node/init/probe"
 	"gvisor-k3s/node/init/service"
 )
@@ -54,7 +58,8 @@ var errUsage = errors.New(strings.TrimSpace(`usage: sandbox-init
   probe
   can WHAT
   flock [--shared] [--nonblock]
-  hold FILE [--shared]`))
+  hold FILE [--shared]
+  machine start | stop | observe`))
 
 // Exit codes that mean something else than an error.
 const (
@@ -119,6 +124,10 @@ func dispatch(args []string) error {
 		return flockCommand(rest)
 	case "hold":
 		return holdCommand(rest)
+	case "machine":
+		if len(rest) == 1 {
+			return machineCommand(rest[0])
+		}
 	}
 	return errUsage
 }
@@ -282,6 +291,31 @@ func holdCommand(args []string) error {
 		return err
 	}
 	return lock.Hold(args[0], given["--shared"], os.Stdin, os.Stdout)
+}
+
+func machineCommand(verb string) error {
+	switch verb {
+	case "start":
+		start, err := read[machine.Start]("machine")
+		if err != nil {
+			return err
+		}
+		return printAnswer(start.Run())
+	case "stop":
+		stop, err := read[machine.Stop]("machine")
+		if err != nil {
+			return err
+		}
+		return printAnswer(stop.Run())
+	case "observe":
+		observe, err := read[machine.Observe]("machine")
+		if err != nil {
+			return err
+		}
+		defer bounded("machine observe")()
+		return printAnswer(observe.Run())
+	}
+	return errUsage
 }
 
 // bounded ends this process if it takes too long to do something, and returns what tells that it is done.

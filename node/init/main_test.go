@@ -587,9 +587,26 @@ func TestUsage(t *testing.T) {
 		{"files"}, {"files", "get"}, {"files", "list"}, {"files", "put", "x"}, {"files", "write"},
 		{"boot", "--again"}, {"boot", "--replay", "x"}, {"facade", "x"}, {"probe", "x"},
 		{"flock", "3"}, {"hold"}, {"hold", "/x", "/y"},
+		{"machine"}, {"machine", "restart"}, {"machine", "start", "x"},
 	} {
 		if got := run(t, "{}", arguments...); got != (result{1, "", "sandbox-init: " + errUsage.Error() + "\n"}) {
 			t.Errorf("%q: got %+v, want the usage", arguments, got)
+		}
+	}
+}
+
+func TestMachineInputIsChecked(t *testing.T) {
+	for _, verb := range []string{"start", "stop", "observe"} {
+		got := run(t, `{"version":2,"name":"../x","home":"home","x":1}`, "machine", verb)
+		if got.code != 1 || got.stderr != "sandbox-init: standard input, machine: json: unknown field \"x\"\n" {
+			t.Errorf("%s: %+v", verb, got)
+		}
+		got = run(t, `{"version":2,"name":"../x","home":"home"}`, "machine", verb)
+		problems := []string{"version 2: 1 is understood", `name "../x": `, `home: path "home": an absolute path`}
+		for _, problem := range problems {
+			if got.code != 1 || !strings.Contains(got.stderr, problem) {
+				t.Errorf("%s: %+v does not say %q", verb, got, problem)
+			}
 		}
 	}
 }
