@@ -584,15 +584,63 @@ func TestStartRefusesAMachineOfSomebodyElses(t *testing.T) {
 	must(t, other.Process.Signal(unix.SIGTERM), other.Wait(), files.Remove([]string{service.Socket}))
 }
 
+// What config/facade.ts asks for goes with the node, whether it is noted or was made by gvisor-k3s 0.2.0. It takes
+// gVisor: elsewhere the cgroups and the device are the host's.
+func TestFacadeGoesWithTheNode(t *testing.T) {
+	if _, isGVisor, err := kernel(); err != nil || !isGVisor {
+		t.Skip("this is not gVisor")
+	}
+	untouched(t)
+	legacy, err := facade.Legacy(node.Name)
+	must(t, err)
+	upper, work := runFolder+"/proc-sys/upper", runFolder+"/proc-sys/work"
+	plan := facade.Plan{
+		Settings: []facade.File{{Path: "/proc/sys/net/ipv4/ip_forward", Content: "1"}},
+		Files: append(legacy.Files, facade.File{Path: upper + "/vm/overcommit_memory", Content: "1\n"},
+			facade.File{Path: runFolder + "/cgroup-mounts"}),
+		Mounts: []facade.Mount{
+			{Type: "overlay", Source: "overlay", Target: "/proc/sys", Folders: []string{work},
+				Options: "lowerdir=/proc/sys,upperdir=" + upper + ",workdir=" + work},
+			{Type: "tmpfs", Source: "cgroup", Target: "/sys/fs/cgroup", Options: "mode=0755"},
+			{Type: "cgroup", Source: "memory", Target: "/sys/fs/cgroup/memory", Options: "memory", Optional: true},
+			{Type: "cgroup", Source: "none", Target: "/sys/fs/cgroup/none", Options: "none", Optional: true},
+		},
+		Nodes: []facade.Node{{Path: "/dev/kmsg", Major: 1, Minor: 3}},
+	}
+	for _, noted := range []bool{true, false} {
+		record := start(t, started("1", 1))
+		if !noted {
+			writeAsBefore(t, record)
+		}
+		for range 2 {
+			must(t, facade.Apply(plan, facade.MadeFile))
+		}
+		mounts := read("/proc/self/mounts")
+		if !strings.Contains(mounts, " /proc/sys overlay ") ||
+			!strings.Contains(mounts, " /sys/fs/cgroup/memory cgroup ") ||
+			read("/proc/sys/vm/overcommit_memory") != "1\n" {
+			t.Errorf("mounted are\n%s", mounts)
+		}
+		stop(t)
+	}
+}
+
+// writeAsBefore has a node look as if gvisor-k3s 0.2.0 had started it, which noted nothing of what the facade made.
+func writeAsBefore(t *testing.T, record Record) {
+	t.Helper()
+	must(t, files.Remove([]string{node.recordFile(), facade.MadeFile}))
+	old := fmt.Sprintf(`{"incarnation":%d,"revision":%q,"pid":%d,"startTime":%q}`,
+		record.Incarnation, record.Revision, record.PID, record.StartTime)
+	must(t, files.Write(node.legacyRecordFile(), 0o600, []byte(old)))
+}
+
 // A cluster of gvisor-k3s 0.2.0 is taken over as it runs, and can be removed.
 func TestLegacyRecord(t *testing.T) {
 	untouched(t)
-	name := "/var/lib/gvisor-k3s/sandboxes/dev/sandbox.json"
+	name := node.legacyRecordFile()
 	made := func() Record {
 		record := start(t, started("1", 4))
-		must(t, files.Remove([]string{node.recordFile(), facade.MadeFile}))
-		old := fmt.Sprintf(`{"incarnation":4,"revision":"1","pid":%d,"startTime":"%s"}`, record.PID, record.StartTime)
-		must(t, files.Write(name, 0o600, []byte(old)))
+		writeAsBefore(t, record)
 		legacy, err := facade.Legacy("dev")
 		must(t, err, facade.Plan{Files: legacy.Files}.Apply())
 		if old := observe(t).Record; old.Version != 1 || old.Kind != "inside" || old.PID != record.PID ||

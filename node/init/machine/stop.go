@@ -102,11 +102,7 @@ func removeNamespaces(bridge string) error {
 	for _, entry := range entries {
 		if name := entry.Name(); strings.HasPrefix(name, "cni-") || name == bridge {
 			path := filepath.Join(namespaces, name)
-			if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
-				problems = append(problems, fmt.Errorf("umount --lazy %s: %w", path, err))
-				continue
-			}
-			problems = append(problems, files.Remove([]string{path}))
+			problems = append(problems, unmountBelow(path), files.Remove([]string{path}))
 		}
 	}
 	return errors.Join(problems...)
@@ -151,7 +147,7 @@ func unmountBelow(folder string) error {
 		if err == unix.EBUSY {
 			err = unix.Unmount(mount.Mountpoint, unix.MNT_DETACH)
 		}
-		if err != nil && err != unix.EINVAL { // which it is where it has just gone
+		if err != nil && err != unix.EINVAL && err != unix.ENOENT { // it has just gone
 			problems = append(problems, fmt.Errorf("umount %s: %w", mount.Mountpoint, err))
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"gvisor-k3s/node/init/files"
+
 	"golang.org/x/sys/unix"
 	"gopkg.in/natefinch/lumberjack.v2"
 )
@@ -59,6 +61,17 @@ func (s Service) validate() error {
 		problems = append(problems, fmt.Errorf("restartEvery %d: 0 to %d is allowed", s.RestartEvery, longestRun))
 	}
 	return errors.Join(problems...)
+}
+
+// normal is the service with nothing where a list is empty: so it is the same whether it was just described, or comes
+// from a note, and is not restarted for that.
+func (s Service) normal() Service {
+	for _, list := range []*[]string{&s.Env, &s.Check} {
+		if len(*list) == 0 {
+			*list = nil
+		}
+	}
+	return s
 }
 
 // State is what Status tells of a service.
@@ -151,6 +164,7 @@ func (s *Supervisor) Put(service Service) error {
 	if err := service.validate(); err != nil {
 		return err
 	}
+	service = service.normal()
 	defer s.exclusively(service.Name)()
 	if err := s.notes.put(service); err != nil {
 		return fmt.Errorf("nothing is changed, since it cannot be noted for the next start: %w", err)
@@ -363,6 +377,11 @@ func (s *Supervisor) note(current *supervised, change func(*State)) {
 
 // spawn starts the program with its output going to log, and promises its exit status on the channel.
 func (s *Supervisor) spawn(current *supervised, log *lumberjack.Logger) (*os.Process, <-chan unix.WaitStatus, error) {
+	// Whoever writes into a FIFO waits for a reader, and so would this.
+	if info, err := os.Stat(current.service.Log); err == nil && !info.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is %s, and a log is to be written there; remove it",
+			current.service.Log, files.Kind(info.Mode()))
+	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, nil, err

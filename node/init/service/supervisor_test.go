@@ -1,6 +1,7 @@
 package service
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -90,6 +91,25 @@ func TestPutRestartsOnlyWhatChanged(t *testing.T) {
 	put(t, same)
 	if pidOf(service) != pid {
 		t.Error("the same description restarted the service")
+	}
+	supervisor.notes.mu.Lock()
+	content, err := json.Marshal(supervisor.notes.note.Services[0])
+	supervisor.notes.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, same := range []string{
+		string(content), // as the next life has it
+		strings.Replace(string(content), `"revision"`, `"check":[],"restartEvery":0,"revision"`, 1),
+	} {
+		var again Service
+		if err := json.Unmarshal([]byte(same), &again); err != nil {
+			t.Fatal(err)
+		}
+		put(t, again)
+		if pidOf(service) != pid {
+			t.Errorf("the same description as %s restarted the service", same)
+		}
 	}
 	for field, change := range map[string]func(*Service){
 		"revision":    func(s *Service) { s.Revision = "2" },
@@ -288,6 +308,22 @@ func TestLogRotates(t *testing.T) {
 		old, err := filepath.Glob(strings.TrimSuffix(service.Log, ".log") + "-*.log")
 		return err == nil && len(old) == 3
 	})
+}
+
+// A FIFO in place of the log would have everything wait for a reader: the program, and whoever ends it.
+func TestLogThatIsNoFile(t *testing.T) {
+	service := shell(t, forever)
+	if err := unix.Mkfifo(service.Log, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	want := service.Log + " is a FIFO, and a log is to be written there; remove it"
+	if err := supervisor.Put(service); errorText(err) != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	if err := os.Remove(service.Log); err != nil {
+		t.Fatal(err)
+	}
+	put(t, service)
 }
 
 // A full disk must not end what writes to it.
