@@ -507,7 +507,7 @@ func TestRemoveDeepTree(t *testing.T) {
 // Remove gives.
 func deepTree(t *testing.T, top string) int {
 	t.Helper()
-	const depth = 5000
+	const depth = 1000
 	at, err := unix.Open(top, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	must(t, err)
 	for i := range 40 {

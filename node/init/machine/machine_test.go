@@ -676,7 +676,7 @@ func statError(path string) error {
 
 func TestRecordsOfOthersAndDamagedOnes(t *testing.T) {
 	untouched(t)
-	legacy := `{"incarnation":4,"revision":"1","pid":1,"startTime":"1"}`
+	legacy := `{"incarnation":4,"revision":"1","pid":1,"startTime":"never"}`
 	note := `{"host":"x","port":22,"incarnation":3}`
 	state := node.state()
 	for _, c := range []struct {
