@@ -458,10 +458,8 @@ func TestFileSystemThatNeverAnswers(t *testing.T) {
 		command := itself(input, arguments...)
 		command.Env = append(command.Env, hurried+"=200ms")
 		got := finish(t, command)
-		want := "sandbox-init: " + strings.Join(
-			arguments[:2],
-			" ",
-		) + " has not ended within 200ms: something below the paths does not answer"
+		want := fmt.Sprintf("sandbox-init: %s %s has not ended within 200ms: something below the paths does not answer",
+			arguments[0], arguments[1])
 		if got.code != 1 || !strings.HasPrefix(got.stderr, want) {
 			t.Errorf("%q: %+v", arguments, got)
 		}

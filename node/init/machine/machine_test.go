@@ -341,6 +341,17 @@ func TestANodeFromItsStartToItsEnd(t *testing.T) {
 		t.Errorf("another revision: %+v, and the service of before: %q", other, proc.StartTime(first))
 	}
 
+	// With another address the one of before is nobody's.
+	moved := started("3", 8)
+	moved.Address = "10.107.0.5"
+	other = start(t, moved)
+	for address, wanted := range map[string]bool{nodeNetwork.Address: false, moved.Address: true} {
+		if _, held, err := loopback(address); err != nil || held != wanted {
+			t.Errorf("the machine has %s: %v, %v", address, held, err)
+		}
+	}
+	other = start(t, started("2", 8))
+
 	// One that was killed has left its service, which would be there twice.
 	second := put(t, "web", "second.log")
 	unix.Kill(other.PID, unix.SIGKILL)
@@ -676,7 +687,9 @@ func statError(path string) error {
 
 func TestRecordsOfOthersAndDamagedOnes(t *testing.T) {
 	untouched(t)
-	legacy := `{"incarnation":4,"revision":"1","pid":1,"startTime":"never"}`
+	// A process that began as soon after the start of this machine as a sandbox-init did after that of the last.
+	somebody := proc.Of(process(t, "/usr/bin/somebody", "run"))
+	legacy := fmt.Sprintf(`{"incarnation":4,"revision":"1","pid":%d,"startTime":%q}`, somebody.PID, somebody.StartTime)
 	note := `{"host":"x","port":22,"incarnation":3}`
 	state := node.state()
 	for _, c := range []struct {
@@ -721,6 +734,9 @@ func TestRecordsOfOthersAndDamagedOnes(t *testing.T) {
 			t.Errorf("%s: after a stop the state is %v", c.what, err)
 		}
 		must(t, files.Remove([]string{node.Home}))
+	}
+	if !somebody.Runs() {
+		t.Error("somebody else's process was ended")
 	}
 }
 

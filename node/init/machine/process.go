@@ -43,7 +43,7 @@ func isInit(pid int) bool {
 
 // endInit has the sandbox-init of a record end its services and itself. It tells whether it did so in time.
 func (r *Record) endInit() bool {
-	if !r.Runs() {
+	if !r.isAlive() {
 		return true
 	}
 	limit := stopPatience

@@ -104,5 +104,13 @@ func (r Record) write(n Node) error {
 	return files.Remove([]string{n.legacyRecordFile()})
 }
 
-// isAlive tells whether there is a record whose process runs.
-func (r *Record) isAlive() bool { return r != nil && r.Runs() }
+// isAlive tells whether there is a record whose process runs. In a sandbox that was started anew another process may
+// have the same pid and, since it began as soon after the start, the same start time; so it must be a sandbox-init,
+// too.
+func (r *Record) isAlive() bool {
+	if r == nil || !r.Runs() {
+		return false
+	}
+	command := proc.CommandLine(r.PID)
+	return len(command) == 2 && filepath.Base(command[0]) == "sandbox-init" && command[1] == "run"
+}

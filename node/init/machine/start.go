@@ -148,6 +148,11 @@ func (s Start) start(previous *Record) (Record, error) {
 			return Record{}, err
 		}
 	}
+	if previous != nil && previous.Address != "" && previous.Address != s.Address {
+		if err := removeAddress(previous.Address); err != nil {
+			return Record{}, err
+		}
+	}
 	// From here on there is something to remove, and only what is written down is removed.
 	if previous == nil {
 		if err := s.record(proc.Process{}).write(s.Node); err != nil {

@@ -97,15 +97,15 @@ const (
 
 // Supervisor runs services and reaps every child of this process.
 type Supervisor struct {
+	notes         *Notes     // what the next life is to have again; nil notes nothing
+	processesFile string     // tells which processes are services; empty is none
+	noting        sync.Mutex // two writers of that file would meet
+
 	mu       sync.Mutex // guards all below, and makes "start a process and note its pid" one step for the reaper
 	services map[string]*supervised
 	order    []string // of the first start
 	exits    map[int]chan<- unix.WaitStatus
 	changing map[string]*sync.Mutex // one for each name ever used: two changes of one service wait for each other
-	notes    *Notes                 // what the next life is to have again; nil notes nothing
-
-	noting        sync.Mutex // two writers of the file would meet
-	processesFile string     // tells which processes are services; empty is none
 }
 
 type supervised struct {
@@ -120,12 +120,11 @@ type supervised struct {
 // for one.
 func NewSupervisor(notes *Notes, processesFile string) *Supervisor {
 	s := &Supervisor{
-		services: map[string]*supervised{},
-		exits:    map[int]chan<- unix.WaitStatus{},
-		changing: map[string]*sync.Mutex{},
-		notes:    notes,
-
+		notes:         notes,
 		processesFile: processesFile,
+		services:      map[string]*supervised{},
+		exits:         map[int]chan<- unix.WaitStatus{},
+		changing:      map[string]*sync.Mutex{},
 	}
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
