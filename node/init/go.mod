@@ -3,6 +3,7 @@ module gvisor-k3s/node/init
 go 1.26.0
 
 require (
+	github.com/google/renameio/v2 v2.0.2
 	github.com/moby/sys/mountinfo v0.7.2
 	github.com/vishvananda/netlink v1.3.1
 	golang.org/x/sys v0.48.0

@@ -1,146 +1,162 @@
-// Command sandbox-init is process 1 of a managed sandbox and the tool that the host runs in it.
+// Command sandbox-init is process 1 of a managed sandbox, and the tool by which the host reads and writes what lies in
+// one. Whatever a root in the sandbox has put in the way is met inside it, and is nothing of the host's.
 //
-//	sandbox-init run                      be process 1: reap orphans, supervise services, stop them on SIGTERM
-//	sandbox-init service put              start the service that standard input describes (a Service as JSON); restart it if that changed
-//	sandbox-init service restart NAME     restart a service and return when the new process runs
-//	sandbox-init service stop NAME        stop a service and forget it
-//	sandbox-init service status           print the state of every service as JSON
-//	sandbox-init facade                   apply the facade plan on standard input (see Plan), idempotently
-//	sandbox-init probe                    run the probes on standard input (a list of probe.Probe) and print a list of probe.Answer
-//	sandbox-init can WHAT ARGUMENTS       exit code 0 if the kernel can do that, else 1 and its answer (see probe.Can)
-//	sandbox-init write PATH MODE          write standard input to PATH atomically, with an octal file mode
-//	sandbox-init remove PATH              remove a file; one that is not there is no error
+//	sandbox-init run                    be process 1: reap orphans, supervise services, stop them on SIGTERM
+//	sandbox-init service put            start the service on standard input (a service.Service), or restart it
+//	sandbox-init service restart NAME   restart a service and return when the new process runs
+//	sandbox-init service stop NAME      stop a service and forget it
+//	sandbox-init service status         print the state of every service
+//	sandbox-init service await NAME     wait until it has come as far as standard input says (a service.Awaited)
+//	sandbox-init files put              write the files on standard input (a list of files.File), whole or not at all
+//	sandbox-init files get PATH [--limit BYTES] [--tail BYTES]
+//	                                    print a regular file, or its end; exit code 3 if there is none
+//	sandbox-init files hash             tell the SHA-256 of the files on standard input (a list of paths)
+//	sandbox-init files remove           remove the files and folders on standard input (a list of paths)
+//	sandbox-init files list PATH        name the regular files of a folder
+//	sandbox-init boot                   make what is on standard input (a boot.Plan), and forget the last life
+//	sandbox-init boot --replay          have the facade and the services of the last life again
+//	sandbox-init facade                 apply the facade plan on standard input (see facade.Plan), idempotently
+//	sandbox-init probe                  run the probes on standard input (a list of probe.Probe), print their answers
+//	sandbox-init can WHAT ARGUMENTS     exit code 0 if the kernel can do that, else 1 and its answer (see probe.Can)
+//	sandbox-init flock [--shared] [--nonblock]
+//	                                    take the lock of the file at descriptor 3; exit code 4 if somebody else has it
+//	sandbox-init hold FILE [--shared]   keep a lock as long as standard input lasts (see lock.Hold)
+//	sandbox-init machine start          put a node on this machine, which is a sandbox itself (see machine.Start)
+//	sandbox-init machine stop           take it off again (see machine.Stop)
+//	sandbox-init machine observe        tell how the machine is (see machine.Observe)
 //
-// A file that a process in the sandbox watches must be written with `write`: gVisor's inotify does not report what the host
-// changes below a bind mount.
+// Input is JSON on standard input, of which nothing unknown is taken; output is JSON, or a file as it is. An error is
+// told on standard error, with exit code 1.
 package main
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"gvisor-k3s/node/init/probe"
 	"io"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
-	"os/signal"
 	"strconv"
 	"strings"
+	"time"
 
-	"golang.org/x/sys/unix"
+	"gvisor-k3s/node/init/boot"
+	"gvisor-k3s/node/init/facade"
+	"gvisor-k3s/node/init/files"
+	"gvisor-k3s/node/init/input"
+	"gvisor-k3s/node/init/lock"
+	"gvisor-k3s/node/init/machine"
+	"gvisor-k3s/node/init/probe"
+	"gvisor-k3s/node/init/service"
 )
 
-const controlSocket = "/run/sandbox-init.sock"
+var errUsage = errors.New(strings.TrimSpace(`usage: sandbox-init
+  run
+  service put | restart NAME | stop NAME | status | await NAME
+  files put | get PATH [--limit BYTES] [--tail BYTES] | hash | remove | list PATH
+  boot [--replay]
+  facade
+  probe
+  can WHAT
+  flock [--shared] [--nonblock]
+  hold FILE [--shared]
+  machine start | stop | observe`))
 
-const usage = "usage: sandbox-init run | service put|restart NAME|stop NAME|status | facade | probe | can WHAT | write PATH MODE | remove PATH"
+// Exit codes that mean something else than an error.
+const (
+	exitAbsent = 3
+	exitHeld   = 4
+)
+
+// patience is how long a command may take that only reads and writes files. A root in the sandbox can mount a file
+// system whose files never answer.
+var patience = 2 * time.Minute
 
 func main() {
-	if err := dispatch(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "sandbox-init:", err)
-		os.Exit(1)
+	err := dispatch(os.Args[1:])
+	if err == nil {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "sandbox-init:", err)
+	var absent absentError
+	switch {
+	case errors.As(err, &absent):
+		os.Exit(exitAbsent)
+	case errors.Is(err, lock.ErrHeld):
+		os.Exit(exitHeld)
+	}
+	os.Exit(1)
 }
+
+// absentError says that there is no file, where that is an answer.
+type absentError struct{ error }
 
 func dispatch(args []string) error {
-	command := func(name string, n int) bool { return len(args) == n && args[0] == name }
-	switch {
-	case command("run", 1):
-		return run()
-	case len(args) >= 2 && args[0] == "service":
-		return serviceCommand(args[1], args[2:])
-	case command("facade", 1):
-		var plan Plan
-		if err := decodeStrict(os.Stdin, &plan); err != nil {
-			return fmt.Errorf("facade plan: %w", err)
-		}
-		return plan.Apply()
-	case command("probe", 1):
-		return probe.Run(os.Stdin, os.Stdout)
-	case len(args) >= 1 && args[0] == "can":
-		return probe.Can(args[1:])
-	case command("write", 3):
-		return writeAtomically(args[1], args[2], os.Stdin)
-	case command("remove", 2):
-		if err := os.Remove(args[1]); !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		return nil
+	if len(args) == 0 {
+		return errUsage
 	}
-	return errors.New(usage)
+	rest := args[1:]
+	switch args[0] {
+	case "run":
+		if len(rest) == 0 {
+			return service.Run(service.Socket, service.NotesFile, service.ProcessesFile)
+		}
+	case "service":
+		if len(rest) > 0 {
+			return serviceCommand(service.NewClient(service.Socket), rest[0], rest[1:])
+		}
+	case "files":
+		if len(rest) > 0 {
+			return filesCommand(rest[0], rest[1:])
+		}
+	case "boot":
+		return bootCommand(rest)
+	case "facade":
+		if len(rest) == 0 {
+			return facadeCommand()
+		}
+	case "probe":
+		if len(rest) == 0 {
+			return probe.Run(os.Stdin, os.Stdout)
+		}
+	case "can":
+		return probe.Can(rest)
+	case "flock":
+		return flockCommand(rest)
+	case "hold":
+		return holdCommand(rest)
+	case "machine":
+		if len(rest) == 1 {
+			return machineCommand(rest[0])
+		}
+	}
+	return errUsage
 }
 
-// run serves the control socket until SIGTERM or SIGINT, then stops every service in the reverse order of its start.
-func run() error {
-	supervisor := NewSupervisor()
-	os.Remove(controlSocket) // of a previous run, where /run is not a tmpfs
-	listener, err := net.Listen("unix", controlSocket)
-	if err != nil {
-		return err
-	}
-	if err := os.Chmod(controlSocket, 0o600); err != nil {
-		return err
-	}
-	server := &http.Server{Handler: controlHandler(supervisor)}
-	go server.Serve(listener)
-
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
-	<-stop
-	server.Close()
-	supervisor.StopAll()
-	return nil
-}
-
-// controlHandler maps POST /put, /restart?name=, /stop?name= and GET /status to the supervisor.
-func controlHandler(supervisor *Supervisor) http.Handler {
-	mux := http.NewServeMux()
-	handle := func(pattern string, act func(*http.Request) error) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			if err := act(r); err != nil {
-				http.Error(w, err.Error(), http.StatusBadRequest)
-				return
-			}
-			json.NewEncoder(w).Encode(supervisor.Status())
-		})
-	}
-	handle("POST /put", func(r *http.Request) error {
-		var service Service
-		if err := decodeStrict(r.Body, &service); err != nil {
-			return fmt.Errorf("service: %w", err)
-		}
-		return supervisor.Put(service)
-	})
-	handle("POST /restart", func(r *http.Request) error { return supervisor.Restart(r.URL.Query().Get("name")) })
-	handle("POST /stop", func(r *http.Request) error { return supervisor.Stop(r.URL.Query().Get("name")) })
-	handle("GET /status", func(*http.Request) error { return nil })
-	return mux
-}
-
-// serviceCommand is the client of controlHandler; it prints the state of all services.
-func serviceCommand(verb string, args []string) error {
-	method, path, body := http.MethodPost, "/"+verb, io.Reader(nil)
+// serviceCommand asks process 1, and prints the state of all services or how the waiting for one ended.
+func serviceCommand(client *service.Client, verb string, args []string) error {
+	var answer []byte
+	var err error
 	switch {
 	case verb == "put" && len(args) == 0:
-		description, err := io.ReadAll(os.Stdin)
+		var description []byte
+		if description, err = io.ReadAll(os.Stdin); err == nil {
+			answer, err = client.Put(description)
+		}
+	case verb == "restart" && len(args) == 1:
+		answer, err = client.Restart(args[0])
+	case verb == "stop" && len(args) == 1:
+		answer, err = client.Stop(args[0])
+	case verb == "status" && len(args) == 0:
+		return printAnswer(client.Status())
+	case verb == "await" && len(args) == 1:
+		awaited, err := read[service.Awaited]("what is awaited")
 		if err != nil {
 			return err
 		}
-		if err := checkBeforehand(description); err != nil {
-			return err
-		}
-		body = bytes.NewReader(description)
-	case (verb == "restart" || verb == "stop") && len(args) == 1:
-		path += "?name=" + args[0]
-	case verb == "status" && len(args) == 0:
-		method = http.MethodGet
+		return printAnswer(client.Await(args[0], awaited))
 	default:
-		return errors.New(usage)
+		return errUsage
 	}
-	answer, err := control(method, path, body)
 	if err != nil {
 		return err
 	}
@@ -148,69 +164,203 @@ func serviceCommand(verb string, args []string) error {
 	return err
 }
 
-// control makes one request of controlHandler.
-func control(method, path string, body io.Reader) ([]byte, error) {
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", controlSocket)
-	}}}
-	request, err := http.NewRequest(method, "http://sandbox-init"+path, body)
-	if err != nil {
-		return nil, err
+func filesCommand(verb string, args []string) error {
+	defer bounded("files " + verb)()
+	switch {
+	case verb == "put" && len(args) == 0:
+		list, err := read[[]files.File]("files")
+		if err != nil {
+			return err
+		}
+		return files.Put(list)
+	case verb == "get" && len(args) > 0:
+		return getCommand(args)
+	case verb == "hash" && len(args) == 0:
+		paths, err := read[[]string]("paths")
+		if err != nil {
+			return err
+		}
+		return printAnswer(files.Hash(paths))
+	case verb == "remove" && len(args) == 0:
+		paths, err := read[[]string]("paths")
+		if err != nil {
+			return err
+		}
+		return files.Remove(paths)
+	case verb == "list" && len(args) == 1:
+		return printAnswer(files.List(args[0]))
 	}
-	response, err := client.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	answer, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = errors.New(string(answer))
-	}
-	return answer, err
+	return errUsage
 }
 
-// checkBeforehand runs a description's check if such a service runs. It is run here and not by process 1, which reaps whatever ends.
-func checkBeforehand(description []byte) error {
-	var service Service
-	if err := decodeStrict(bytes.NewReader(description), &service); err != nil || len(service.Check) == 0 {
-		return err
+// getCommand prints a file, or its end.
+func getCommand(args []string) error {
+	path, options := args[0], map[string]int64{}
+	for rest := args[1:]; len(rest) > 0; rest = rest[2:] {
+		if len(rest) == 1 || rest[0] != "--limit" && rest[0] != "--tail" {
+			return errUsage
+		}
+		bytes, err := strconv.ParseInt(rest[1], 10, 64)
+		if err != nil || bytes < 0 {
+			return fmt.Errorf("%s %s: a number of bytes is needed", rest[0], rest[1])
+		}
+		options[rest[0]] = bytes
 	}
-	answer, err := control(http.MethodGet, "/status", nil)
+	limit, limited := options["--limit"]
+	if !limited {
+		limit = files.GetLimit
+	}
+	tail, tailed := options["--tail"]
+	if tailed && tail > limit {
+		return fmt.Errorf("--tail %d: at most %d bytes are read; give another --limit", tail, limit)
+	}
+	var content []byte
+	var err error
+	if tailed {
+		content, err = files.Tail(path, tail)
+	} else {
+		content, err = files.Read(path, limit)
+	}
+	if files.IsAbsent(err) {
+		return absentError{fmt.Errorf("there is no %s (%w)", path, err)}
+	}
 	if err != nil {
 		return err
 	}
-	var states map[string]State
-	if err := json.Unmarshal(answer, &states); err != nil || states[service.Name].PID == 0 {
+	_, err = os.Stdout.Write(content)
+	return err
+}
+
+func bootCommand(args []string) error {
+	client := service.NewClient(service.Socket)
+	switch {
+	case len(args) == 0:
+		plan, err := read[boot.Plan]("boot plan")
+		if err != nil {
+			return err
+		}
+		// Whoever asks for this puts everything anew, so what the last life had must not come back.
+		if err := client.Forget(); err != nil {
+			return err
+		}
+		defer bounded("boot")()
+		changed, err := plan.Apply()
+		if err != nil {
+			return err
+		}
+		return printAnswer(map[string][]string{"changed": append([]string{}, changed...)}, nil)
+	case len(args) == 1 && args[0] == "--replay":
+		replayed, err := boot.Replay(client, facade.MadeFile)
+		if replayed.Problem != "" {
+			fmt.Fprintln(os.Stderr, "sandbox-init:", replayed.Problem)
+		}
+		return errors.Join(err, printAnswer(replayed, nil))
+	}
+	return errUsage
+}
+
+func facadeCommand() error {
+	plan, err := read[facade.Plan]("facade plan")
+	if err != nil {
 		return err
 	}
-	command := exec.Command(service.Check[0], service.Check[1:]...)
-	command.Env = service.Env
-	if output, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w\n%s", strings.Join(service.Check, " "), err, output)
+	defer bounded("facade")()
+	if err := facade.Apply(plan, facade.MadeFile); err != nil {
+		return err
+	}
+	if err := service.NewClient(service.Socket).NoteFacade(plan); err != nil {
+		return fmt.Errorf("the facade is there, and cannot be noted for the next start: %w", err)
 	}
 	return nil
 }
 
-func decodeStrict(r io.Reader, into any) error {
-	decoder := json.NewDecoder(r)
-	decoder.DisallowUnknownFields()
-	return decoder.Decode(into)
+func flockCommand(args []string) error {
+	given, err := switches(args, "--shared", "--nonblock")
+	if err != nil {
+		return err
+	}
+	return lock.Descriptor(3, given["--shared"], !given["--nonblock"])
 }
 
-// writeAtomically writes through a temporary file beside path, so that a watcher never reads half a file.
-func writeAtomically(path, mode string, content io.Reader) error {
-	bits, err := strconv.ParseUint(mode, 8, 9)
-	if err != nil {
-		return fmt.Errorf("mode %q: an octal number from 0 to 777 is needed", mode)
+func holdCommand(args []string) error {
+	if len(args) == 0 {
+		return errUsage
 	}
-	temporary, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, os.FileMode(bits))
+	given, err := switches(args[1:], "--shared")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(temporary.Name())
-	_, err = io.Copy(temporary, content)
-	if err := errors.Join(err, temporary.Chmod(os.FileMode(bits)), temporary.Close()); err != nil {
+	return lock.Hold(args[0], given["--shared"], os.Stdin, os.Stdout)
+}
+
+func machineCommand(verb string) error {
+	switch verb {
+	case "start":
+		start, err := read[machine.Start]("machine")
+		if err != nil {
+			return err
+		}
+		return printAnswer(start.Run())
+	case "stop":
+		stop, err := read[machine.Stop]("machine")
+		if err != nil {
+			return err
+		}
+		return printAnswer(stop.Run())
+	case "observe":
+		observe, err := read[machine.Observe]("machine")
+		if err != nil {
+			return err
+		}
+		defer bounded("machine observe")()
+		return printAnswer(observe.Run())
+	}
+	return errUsage
+}
+
+// bounded ends this process if it takes too long to do something, and returns what tells that it is done.
+func bounded(command string) (done func()) {
+	timer := time.AfterFunc(patience, func() {
+		fmt.Fprintf(
+			os.Stderr,
+			"sandbox-init: %s has not ended within %s: something below the paths does not answer, such as a file "+
+				"system that a program serves; unmount it\n",
+			command,
+			patience,
+		)
+		os.Exit(1)
+	})
+	return func() { timer.Stop() }
+}
+
+// switches are the arguments that stand for themselves.
+func switches(args []string, known ...string) (map[string]bool, error) {
+	given := map[string]bool{}
+	for _, name := range known {
+		given[name] = false
+	}
+	for _, arg := range args {
+		if _, isKnown := given[arg]; !isKnown {
+			return nil, errUsage
+		}
+		given[arg] = true
+	}
+	return given, nil
+}
+
+// read reads the command's input.
+func read[T any](what string) (T, error) {
+	var value T
+	if err := input.Decode(os.Stdin, &value); err != nil {
+		return value, fmt.Errorf("standard input, %s: %w", what, err)
+	}
+	return value, nil
+}
+
+// printAnswer prints an answer as JSON, unless there is an error in its place.
+func printAnswer[T any](answer T, err error) error {
+	if err != nil {
 		return err
 	}
-	return os.Rename(temporary.Name(), path)
+	return json.NewEncoder(os.Stdout).Encode(answer)
 }

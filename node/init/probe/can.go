@@ -19,7 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An ability is what a kernel can be asked for. It tries the thing itself, takes back what it did, and returns the kernel's answer.
+// An ability is what a kernel can be asked for. It tries the thing itself, takes back what it did, and returns the
+// kernel's answer.
 type ability struct {
 	arguments string
 	try       func(arguments []string) error
@@ -57,12 +58,18 @@ func Can(args []string) error {
 	}
 	asked, known := abilities[args[0]]
 	if !known {
-		return fmt.Errorf("can %q: unknown, there are %s", args[0], strings.Join(slices.Sorted(maps.Keys(abilities)), ", "))
+		return fmt.Errorf(
+			"can %q: unknown, there are %s",
+			args[0],
+			strings.Join(slices.Sorted(maps.Keys(abilities)), ", "),
+		)
 	}
-	if wanted := len(strings.Fields(asked.arguments)); len(args)-1 != wanted && !(strings.HasSuffix(asked.arguments, "...") && len(args) > wanted) {
+	if wanted := len(strings.Fields(asked.arguments)); len(args)-1 != wanted &&
+		!(strings.HasSuffix(asked.arguments, "...") && len(args) > wanted) {
 		return fmt.Errorf("can %s takes %s", args[0], cmp.Or(asked.arguments, "no arguments"))
 	}
-	// What is mounted here vanishes with this thread, also where it is killed. A kernel that has no mount namespaces is asked anyway.
+	// What is mounted here vanishes with this thread, also where it is killed. A kernel that has no mount namespaces is
+	// asked anyway.
 	runtime.LockOSThread()
 	if unix.Unshare(unix.CLONE_NEWNS) == nil {
 		_ = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
@@ -165,7 +172,9 @@ func canLog([]string) error {
 
 // canGroup wants cgroups to be mounted, by somebody else than the facade.
 func canGroup([]string) error {
-	cgroups, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return !strings.HasPrefix(m.FSType, "cgroup"), false })
+	cgroups, err := mountinfo.GetMounts(
+		func(m *mountinfo.Info) (skip, stop bool) { return !strings.HasPrefix(m.FSType, "cgroup"), false },
+	)
 	if err != nil {
 		return err
 	}
@@ -252,7 +261,10 @@ func canLink(args []string) error {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "can0"
-	links := map[string]netlink.Link{"veth": &netlink.Veth{LinkAttrs: attrs, PeerName: "can1"}, "bridge": &netlink.Bridge{LinkAttrs: attrs}}
+	links := map[string]netlink.Link{
+		"veth":   &netlink.Veth{LinkAttrs: attrs, PeerName: "can1"},
+		"bridge": &netlink.Bridge{LinkAttrs: attrs},
+	}
 	link, known := links[args[0]]
 	if !known {
 		return fmt.Errorf("link type %q: veth or bridge is allowed", args[0])
@@ -273,7 +285,15 @@ func canFilter([]string) error {
 	defer unix.Close(socket)
 	info := [84]byte{'n', 'a', 't'} // struct ipt_getinfo
 	size := uint32(len(info))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(socket), unix.IPPROTO_IP, getInfo, uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	_, _, errno := unix.Syscall6(
+		unix.SYS_GETSOCKOPT,
+		uintptr(socket),
+		unix.IPPROTO_IP,
+		getInfo,
+		uintptr(unsafe.Pointer(&info)),
+		uintptr(unsafe.Pointer(&size)),
+		0,
+	)
 	if errno != 0 {
 		return fmt.Errorf("iptables table nat: %w", errno)
 	}

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"gvisor-k3s/node/init/input"
 )
 
 // Probe asks a question: a program whose exit code 0 means yes. The program "can" is this one itself; see Can.
@@ -30,12 +32,11 @@ type Answer struct {
 	Reason string `json:"reason"`         // what the program said, where the answer is no
 }
 
-// Run reads a list of probes as JSON and prints the answers. All run at once, each in a process of its own: one that hangs, or leaves a thread in another namespace, harms no other.
-func Run(input io.Reader, output io.Writer) error {
+// Run reads a list of probes as JSON and prints the answers. All run at once, each in a process of its own: one that
+// hangs, or leaves a thread in another namespace, harms no other.
+func Run(questions io.Reader, output io.Writer) error {
 	var probes []Probe
-	decoder := json.NewDecoder(input)
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&probes); err != nil {
+	if err := input.Decode(questions, &probes); err != nil {
 		return fmt.Errorf("probes: %w", err)
 	}
 	answers := make([]Answer, len(probes))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,17 +48,20 @@ func TestLinuxCan(t *testing.T) {
 		t.Skip("mounts and namespaces take root")
 	}
 	folder := t.TempDir()
-	if err := exec.Command("mount", "-t", "tmpfs", "tmpfs", folder).Run(); err != nil { // the test's own folder may be on an overlay
+	// The test's own folder may be on an overlay.
+	if err := exec.Command("mount", "-t", "tmpfs", "tmpfs", folder).Run(); err != nil {
 		t.Skip("nothing can be mounted here")
 	}
 	t.Cleanup(func() { exec.Command("umount", folder).Run() })
 	before := everything(t, folder)
 	abilities := map[string]string{
-		"read": "/proc/self/stat", "mount": "tmpfs tmpfs nr_blocks=1,nr_inodes=1", "overlay": folder, "share-mounts": "", "tune": "vm/overcommit_memory kernel/panic",
+		"read": "/proc/self/stat", "mount": "tmpfs tmpfs nr_blocks=1,nr_inodes=1", "overlay": folder,
+		"share-mounts": "", "tune": "vm/overcommit_memory kernel/panic",
 		"number-procfs": "", "isolate-cgroups": "", "join": "pid", "link": "bridge", "adopt-orphans": "",
 	}
 	for ability, arguments := range abilities {
-		for _, answer := range ask(t, Probe{ID: ability, Command: append([]string{"can", ability}, strings.Fields(arguments)...), Milliseconds: 30_000}) {
+		command := append([]string{"can", ability}, strings.Fields(arguments)...)
+		for _, answer := range ask(t, Probe{ID: ability, Command: command, Milliseconds: 30_000}) {
 			if !answer.Yes || answer.Reason != "" {
 				t.Errorf("%+v", answer)
 			}
@@ -90,7 +94,8 @@ func TestKernelsWordIsTold(t *testing.T) {
 		{"can read /nowhere/file", "open /nowhere/file: no such file or directory"},
 		{"can mount nosuchfs none x=1", `mount -t nosuchfs -o "x=1": no such device`},
 		{"can overlay /nowhere", "no such file or directory"},
-		{"can tune no/such/name nor/this", "/proc/sys/no/such/name: no such file or directory\n/proc/sys/nor/this: no such file or directory"},
+		{"can tune no/such/name nor/this", "/proc/sys/no/such/name: no such file or directory\n" +
+			"/proc/sys/nor/this: no such file or directory"},
 		{"can join time", `namespace type "time": net or pid is allowed`},
 		{"can link ring", `link type "ring": veth or bridge is allowed`},
 		{"can fly", `can "fly": unknown, there are adopt-orphans, filter, group,`},
@@ -102,7 +107,8 @@ func TestKernelsWordIsTold(t *testing.T) {
 		{"", "it has no command"},
 	} {
 		t.Run(c.command, func(t *testing.T) {
-			if os.Geteuid() != 0 && (strings.Contains(c.command, "mount nosuchfs") || strings.Contains(c.command, "tune no") || strings.Contains(c.command, "link")) {
+			takesRoot := func(word string) bool { return strings.Contains(c.command, word) }
+			if os.Geteuid() != 0 && slices.ContainsFunc([]string{"mount nosuchfs", "tune no", "link"}, takesRoot) {
 				t.Skip("it takes root")
 			}
 			answer := ask(t, Probe{ID: "x", Command: strings.Fields(c.command), Milliseconds: 30_000})[0]
@@ -116,7 +122,15 @@ func TestKernelsWordIsTold(t *testing.T) {
 // One probe that hangs, with a child that holds its output, is told and ended; the others are answered.
 func TestProbeThatHangs(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
-	answers := ask(t, Probe{ID: "hangs", Command: []string{"/bin/sh", "-c", "sleep 1000 & echo $! > " + pid + "; wait"}, Milliseconds: 1000}, Probe{ID: "other", Command: []string{"/bin/sh", "-c", ":"}, Milliseconds: 30_000})
+	answers := ask(
+		t,
+		Probe{
+			ID:           "hangs",
+			Command:      []string{"/bin/sh", "-c", "sleep 1000 & echo $! > " + pid + "; wait"},
+			Milliseconds: 1000,
+		},
+		Probe{ID: "other", Command: []string{"/bin/sh", "-c", ":"}, Milliseconds: 30_000},
+	)
 	if len(answers) != 2 || answers[0].ID != "hangs" || !answers[0].Hung || answers[0].Yes {
 		t.Errorf("%+v", answers)
 	}
@@ -128,7 +142,8 @@ func TestProbeThatHangs(t *testing.T) {
 		state, err := os.ReadFile("/proc/" + strings.TrimSpace(string(child)) + "/stat")
 		return err != nil || strings.Contains(string(state), ") Z ")
 	}
-	for deadline := time.Now().Add(10 * time.Second); !ended(); time.Sleep(time.Millisecond) { // it is killed, and takes its time to end
+	// It is killed, and takes its time to end.
+	for deadline := time.Now().Add(10 * time.Second); !ended(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("its child lives on")
 		}

@@ -1,11 +1,13 @@
-package main
+// Package facade gives a sandbox what a kubelet and runc look for and gVisor does not have.
+package facade
 
 import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
+
+	"gvisor-k3s/node/init/files"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -48,9 +50,7 @@ type Node struct {
 func (p Plan) Apply() error {
 	var problems []error
 	for _, setting := range p.Settings {
-		if current, err := os.ReadFile(setting.Path); err != nil || strings.TrimSpace(string(current)) != setting.Content {
-			problems = append(problems, os.WriteFile(setting.Path, []byte(setting.Content), 0o644))
-		}
+		problems = append(problems, setting.set())
 	}
 	for _, file := range p.Files {
 		problems = append(problems, file.write())
@@ -64,19 +64,27 @@ func (p Plan) Apply() error {
 	return errors.Join(problems...)
 }
 
-func (f File) write() error {
-	if err := os.MkdirAll(filepath.Dir(f.Path), 0o755); err != nil {
-		return err
-	}
-	file, err := os.OpenFile(f.Path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if errors.Is(err, os.ErrExist) {
+// set writes a setting of the kernel, in place, since it is no file of a disk. What somebody put there instead is not
+// waited for.
+func (f File) set() error {
+	const limit = 1 << 16 // a page is what the kernel's own have at most
+	current, err := files.Read(f.Path, limit)
+	if err == nil && strings.TrimSpace(string(current)) == f.Content {
 		return nil
 	}
+	file, err := os.OpenFile(f.Path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NONBLOCK, 0o644)
 	if err != nil {
 		return err
 	}
 	_, err = file.WriteString(f.Content)
 	return errors.Join(err, file.Close())
+}
+
+func (f File) write() error {
+	if there, err := isThere(f.Path); err == nil && there {
+		return nil
+	}
+	return files.Write(f.Path, 0o644, []byte(f.Content))
 }
 
 func (m Mount) make() error {
@@ -85,7 +93,7 @@ func (m Mount) make() error {
 		return err
 	}
 	for _, folder := range append(m.Folders, m.Target) {
-		if err := os.MkdirAll(folder, 0o755); err != nil {
+		if err := files.MakeFolders(folder, 0o755); err != nil {
 			return err
 		}
 	}
@@ -107,6 +115,15 @@ func (n Node) make() error {
 		return fmt.Errorf("mknod %s: %w", n.Path, err)
 	}
 	return os.Chmod(n.Path, 0o666) // mknod heeds the umask
+}
+
+// isThere tells whether there is anything at a path, of whatever kind.
+func isThere(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if files.IsAbsent(err) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // mountedType is the type of the newest file system on target, "" if nothing is mounted there.
