@@ -5,6 +5,10 @@ export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aa
 
 GO_MODULES := node/init node/egress node/wrapper node/images node/cni standins toolchain/golint
 
+# The TypeScript, for what looks at the arrows between its folders.
+SOURCES := index.ts lib.ts config system artifacts machines servers steps components automation provider toolchain \
+	docs bench conformance test
+
 # The flags of the builds (toolchain/builds.ts), so that what those compiled is used again.
 GO_FLAGS := GOFLAGS=-trimpath CGO_ENABLED=0
 SERVER_FLAGS := GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1
@@ -13,7 +17,7 @@ SERVER_FLAGS := GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extensi
 	go-lint go-test e2e runtimes docs test
 
 help: ## this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 bootstrap:
 	@sh toolchain/bootstrap.sh
@@ -45,33 +49,34 @@ growth: build ## measure a node with 10, 25, 50 and 100 pods and Services (bench
 conformance: build ## run Kubernetes' own conformance tests on a node (conformance/README.md); GROUPS=all for every one
 	@node conformance/run.ts $(if $(GROUPS),--groups '$(GROUPS)')
 
-check: bootstrap
-	@echo "== types, lint, and the documentation of the library"
+check: bootstrap ## types, lint, layout, the arrows between the folders, and the documentation of the library
+	@echo "== types, lint, layout, imports, and the documentation of the library"
 	@node_modules/.bin/tsc -p .
-	@node_modules/.bin/biome lint --error-on-warnings .
+	@node_modules/.bin/biome check --error-on-warnings .
+	@node_modules/.bin/depcruise --config .dependency-cruiser.json --output-type err $(SOURCES)
 	@node_modules/.bin/typedoc --emit none --logLevel Warn
 
-unit: bootstrap
+unit: bootstrap ## unit tests; T='part of a name' for some of them
 	@sh toolchain/bootstrap.sh curl
 	@echo "== unit tests"
-	@node_modules/.bin/vitest run --project unit
+	@node_modules/.bin/vitest run --project unit $(if $(T),-t '$(T)')
 
-go-lint: ## look at the Go code with gofmt, staticcheck, and the project's own rules of layout
+go-lint: build ## look at the Go code with gofmt, staticcheck, and the project's own rules of layout
 	@$(GO_FLAGS) sh toolchain/golint.sh $(GO_MODULES) node/coredns node/metrics-server
 	@$(SERVER_FLAGS) sh toolchain/golint.sh node/server
 
-go-test: build
+go-test: build ## the tests of the Go modules
 	@set -e; export RUNSC=$$(node toolchain/build.ts --print runsc)/runsc GVISOR_K3S_NODE_BINARY=$$(node toolchain/build.ts --print server)/gvisor-k3s-node; \
 	test() { echo "== go test $$1"; (cd $$1 && go vet ./... && go test -vet=off ./...); }; \
 	export $(GO_FLAGS); for module in $(GO_MODULES); do test $$module; done; \
 	export $(SERVER_FLAGS); test node/server
 
 # Beside what a sandbox takes, the tests have other gVisors, an image registry, Helm, Pulumi's YAML, Debian's crun, and an SSH client.
-e2e: build
+e2e: build ## end-to-end tests; FILE=security T='part of a name' for some, KEEP=1 leaves what they made
 	@sh toolchain/bootstrap.sh crun ssh=openssh-client
 	@node toolchain/build.ts runsc-2025-02 registry helm pulumi-yaml
 	@echo "== end-to-end tests"
-	@node_modules/.bin/vitest run --project e2e
+	@node_modules/.bin/vitest run --project e2e $(if $(FILE),test/e2e/$(FILE).test.ts) $(if $(T),-t '$(T)')
 
 runtimes: build ## run every OCI runtime on every generation of gVisor (docs/runtimes.md)
 	@sh toolchain/bootstrap.sh crun
@@ -86,4 +91,4 @@ docs: bootstrap ## write the tables of the docs that follow from the code anew
 audit: bootstrap ## look for known flaws in what this depends on (npm's and Go's databases are asked)
 	@sh toolchain/audit.sh $(GO_MODULES) node/server
 
-test: check go-lint unit go-test e2e ## type check, lint, unit tests, Go tests, end-to-end tests in real sandboxes
+test: check unit go-lint go-test e2e ## type check, lint, unit tests, Go tests, end-to-end tests in real sandboxes

@@ -19,8 +19,8 @@ import { applyFacade } from "../steps/facade.ts";
 import { ask, probes, quirksIn } from "../steps/probe.ts";
 import { checkExec, checkRuntime } from "../steps/runtime.ts";
 import { CommandError, run } from "../system/run.ts";
-import { moduleVersion } from "../toolchain/builds.ts";
 import { generations } from "../test/generations.ts";
+import { moduleVersion } from "../toolchain/builds.ts";
 import { markdown, putTable } from "./tables.ts";
 
 /** A runtime with what it takes on a sandbox with these quirks. */

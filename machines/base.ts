@@ -57,8 +57,8 @@ export abstract class BaseMachine {
 
   async read(path: string, { tail }: { tail?: number } = {}): Promise<string | undefined> {
     checkPlace(path);
-    const limit = tail === undefined ? [] : [`--tail=${tail}`];
-    return await orAbsent(this.init(["files", "get", ...limit, path], { timeout: ANSWER }));
+    const limit = tail === undefined ? [] : ["--tail", String(tail)];
+    return await orAbsent(this.init(["files", "get", path, ...limit], { timeout: ANSWER }));
   }
 
   async list(path: string): Promise<string[]> {

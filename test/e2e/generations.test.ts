@@ -7,8 +7,8 @@ import { artifactFolder, goArch, imageName } from "../../artifacts/artifacts.ts"
 import type { QuirkId } from "../../config/quirks.ts";
 import { CRUN, type StackConfigInput } from "../../config/schema.ts";
 import { waitFor } from "../../system/wait.ts";
-import { generations } from "../generations.ts";
 import { build } from "../../toolchain/make.ts";
+import { generations } from "../generations.ts";
 import {
   changes,
   cli,
