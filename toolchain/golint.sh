@@ -17,7 +17,7 @@ for module in "$@"; do
 	echo "== golint $module"
 	"$golint" "$module" || failed=1
 	if ! said=$(cd "$module" && "$staticcheck" -checks all ./... 2>&1); then
-		printf '%s\n' "$said" | sed "s|^\([^: ]*\.go:\)|$module/\1|"
+		printf '%s\n' "$said" | sed "s|^\(\./\)*\([^: ]*\.go:\)|$module/\2|"
 		failed=1
 	fi
 done
