@@ -11,7 +11,17 @@ const root = join(import.meta.dirname, "..");
 const dist = join(root, "dist");
 
 /** For tests and checkouts only. */
-const left = new Set(["node_modules", "conformance", "registry", "helm", "pulumi-yaml", "runsc-2025-02", "testdata"]);
+const left = new Set([
+  "node_modules",
+  "conformance",
+  "registry",
+  "helm",
+  "pulumi-yaml",
+  "runsc-2025-02",
+  "golint",
+  "golint.sh",
+  "testdata",
+]);
 
 rmSync(dist, { recursive: true, force: true });
 await run(process.execPath, [
@@ -19,7 +29,7 @@ await run(process.execPath, [
   "--project",
   join(root, "tsconfig.package.json"),
 ]);
-for (const entry of ["node", "toolchain", "docs", "provider", "README.md", "CHANGELOG.md", "LICENSE"]) {
+for (const entry of ["node", "host", "standins", "toolchain", "docs", "provider", "README.md", "CHANGELOG.md", "LICENSE"]) {
   cpSync(join(root, entry), join(dist, entry), {
     recursive: true,
     filter: (path) =>
