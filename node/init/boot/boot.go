@@ -102,11 +102,11 @@ func (p Plan) Apply() (changed []string, err error) {
 // isRight tells whether a file is there as it should be, and no link to one that is.
 func isRight(file files.File) bool {
 	info, err := os.Lstat(file.Path)
-	if err != nil || !info.Mode().IsRegular() {
+	if err != nil {
 		return false
 	}
 	mode, err := files.Mode(file.Mode, 0o777)
-	if err != nil || uint32(info.Mode()) != mode {
+	if err != nil || uint32(info.Mode()) != mode { // which tells of all but regular files what they are, too
 		return false
 	}
 	content, err := files.Read(file.Path, int64(len(file.Content)))
