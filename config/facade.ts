@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 
-/** What a kubelet and runc look for and gVisor does not have; `node/init/facade.go` carries it out. */
+/** What a kubelet and runc look for and gVisor does not have; `node/init/facade/facade.go` carries it out. */
 export interface FacadePlan {
   /** Tunables that gVisor itself acts on: written before anything is mounted. */
   settings: { path: string; content: string }[];

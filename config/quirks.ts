@@ -15,7 +15,7 @@ export interface Quirk {
   needs: string;
   /**
    * A command in the sandbox: exit code 0 means that the sandbox is free of the quirk. "can" is sandbox-init's own (see
-   * `abilities` in node/init/can.go). Without a probe every gVisor has the quirk, and the remedy is always there.
+   * `abilities` in node/init/probe/can.go). Without a probe every gVisor has the quirk, and the remedy is always there.
    */
   probe?: readonly string[];
   remedy: Remedy;

@@ -36,7 +36,7 @@ export interface Service {
   restartEvery?: number;
 }
 
-/** What sandbox-init tells of a service; see `State` in node/init/supervisor.go. */
+/** What sandbox-init tells of a service; see `State` in node/init/service/supervisor.go. */
 export interface ServiceState {
   /** 0 while it waits to be started again. */
   pid: number;
