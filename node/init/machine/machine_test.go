@@ -748,10 +748,11 @@ func TestProcess1ThatHangs(t *testing.T) {
 	record := start(t, started("1", 1))
 	pid := put(t, "web", "web.log")
 	must(t, unix.Kill(record.PID, unix.SIGSTOP))
-	if !proc.Until(
-		10*time.Second,
-		func() bool { fields := proc.Stat(record.PID); return len(fields) > 0 && fields[0] == "T" },
-	) {
+	isStopped := func() bool {
+		fields := proc.Stat(record.PID)
+		return len(fields) > 0 && fields[0] == "T"
+	}
+	if !proc.Until(10*time.Second, isStopped) {
 		t.Fatal("it is not stopped")
 	}
 	if observed := observe(t); !observed.Alive || observed.Answers || len(observed.Services) != 0 {

@@ -91,12 +91,27 @@ func TestProcess1ThatHangs(t *testing.T) {
 	for how, client := range clients {
 		client = client.Within(50 * time.Millisecond)
 		requests := map[string]func() error{
-			"put":     func() error { _, err := client.Put(service); return err },
-			"restart": func() error { _, err := client.Restart("a"); return err },
-			"stop":    func() error { _, err := client.Stop("a"); return err },
-			"status":  func() error { _, err := client.Status(); return err },
-			"forget":  client.Forget,
-			"note":    func() error { _, _, err := client.Note(); return err },
+			"put": func() error {
+				_, err := client.Put(service)
+				return err
+			},
+			"restart": func() error {
+				_, err := client.Restart("a")
+				return err
+			},
+			"stop": func() error {
+				_, err := client.Stop("a")
+				return err
+			},
+			"status": func() error {
+				_, err := client.Status()
+				return err
+			},
+			"forget": client.Forget,
+			"note": func() error {
+				_, _, err := client.Note()
+				return err
+			},
 		}
 		for what, request := range requests {
 			if err := request(); !errors.Is(err, context.DeadlineExceeded) ||
