@@ -1,4 +1,4 @@
-package main
+package linkfilter
 
 import (
 	"encoding/binary"

@@ -1,11 +1,11 @@
-package main
+package egress
 
 import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
 
-	"gvisor-k3s/node/egress/netns"
+	"gvisor-k3s/host/netns"
 )
 
 // openTap takes hold of a tap device in another network namespace. The device is persistent, so it outlives this process, and the sandbox keeps it.

@@ -1,4 +1,4 @@
-// Command linkfilter keeps a sandbox from the host's services: on the link between the two it lets the host in, and out only the answers.
+// Package linkfilter keeps a sandbox from the host's services: on the link between the two it lets the host in, and out only the answers.
 // Without it, whatever of the host's listens on every address (0.0.0.0) answers the sandbox at the host's end of the link.
 //
 // It sets rules of nftables, of the family netdev, at the egress of the sandbox's end of the link. There, in a network namespace that is the
@@ -7,7 +7,7 @@
 // see AF_XDP, which runsc uses only if asked. The rules keep no state, so they can be replaced under connections, and no table can be filled.
 //
 // Sources: nft(8), of the family netdev and its egress hook; functions that comments here name are the Linux kernel's.
-package main
+package linkfilter
 
 import (
 	"errors"
@@ -20,7 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"gvisor-k3s/node/egress/netns"
+	"gvisor-k3s/host/netns"
 )
 
 const procPortRange = "/proc/sys/net/ipv4/ip_local_port_range"
@@ -33,18 +33,13 @@ type options struct {
 	all bool
 }
 
-func main() {
-	o, err := parse(os.Args[1:])
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err == nil {
-		err = run(o)
-	}
+// Main is the subcommand.
+func Main(args []string) error {
+	o, err := parse(args)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "linkfilter:", err)
-		os.Exit(1)
+		return err
 	}
+	return run(o)
 }
 
 func parse(args []string) (options, error) {

@@ -1,4 +1,4 @@
-package main
+package egress
 
 import (
 	"bytes"
@@ -17,7 +17,7 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
-	"gvisor-k3s/node/egress/netns"
+	"gvisor-k3s/host/netns"
 )
 
 const (

@@ -1,4 +1,4 @@
-package main
+package linkfilter
 
 import (
 	"bytes"
@@ -18,7 +18,7 @@ import (
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
-	"gvisor-k3s/node/egress/netns"
+	"gvisor-k3s/host/netns"
 )
 
 const (

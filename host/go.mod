@@ -1,4 +1,4 @@
-module gvisor-k3s/node/egress
+module gvisor-k3s/host
 
 go 1.26.5
 

@@ -1,11 +1,11 @@
-// Command egress is the way out of a sandbox: it runs beside it on the host, holds the far end of a tap device in the sandbox's network
+// Package egress is the way out of a sandbox: it runs beside it on the host, holds the far end of a tap device in the sandbox's network
 // namespace, and makes each connection and each flow of datagrams that comes out of it an ordinary socket of its own. So the host needs
 // neither forwarding nor address translation, and the sandbox reaches what the host reaches, but not the host.
 //
 // It answers DNS at its own address, from the host's name servers, those on the host's loopback included.
 //
 // Beyond TCP, UDP and DNS nothing passes: no ICMP, no IPv6.
-package main
+package egress
 
 import (
 	"context"
@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"log"
 	"net/netip"
-	"os"
 	"os/signal"
 	"syscall"
 )
@@ -29,21 +28,16 @@ type options struct {
 	resolvConf string
 }
 
-func main() {
+// Main is the subcommand. It returns after SIGTERM.
+func Main(args []string) error {
 	log.SetFlags(log.LstdFlags | log.LUTC)
-	o, err := parse(os.Args[1:])
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err == nil {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-		defer stop()
-		err = run(ctx, o)
-	}
+	o, err := parse(args)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "egress:", err)
-		os.Exit(1)
+		return err
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return run(ctx, o)
 }
 
 func parse(args []string) (options, error) {
