@@ -3,7 +3,7 @@ SHELL := /bin/bash
 STACK ?= dev
 export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)/bin:$(PATH)
 
-GO_MODULES := node/init host node/wrapper node/images node/cni toolchain/plugins
+GO_MODULES := node/init node/relay host node/wrapper node/images node/cni toolchain/plugins
 
 .PHONY: api audit help bootstrap build up preview destroy status doctor bench growth conformance check unit go-test e2e runtimes docs test
 
