@@ -42,10 +42,10 @@ type Conn interface {
 func Join(a, b Conn) {
 	var open atomic.Int32
 	open.Store(2)
-	var joined sync.WaitGroup
-	joined.Go(func() { oneWay(a, b, &open) })
-	joined.Go(func() { oneWay(b, a, &open) })
-	joined.Wait()
+	var other sync.WaitGroup
+	other.Go(func() { oneWay(a, b, &open) })
+	oneWay(b, a, &open)
+	other.Wait()
 }
 
 // oneWay copies to an end what the other one says. Who is the last of the two to have copied all closes both.

@@ -38,6 +38,7 @@ func (c *tcpConn) Receive() (*Buffer, int, error) {
 			return true
 		}
 		Give(buffer)
+		buffer = nil // nor is it kept from being freed while this waits
 		if failure == syscall.EAGAIN {
 			return false
 		}
