@@ -32,14 +32,15 @@ type frontend struct {
 
 func (f frontend) String() string { return fmt.Sprintf("%s/%s", f.address, f.protocol) }
 
-// poolName names the endpoints of a Service's port; a Service may treat callers within the cluster and others alike or not.
+// poolName names the endpoints of a Service's port; a Service may treat callers within the cluster and others alike or
+// not.
 type poolName struct {
 	port  kubeproxy.ServicePortName
 	local bool
 }
 
-// relay is a frontend that is served.
-type relay interface {
+// server serves a frontend.
+type server interface {
 	io.Closer
 	// endpointsChanged tells that the pool's endpoints are others now.
 	endpointsChanged()
@@ -59,13 +60,13 @@ type proxy struct {
 	services  kubeproxy.ServicePortMap
 	endpoints kubeproxy.EndpointsMap
 	pools     map[poolName]*pool
-	relays    map[frontend]served
+	served    map[frontend]served
 	refused   map[frontend]string
 }
 
 type served struct {
-	pool  *pool
-	relay relay
+	pool   *pool
+	server server
 }
 
 // addressBook has the Services' addresses on the node.
@@ -74,12 +75,15 @@ type addressBook interface {
 	keep(addresses map[netip.Addr]bool) error
 }
 
-func newProxy(node string, nodeAddresses []netip.Addr, addresses addressBook, recorder events.EventRecorder) *proxy {
-	return &proxy{node: node, nodeAddresses: nodeAddresses, addresses: addresses, recorder: recorder, changed: make(chan struct{}, 1),
+func newProxy(
+	node string, nodeAddresses []netip.Addr, addresses addressBook, recorder events.EventRecorder,
+) *proxy {
+	return &proxy{node: node, nodeAddresses: nodeAddresses, addresses: addresses, recorder: recorder,
+		changed:        make(chan struct{}, 1),
 		serviceChanges: kubeproxy.NewServiceChangeTracker(v1.IPv4Protocol, nil, nil),
 		sliceChanges:   kubeproxy.NewEndpointsChangeTracker(v1.IPv4Protocol, node, nil, nil),
 		services:       kubeproxy.ServicePortMap{}, endpoints: kubeproxy.EndpointsMap{},
-		pools: map[poolName]*pool{}, relays: map[frontend]served{}, refused: map[frontend]string{}}
+		pools: map[poolName]*pool{}, served: map[frontend]served{}, refused: map[frontend]string{}}
 }
 
 func (p *proxy) serviceChanged(before, after *v1.Service) {
@@ -118,17 +122,18 @@ func (p *proxy) loop(ctx context.Context) {
 	}
 }
 
-// sync brings what is served in step with what is known. It returns when to try again, if something is to be tried again.
+// sync brings what is served in step with what is known. It returns when to try again, if something is to be tried
+// again.
 func (p *proxy) sync() (again time.Duration) {
 	p.services.Update(p.serviceChanges)
 	p.endpoints.Update(p.sliceChanges)
 	wanted := p.frontends()
 
 	// First what ends: a port may go from one Service to another.
-	for front, now := range p.relays {
+	for front, now := range p.served {
 		if pool, ok := wanted[front]; !ok || pool != now.pool {
-			now.relay.Close()
-			delete(p.relays, front)
+			now.server.Close()
+			delete(p.served, front)
 		}
 	}
 	if err := p.addresses.keep(p.serviceAddresses()); err == errNoLink {
@@ -143,24 +148,24 @@ func (p *proxy) sync() (again time.Duration) {
 		}
 	}
 	for front, pool := range wanted {
-		if now, ok := p.relays[front]; ok {
-			now.relay.endpointsChanged()
+		if now, ok := p.served[front]; ok {
+			now.server.endpointsChanged()
 			continue
 		}
-		relay, err := listen(front, pool)
+		server, err := listen(front, pool)
 		if err != nil {
 			p.tell(front, pool.name.port, err)
 			again = retry
 			continue
 		}
 		delete(p.refused, front)
-		p.relays[front] = served{pool, relay}
+		p.served[front] = served{pool, server}
 	}
 	return again
 }
 
-// frontends fills the pools and returns what is to be listened on. Where no endpoint can be reached nothing listens, so that callers are refused
-// at once, as kube-proxy does it.
+// frontends fills the pools and returns what is to be listened on. Where no endpoint can be reached nothing listens, so
+// that callers are refused at once, as kube-proxy does it.
 func (p *proxy) frontends() map[frontend]*pool {
 	wanted := map[frontend]*pool{}
 	used := map[poolName]bool{}
@@ -188,7 +193,8 @@ func (p *proxy) frontends() map[frontend]*pool {
 			}
 		}
 		serve(service.InternalPolicyLocal(), ipv4(service.ClusterIP()), service.Port())
-		serve(service.ExternalPolicyLocal(), ipv4(append(service.ExternalIPs(), service.LoadBalancerVIPs()...)...), service.Port())
+		others := ipv4(append(service.ExternalIPs(), service.LoadBalancerVIPs()...)...)
+		serve(service.ExternalPolicyLocal(), others, service.Port())
 		serve(service.ExternalPolicyLocal(), p.nodeAddresses, service.NodePort())
 	}
 	for key := range p.pools {
@@ -199,11 +205,13 @@ func (p *proxy) frontends() map[frontend]*pool {
 	return wanted
 }
 
-// serviceAddresses are the addresses that the node answers for beside its own; also for Services without endpoints, so that callers are refused.
+// serviceAddresses are the addresses that the node answers for beside its own; also for Services without endpoints, so
+// that callers are refused.
 func (p *proxy) serviceAddresses() map[netip.Addr]bool {
 	all := map[netip.Addr]bool{}
 	for _, service := range p.services {
-		for _, address := range ipv4(append(append(service.ExternalIPs(), service.LoadBalancerVIPs()...), service.ClusterIP())...) {
+		ips := append(append(service.ExternalIPs(), service.LoadBalancerVIPs()...), service.ClusterIP())
+		for _, address := range ipv4(ips...) {
 			if !slices.Contains(p.nodeAddresses, address) {
 				all[address] = true
 			}
@@ -220,5 +228,6 @@ func (p *proxy) tell(front frontend, name kubeproxy.ServicePortName, err error) 
 	p.refused[front] = err.Error()
 	klog.ErrorS(err, "a Service's port cannot be served", "service", name, "address", front)
 	service := &v1.ObjectReference{APIVersion: "v1", Kind: "Service", Namespace: name.Namespace, Name: name.Name}
-	p.recorder.Eventf(service, nil, v1.EventTypeWarning, "FailedToListen", "Serving", "%s cannot be listened on: %v; end the program that has it, or choose another port", front, err)
+	p.recorder.Eventf(service, nil, v1.EventTypeWarning, "FailedToListen", "Serving",
+		"%s cannot be listened on: %v; end the program that has it, or choose another port", front, err)
 }

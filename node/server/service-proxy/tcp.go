@@ -3,33 +3,35 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
+
+	"gvisor-k3s/relay"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/klog/v2"
 )
 
-// How long an endpoint may take to accept a connection before another one is tried. A pod is on this node, and answers in a millisecond.
+// How long an endpoint may take to accept a connection before another one is tried. A pod is on this node, and answers
+// in a millisecond.
 const dialTimeout = 3 * time.Second
 
-func listen(front frontend, pool *pool) (relay, error) {
+func listen(front frontend, pool *pool) (server, error) {
 	if front.protocol == v1.ProtocolUDP {
 		return listenUDP(front.address, pool)
 	}
 	return listenTCP(front.address, pool)
 }
 
-// tcpRelay accepts connections for a pool. Once made, a connection is the two ends' own affair: it outlives changes of the endpoints and of the Service.
+// tcpRelay accepts connections for a pool. Once made, a connection is the two ends' own affair: it outlives changes of
+// the endpoints and of the Service.
 type tcpRelay struct {
 	*net.TCPListener
 	pool *pool
 }
 
-func listenTCP(address netip.AddrPort, pool *pool) (relay, error) {
+func listenTCP(address netip.AddrPort, pool *pool) (server, error) {
 	listener, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(address))
 	if err != nil {
 		return nil, err
@@ -67,32 +69,8 @@ func (r *tcpRelay) connect(client *net.TCPConn) {
 			continue
 		}
 		r.pool.chosen(from, endpoint)
-		join(client, backend.(*net.TCPConn))
+		relay.Join(relay.TCP(client), relay.TCP(backend.(*net.TCPConn)))
 		return
 	}
-	reset(client)
-}
-
-// join copies both ways until both ends have said all. An end that breaks off breaks off the other: no answer is better than half of one.
-func join(a, b *net.TCPConn) {
-	var copying sync.WaitGroup
-	oneWay := func(to, from *net.TCPConn) {
-		if _, err := io.Copy(to, from); err != nil {
-			reset(a)
-			reset(b)
-			return
-		}
-		to.CloseWrite()
-	}
-	copying.Go(func() { oneWay(a, b) })
-	copying.Go(func() { oneWay(b, a) })
-	copying.Wait()
-	a.Close()
-	b.Close()
-}
-
-// reset ends a connection so that the other end sees an error, and not the end of the data.
-func reset(c *net.TCPConn) {
-	c.SetLinger(0)
-	c.Close()
+	relay.TCP(client).Reset()
 }

@@ -20,10 +20,12 @@ const (
 	streamIdle   = 120 * time.Second
 )
 
-// Datagrams' buffers. A flow that waits for an answer has none: a busy DNS client leaves thousands of such flows behind.
+// Datagrams' buffers. A flow that waits for an answer has none: a busy DNS client leaves thousands of such flows
+// behind.
 var buffers = sync.Pool{New: func() any { buffer := make([]byte, 65535); return &buffer }}
 
-// udpRelay passes datagrams on. Each client address is a flow, which stays with an endpoint for as long as there is one and datagrams come.
+// udpRelay passes datagrams on. Each client address is a flow, which stays with an endpoint for as long as there is one
+// and datagrams come.
 type udpRelay struct {
 	conn *net.UDPConn
 	pool *pool
@@ -42,7 +44,7 @@ type flow struct {
 	stream   atomic.Bool
 }
 
-func listenUDP(address netip.AddrPort, pool *pool) (relay, error) {
+func listenUDP(address netip.AddrPort, pool *pool) (server, error) {
 	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(address))
 	if err != nil {
 		return nil, err

@@ -1,8 +1,9 @@
-package main
+package linkfilter
 
 import (
 	"encoding/binary"
 	"errors"
+	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -13,12 +14,14 @@ const tableName = "gvisor-k3s"
 
 type portRange struct{ first, last uint16 }
 
-// nodePorts is the range of Kubernetes' NodePorts, at which the host reaches services: its default for --service-node-port-range.
+// nodePorts is the range of Kubernetes' NodePorts, at which the host reaches services: its default for
+// --service-node-port-range.
 var nodePorts = portRange{30000, 32767}
 
-// replaceRules sets the rules in the network namespace of the calling thread. The kernel takes all of it or nothing, in one step.
+// replaceRules sets the rules in the network namespace of the calling thread. The kernel takes all of it or nothing, in
+// one step.
 //
-// As nft(8) would list them, for the port 5000:
+// As nft(8) would list them, for the port 5000 and the host's address 10.107.1.1:
 //
 //	table netdev gvisor-k3s {
 //		chain to-host {
@@ -26,6 +29,7 @@ var nodePorts = portRange{30000, 32767}
 //			ether type arp accept
 //			ether type ip6 ether daddr set 00:00:00:00:00:00 accept
 //			ether type != ip drop
+//			@ll,240,32 != 10.107.1.1 ether daddr set 00:00:00:00:00:00 accept
 //			meta l4proto icmp accept
 //			tcp flags & (syn | ack) != syn accept
 //			tcp dport 5000 accept
@@ -37,7 +41,7 @@ var nodePorts = portRange{30000, 32767}
 //	}
 //
 // What is refused gets no answer: the kernel rejects at netdev's ingress only (nft_reject_netdev_validate).
-func replaceRules(link string, ports []uint16, ephemeral portRange) error {
+func replaceRules(o Options, ephemeral portRange) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err
@@ -46,10 +50,10 @@ func replaceRules(link string, ports []uint16, ephemeral portRange) error {
 	table := removeTable(conn)
 	conn.AddTable(table)
 	chain := conn.AddChain(&nftables.Chain{
-		Name: "to-host", Table: table, Device: link, Policy: &drop,
+		Name: "to-host", Table: table, Device: o.Link, Policy: &drop,
 		Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookEgress, Priority: nftables.ChainPriorityFilter,
 	})
-	for _, rule := range rules(ports, ephemeral) {
+	for _, rule := range rules(o, ephemeral) {
 		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule})
 	}
 	return conn.Flush()
@@ -79,29 +83,31 @@ func removeTable(conn *nftables.Conn) *nftables.Table {
 // A test is a part of a rule: the rule ends where a test fails, or cannot be made because the packet has no such field.
 type test []expr.Any
 
-// rules hold also against one who writes frames as they like, as someone with runsc's packet socket would: the type is looked up in the
-// frame itself, which is what the host goes by, while the kernel makes out an IP header only where the sender has called the frame IP. Where
-// the two differ no later test can be made. Frames with VLAN tags are of another type.
-func rules(ports []uint16, ephemeral portRange) [][]expr.Any {
+// rules hold also against one who writes frames as they like, as someone with runsc's packet socket would: the type and
+// the address are looked up in the frame itself, which is what the host goes by, while the kernel makes out an IP
+// header only where the sender has called the frame IP. Where the two differ no later test can be made. Frames with
+// VLAN tags are of another type.
+func rules(o Options, ephemeral portRange) [][]expr.Any {
 	accept, drop := verdict(expr.VerdictAccept), verdict(expr.VerdictDrop)
 	list := [][]expr.Any{
 		rule(etherType(expr.CmpOpEq, unix.ETH_P_ARP), accept),
 		rule(etherType(expr.CmpOpEq, unix.ETH_P_IPV6), lose), // at each link Linux has an address of its own making
 		rule(etherType(expr.CmpOpNeq, unix.ETH_P_IP), drop),
+		rule(isNotFor(o.Host), lose), // the host would forward it, or hand it to all
 		rule(protocol(unix.IPPROTO_ICMP), accept),
-		// All but the start of a connection, so the answers in one that the host has started. The later fragments of a segment have no flags
-		// and are dropped, so none can bring them in belatedly; TCP itself makes no fragments.
+		// All but the start of a connection, so the answers in one that the host has started. The later fragments of a
+		// segment have no flags and are dropped, so none can bring them in belatedly; TCP itself makes no fragments.
 		rule(protocol(unix.IPPROTO_TCP), startsNoConnection, accept),
 	}
-	for _, port := range ports {
+	for _, port := range o.Ports {
 		for _, number := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
 			list = append(list, rule(protocol(number), destinationPort(portRange{port, port}), accept))
 		}
 	}
 	return append(list,
 		rule(protocol(unix.IPPROTO_UDP), sourcePort(nodePorts), destinationPort(ephemeral), accept),
-		// A large answer comes in fragments. What is not the first one has no ports, and is nothing without the first, which was judged by
-		// them; nor can it replace them, being at least the 8 bytes of UDP's header further on.
+		// A large answer comes in fragments. What is not the first one has no ports, and is nothing without the first,
+		// which was judged by them; nor can it replace them, being at least the 8 bytes of UDP's header further on.
 		rule(protocol(unix.IPPROTO_UDP), laterFragment, accept),
 		rule(lose),
 	)
@@ -117,26 +123,29 @@ func rule(parts ...test) []expr.Any {
 
 const register = 1 // where a test loads what it compares
 
-// lose refuses a packet as "drop" would, but tells the sender nothing. A drop at egress fails the sender's system call, and where that sent many
-// packets the others are lost with it: runsc does so (sendBatch in gVisor's pkg/tcpip/link/fdbased), and a pod that asks for what it does
-// not get would stall the connections of the whole node. So the frame passes, to an address that no Ethernet device can have
-// (is_valid_ether_addr), and the host's IP takes none that is for another (ip_rcv_core, ip6_rcv_core: PACKET_OTHERHOST). Where the
-// frame cannot be written the rule ends, and the chain's policy drops it.
+// lose refuses a packet as "drop" would, but tells the sender nothing. A drop at egress fails the sender's system call,
+// and where that sent many packets the others are lost with it: runsc does so (sendBatch in gVisor's
+// pkg/tcpip/link/fdbased), and a pod that asks for what it does not get would stall the connections of the whole node.
+// So the frame passes, to an address that no Ethernet device can have (is_valid_ether_addr), and the host's IP takes
+// none that is for another (ip_rcv_core, ip6_rcv_core: PACKET_OTHERHOST). Where the frame cannot be written the rule
+// ends, and the chain's policy drops it.
 var lose = test{
 	&expr.Immediate{Register: register, Data: make([]byte, 6)},
-	&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: register, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
+	&expr.Payload{
+		OperationType: expr.PayloadWrite, SourceRegister: register, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6,
+	},
 	&expr.Verdict{Kind: expr.VerdictAccept},
 }
 
 var (
 	startsNoConnection = test{
 		load(expr.PayloadBaseTransportHeader, 13, 1),
-		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 1, Mask: []byte{tcpSyn | tcpAck}, Xor: []byte{0}},
+		masked([]byte{tcpSyn | tcpAck}),
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: []byte{tcpSyn}},
 	}
 	laterFragment = test{
 		load(expr.PayloadBaseNetworkHeader, 6, 2),
-		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 2, Mask: bigEndian(0x1fff), Xor: bigEndian(0)},
+		masked(bigEndian(0x1fff)),
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: bigEndian(0)},
 	}
 )
@@ -151,8 +160,21 @@ func etherType(op expr.CmpOp, number uint16) test {
 	return test{load(expr.PayloadBaseLLHeader, 12, 2), &expr.Cmp{Op: op, Register: register, Data: bigEndian(number)}}
 }
 
+// The destination's place in a frame: behind Ethernet's header, and in IP's always the same (RFC 791, 3.1).
+const ipDestination = 14 + 16
+
+func isNotFor(address netip.Addr) test {
+	return test{
+		load(expr.PayloadBaseLLHeader, ipDestination, 4),
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: address.AsSlice()},
+	}
+}
+
 func protocol(number byte) test {
-	return test{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register}, &expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{number}}}
+	return test{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{number}},
+	}
 }
 
 // Ports are in the same place in TCP's header and in UDP's.
@@ -168,6 +190,14 @@ func portAt(offset uint32, ports portRange) test {
 
 func load(base expr.PayloadBase, offset, length uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: length}
+}
+
+// masked keeps some bits of what was loaded.
+func masked(bits []byte) expr.Any {
+	length := len(bits)
+	return &expr.Bitwise{
+		SourceRegister: register, DestRegister: register, Len: uint32(length), Mask: bits, Xor: make([]byte, length),
+	}
 }
 
 func verdict(kind expr.VerdictKind) test { return test{&expr.Verdict{Kind: kind}} }
