@@ -97,7 +97,13 @@ async function ofMachine(config: StackConfig, found: Status): Promise<boolean> {
   }
   const starts = record.incarnation;
   const { used = null, limit = null } = memory ?? {};
-  found.sandbox = { pid: record.pid, starts, restarts: restartsOf(observed), memory: used, memoryLimit: limit };
+  found.sandbox = {
+    pid: observed.healed?.pid ?? record.pid,
+    starts,
+    restarts: restartsOf(observed),
+    memory: used,
+    memoryLimit: limit,
+  };
   found.drift = drift;
   found.problems.push(...drift.map(({ file, what }) => `${file} was ${what} by hand`));
   if (record.version === 1) found.problems.push("an earlier gvisor-k3s made it: the next `up` brings it to this one");

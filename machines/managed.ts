@@ -230,7 +230,11 @@ class ManagedSandbox extends BaseMachine implements Machine {
     if (!this.#isAlive()) return { state: "stopped", record, ...nothing };
     if (record.version === 1) return { state: "running", record, ...nothing };
     const supervisor = this.#supervisor();
-    const healed = { starts: supervisor?.sandbox?.starts ?? 0, egressStarts: supervisor?.egress?.starts ?? null };
+    const healed = {
+      pid: supervisor?.sandbox?.pid ?? record.pid,
+      starts: supervisor?.sandbox?.starts ?? 0,
+      egressStarts: supervisor?.egress?.starts ?? null,
+    };
     const problems = this.#problems(supervisor);
     const repairs = { sandbox: record.repairs + (problems.length > 0 ? 1 : 0) };
     const memory = memoryOf(name);
@@ -363,7 +367,13 @@ class ManagedSandbox extends BaseMachine implements Machine {
         flags: [`--platform=${spec.platform}`, `--network=${spec.network}`, "--overlay2=none", "--cpu-num-from-quota"],
         bundle,
       },
-      boot: { command: boot, input: bootInput(name, node, spec), replay: [...boot, "--replay"], seconds: BOOT },
+      boot: {
+        command: [...boot, "--forget"],
+        again: boot,
+        replay: [...boot, "--replay"],
+        input: bootInput(name, node, spec),
+        seconds: BOOT,
+      },
       network: {
         namespace: link,
         host: `${host}/${prefix}`,

@@ -18,8 +18,8 @@ export interface Observed {
   repairs: Record<string, number>;
   /** What a machine that is not made here tells of itself. */
   there?: There;
-  /** How often its supervisor has started it again, or its way out, since `up` did. */
-  healed?: { starts: number; egressStarts: number | null };
+  /** Its process now, and how often its supervisor has started it again, or its way out, since `up` did. */
+  healed?: { pid: number; starts: number; egressStarts: number | null };
   /** Bytes that it uses of the host's memory, and may use at most; null where nothing is counted, or nothing limits it. */
   memory?: { used: number | null; limit: number | null };
   /** Whether the way to its API server is gone, so that nothing can be asked there. */

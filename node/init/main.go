@@ -13,7 +13,7 @@
 //	sandbox-init files hash             tell the SHA-256 of the files on standard input (a list of paths)
 //	sandbox-init files remove           remove the files and folders on standard input (a list of paths)
 //	sandbox-init files list PATH        name the regular files of a folder
-//	sandbox-init boot                   make what is on standard input (a boot.Plan), and forget the last life
+//	sandbox-init boot [--forget]        make what is on standard input (a boot.Plan), and forget the last life
 //	sandbox-init boot --replay          have the facade and the services of the last life again
 //	sandbox-init facade                 apply the facade plan on standard input (see facade.Plan), idempotently
 //	sandbox-init probe                  run the probes on standard input (a list of probe.Probe), print their answers
@@ -53,7 +53,7 @@ var errUsage = errors.New(strings.TrimSpace(`usage: sandbox-init
   run
   service put | restart NAME | stop NAME | status | await NAME
   files put | get PATH [--limit BYTES] [--tail BYTES] | hash | remove | list PATH
-  boot [--replay]
+  boot [--forget | --replay]
   facade
   probe
   can WHAT
@@ -234,14 +234,16 @@ func getCommand(args []string) error {
 func bootCommand(args []string) error {
 	client := service.NewClient(service.Socket)
 	switch {
-	case len(args) == 0:
+	case len(args) == 0, len(args) == 1 && args[0] == "--forget":
 		plan, err := read[boot.Plan]("boot plan")
 		if err != nil {
 			return err
 		}
-		// Whoever asks for this puts everything anew, so what the last life had must not come back.
-		if err := client.Forget(); err != nil {
-			return err
+		// Whoever puts everything anew does not want back what the last life had.
+		if len(args) == 1 {
+			if err := client.Forget(); err != nil {
+				return err
+			}
 		}
 		defer bounded("boot")()
 		changed, err := plan.Apply()

@@ -335,15 +335,21 @@ func TestReplay(t *testing.T) {
 		t.Errorf("process 1 said %q", log)
 	}
 
-	// Whoever boots anew begins with nothing.
+	// Whoever boots again has it back, and whoever boots anew begins with nothing.
 	says(t, plan, "facade")
 	says(t, encode(t, stopping("a", journal)), "service", "put")
-	if output := says(t, `{"folders":[],"files":[],"links":[]}`, "boot"); output != "{\"changed\":[]}\n" {
-		t.Errorf("boot: %q", output)
-	}
-	killed()
-	if output := says(t, "", "boot", "--replay"); output != "{\"facade\":false,\"services\":[]}\n" {
-		t.Errorf("after a boot there is %q", output)
+	for _, last := range []struct{ boot, replayed string }{
+		{"boot", "{\"facade\":true,\"services\":[\"a\"]}\n"},
+		{"boot --forget", "{\"facade\":false,\"services\":[]}\n"},
+	} {
+		killed()
+		plan := `{"folders":[],"files":[],"links":[]}`
+		if output := says(t, plan, strings.Fields(last.boot)...); output != "{\"changed\":[]}\n" {
+			t.Errorf("%s: %q", last.boot, output)
+		}
+		if output := says(t, "", "boot", "--replay"); output != last.replayed {
+			t.Errorf("after %s there is %q", last.boot, output)
+		}
 	}
 }
 
@@ -583,7 +589,7 @@ func TestUsage(t *testing.T) {
 		{}, {"runn"}, {"run", "x"}, {"write", "x"}, {"remove", "x"},
 		{"service"}, {"service", "put", "x"}, {"service", "stop"}, {"service", "await"}, {"service", "wait", "x"},
 		{"files"}, {"files", "get"}, {"files", "list"}, {"files", "put", "x"}, {"files", "write"},
-		{"boot", "--again"}, {"boot", "--replay", "x"}, {"facade", "x"}, {"probe", "x"},
+		{"boot", "--again"}, {"boot", "--replay", "x"}, {"boot", "--forget", "--replay"}, {"facade", "x"}, {"probe", "x"},
 		{"flock", "3"}, {"hold"}, {"hold", "/x", "/y"},
 		{"machine"}, {"machine", "restart"}, {"machine", "start", "x"},
 	} {
