@@ -2,7 +2,7 @@
  * The clusters of this machine; apart from what needs Pulumi, because shells ask for them as one types.
  * @module
  */
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { stateHere } from "../machines/index.ts";
 import { hostPaths } from "../machines/paths.ts";
@@ -34,7 +34,8 @@ export function list(): Listed[] {
     const { kubeconfig: kubeconfigPath } = hostPaths(cluster, home);
     const { owner } = record;
     const state = stateHere({ kind: record.kind, name: cluster, home });
-    return [{ name: stackOf(record) ?? cluster, cluster, ...(owner ? { owner } : {}), state, kubeconfigPath }];
+    const name = stackOf(record) ?? stackByState(record, cluster, home) ?? cluster;
+    return [{ name, cluster, ...(owner ? { owner } : {}), state, kubeconfigPath }];
   });
 }
 
@@ -42,6 +43,15 @@ export function list(): Listed[] {
 function stackOf({ owner }: MachineRecord): string | undefined {
   const [project, stack] = owner?.split("/") ?? [];
   return project === ownProject() ? stack : undefined;
+}
+
+/** The stack of a cluster that a release up to 0.2 made, which did not write that down: its state has the steps' names. */
+function stackByState({ version }: MachineRecord, cluster: string, home: string): string | undefined {
+  const folder = join(home, "pulumi/.pulumi/stacks", ownProject());
+  if (version !== 1 || !existsSync(folder)) return undefined;
+  const named = JSON.stringify(JSON.stringify({ name: cluster, home }).slice(0, -1)).slice(1, -1);
+  const stacks = readdirSync(folder).filter((file) => file.endsWith(".json"));
+  return stacks.find((file) => readFileSync(join(folder, file), "utf8").includes(named))?.slice(0, -".json".length);
 }
 
 /**

@@ -11,6 +11,7 @@ import {
   ftruncateSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readFileSync,
   rmdirSync,
   rmSync,
@@ -30,7 +31,9 @@ export async function lockIn(folder: string, { what, alone, init, say }: LockOpt
   const own = await lockFile(join(folder, `${what}.lock`), { init, shared: false, who: what, say });
   return {
     release(gone = false) {
-      own.release(gone);
+      own.release();
+      // Nobody else has any of them then.
+      if (gone) for (const entry of readdirSync(folder)) rmSync(join(folder, entry), { force: true });
       all.release(gone);
     },
   };
@@ -71,7 +74,7 @@ function held(fd: number, file: string, who: string): Lock {
     release(gone = false) {
       if (gone) rmSync(file, { force: true });
       if (inherited.delete(fd)) closeSync(fd);
-      if (gone) removeFolder(dirname(file));
+      if (gone) for (const folder of [dirname(file), dirname(dirname(file))]) removeFolder(folder);
     },
   };
 }

@@ -290,17 +290,19 @@ describe("what dies", () => {
 
   it("the sandbox is started again by its supervisor, with its cluster and its pods", async () => {
     const { sandbox } = supervised(first);
-    const uid = (await identity("testpod")).split(" ").at(0);
+    const [uid, container] = (await identity("testpod")).split(" ");
     await killProcess(sandbox!);
     await waitFor(
       "the sandbox runs again",
       60,
       () => (supervised(first).sandbox?.starts ?? 0) > sandbox!.starts || undefined,
     );
-    const answer = async () =>
-      (await kubectl(first, "get", "--raw=/readyz").catch(() => undefined)) === "ok" || undefined;
-    await waitFor("the API server answers", 120, answer);
-    await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=120s");
+    // Until the kubelet has looked, the API tells what was before.
+    await waitFor("the pod runs anew", 120, async () => {
+      const [, now] = (await identity("testpod").catch(() => "")).split(" ");
+      return (now !== undefined && now !== container) || undefined;
+    });
+    await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=60s");
     expect((await identity("testpod")).split(" ").at(0)).toBe(uid);
     expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe(
       "ok",
@@ -371,7 +373,7 @@ describe("a second sandbox", () => {
     const { exitCode, all } = await interruptedUp(
       "SIGINT",
       "the sandbox is started again",
-      () => isAlive(supervised(second).sandbox) || undefined,
+      () => (fileExists(pathsOf(second).supervisor) && isAlive(supervised(second).sandbox)) || undefined,
     );
     expect(exitCode).toBe(1);
     expect(all).toContain("interrupted; what runs is ended first");
