@@ -67,7 +67,7 @@ let known: Manifest | undefined;
  * @throws Error that says what is missing to make it
  */
 export function manifest(): Manifest {
-  process.env[VARIABLE] ??= toolchain("--manifest").trim();
+  process.env[VARIABLE] ||= toolchain("--manifest").trim();
   known ??= readJson<Manifest>(process.env[VARIABLE]!, "delete it");
   if (known === undefined) throw new Error(`there is no ${process.env[VARIABLE]}; unset ${VARIABLE}`);
   return known;

@@ -2,7 +2,7 @@ import * as pulumi from "@pulumi/pulumi";
 import { renderNodeConfig } from "../config/nodeYaml.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { distributionOf } from "../servers/index.ts";
-import type { ServerRef } from "../servers/server.ts";
+import type { ClientRef, ServerRef } from "../servers/server.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
 import type { Sandbox } from "./sandbox.ts";
 
@@ -18,6 +18,8 @@ export interface K3sNodeArgs {
 export class K3sNode extends pulumi.ComponentResource {
   /** What runs as the server, and what is taken for kubectl. */
   readonly server: ServerRef;
+  /** What asks its API, which is the same for another version of the server. */
+  readonly client: ClientRef;
   /** Whether it has a kubelet. */
   readonly runsPods: boolean;
   /** The admin's kubeconfig, a secret; it works from the host. */
@@ -32,6 +34,7 @@ export class K3sNode extends pulumi.ComponentResource {
     const distribution = distributionOf(config);
     this.runsPods = containerd !== undefined;
     this.server = distribution.refOf(config);
+    this.client = { distribution: this.server.distribution, kubectl: this.server.kubectl };
     this.kubeconfigPath = sandbox.kubeconfigPath;
     const { download, ...takes } = distribution.takes(config);
     const release = { version: config.k3s.version, mirror: config.k3s.mirror, airgap: config.k3s.airgap };

@@ -36,7 +36,7 @@ export function applyManifest(parent: pulumi.Resource, name: string, args: Manif
     {
       step: "manifest",
       undo: "manifest-remove",
-      params: { server: node.server, manifest, pods: node.runsPods },
+      params: { server: node.client, manifest, pods: node.runsPods },
       content: secret ? pulumi.secret(content) : content,
     },
     parent,

@@ -22,7 +22,7 @@ export class ServiceProxy extends pulumi.ComponentResource {
     super("gvisor-k3s:index:ServiceProxy", name, {}, options);
     const { sandbox, node, link } = args;
     const proxy = pathInSandbox({ name: "server" }, "service-proxy");
-    const params = { server: node.server, proxy, link, address: sandbox.address };
+    const params = { server: node.client, proxy, link, address: sandbox.address };
     this.applied = sandbox.step(`${name}-apply`, "memory", { step: "proxy", params }, this, node);
     this.registerOutputs();
   }

@@ -21,11 +21,27 @@ export interface ServerRef {
   version?: string;
 }
 
+/** What finds a server's client: enough for what is asked of its API, and the same for another version of it. */
+export type ClientRef = Pick<ServerRef, "distribution" | "kubectl">;
+
 /** How far a server is: its API answers and the default service account is there, or its node is Ready. */
 export type Stage = "api" | "node";
 
+/** What is asked of a server's API. */
+export interface Client {
+  /** What it writes for the service proxy, on the machine. */
+  readonly proxyKubeconfig: string;
+  /**
+   * Applies a manifest, and keeps it applied; what an earlier one of this name brought and this one does not is deleted.
+   * @throws Error with the API server's words on what it refuses
+   */
+  apply(machine: Machine, manifest: string, content: string): Promise<void>;
+  /** Takes a manifest away, and with it what the server has made of it. */
+  withdraw(machine: Machine, manifest: string): Promise<void>;
+}
+
 /** A server on a machine. */
-export interface Server {
+export interface Server extends Client {
   /**
    * The service that runs it, and the files that it reads.
    * @param config the content of its config file
@@ -36,15 +52,6 @@ export interface Server {
    * @throws Error with what is missing and the end of its log
    */
   reached(machine: Machine, stage: Stage): Promise<void>;
-  /** What it writes for the service proxy, on the machine. */
-  readonly proxyKubeconfig: string;
-  /**
-   * Applies a manifest, and keeps it applied; what an earlier one of this name brought and this one does not is deleted.
-   * @throws Error with the API server's words on what it refuses
-   */
-  apply(machine: Machine, manifest: string, content: string): Promise<void>;
-  /** Takes a manifest away, and with it what the server has made of it. */
-  withdraw(machine: Machine, manifest: string): Promise<void>;
 }
 
 /** A distribution: what a file of this folder has to offer. */

@@ -3,13 +3,13 @@ import { parseAllDocuments } from "yaml";
 import { pathOnHost } from "../artifacts/artifacts.ts";
 import { hostPaths } from "../machines/paths.ts";
 import type { MachineRef } from "../machines/ref.ts";
-import { openServer } from "../servers/index.ts";
-import type { ServerRef } from "../servers/server.ts";
+import { openClient } from "../servers/index.ts";
+import type { ClientRef } from "../servers/server.ts";
 import { type Output, run } from "../system/run.ts";
 import type { OnMachine, Step } from "./step.ts";
 
 export interface ManifestParams extends OnMachine {
-  server: ServerRef;
+  server: ClientRef;
   /** The file's name without extension. */
   manifest: string;
   /** Whether the pods of its workloads are awaited; a control plane alone has none. */
@@ -46,7 +46,7 @@ interface PodStatus {
 export const ensureManifest: Step<ManifestParams> = {
   name: ({ manifest }) => `manifest-${manifest}`,
   async run({ server, manifest, pods }, { machine, content }) {
-    await openServer(server).apply(machine, manifest, content);
+    await openClient(server).apply(machine, manifest, content);
     if (!pods) return;
     for (const workload of workloadsIn(content)) await rolledOut(machine.ref, server, workload);
   },
@@ -55,7 +55,7 @@ export const ensureManifest: Step<ManifestParams> = {
 /** Takes a manifest away, and with it what the server has made of it. */
 export const removeManifest: Step<ManifestParams> = {
   name: ({ manifest }) => `manifest-${manifest}`,
-  run: ({ server, manifest }, { machine }) => openServer(server).withdraw(machine, manifest),
+  run: ({ server, manifest }, { machine }) => openClient(server).withdraw(machine, manifest),
 };
 
 function workloadsIn(content: string): Workload[] {
@@ -66,14 +66,14 @@ function workloadsIn(content: string): Workload[] {
 }
 
 /** Runs kubectl here, with the kubeconfig that was written for this machine. */
-async function kubectl({ name, home }: MachineRef, server: ServerRef, args: string[]): Promise<Output> {
+async function kubectl({ name, home }: MachineRef, server: ClientRef, args: string[]): Promise<Output> {
   const { kubeconfig } = hostPaths(name, home);
   if (!existsSync(kubeconfig)) throw new Error(`there is no ${kubeconfig}; run \`gvisor-k3s up\` again`);
   const timeout = (ROLLOUT + 60) * 1000;
   return await run(pathOnHost(server.kubectl), ["kubectl", `--kubeconfig=${kubeconfig}`, ...args], { timeout });
 }
 
-async function rolledOut(ref: MachineRef, server: ServerRef, { kind, metadata, spec }: Workload): Promise<void> {
+async function rolledOut(ref: MachineRef, server: ClientRef, { kind, metadata, spec }: Workload): Promise<void> {
   const { name, namespace = "default" } = metadata ?? {};
   const ask = (...args: string[]) => kubectl(ref, server, [`--namespace=${namespace}`, ...args]);
   await ask("rollout", "status", `${kind}/${name}`, `--timeout=${ROLLOUT}s`).catch(async (error: Error) => {

@@ -1,11 +1,11 @@
 import { inSandbox } from "../config/paths.ts";
 import { ensureService, serviceGives } from "../machines/services.ts";
-import { openServer } from "../servers/index.ts";
-import type { ServerRef } from "../servers/server.ts";
+import { openClient } from "../servers/index.ts";
+import type { ClientRef } from "../servers/server.ts";
 import type { OnMachine, Step } from "./step.ts";
 
 export interface ProxyParams extends OnMachine {
-  server: ServerRef;
+  server: ClientRef;
   /** The proxy by its path on the machine. */
   proxy: string;
   /** The node's link to its pods. */
@@ -25,7 +25,7 @@ export const ensureProxy: Step<ProxyParams> = {
   name: () => "proxy",
   async run({ server, proxy, link, address }, { machine }) {
     const options = {
-      kubeconfig: openServer(server).proxyKubeconfig,
+      kubeconfig: openClient(server).proxyKubeconfig,
       node: machine.ref.name,
       link,
       "node-addresses": `${address},127.0.0.1`,

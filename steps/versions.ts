@@ -56,7 +56,7 @@ const firstForms: Record<string, (params: First) => { step: string; params: obje
   },
   "manifest-remove": (first) => {
     const { kubectl, distribution, manifest } = first;
-    const server = { distribution, server: "", kubectl };
+    const server = { distribution, kubectl };
     return { step: "manifest-remove", params: { machine: refOf(first), server, manifest, pods: false } };
   },
   "tunnel-remove": (first) => ({ step: "tunnel-remove", params: first }),

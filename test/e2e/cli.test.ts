@@ -103,10 +103,10 @@ it("kubeconfig is printed, merged, chosen and taken back", async () => {
   expect(await printed("kubeconfig", "merge", name, "--dry-run")).toContain(`current-context: gvisor-k3s-${name}`);
   expect(existsSync(userKubeconfig)).toBe(false);
   await execa("mkdir", [join(home, "kube")]);
-  writeFileSync(userKubeconfig, theirs);
+  writeFileSync(userKubeconfig, theirs, { mode: 0o640 }); // which is theirs to choose
   await printed("kubeconfig", "merge", name, "--no-switch");
   expect(parse(readFileSync(userKubeconfig, "utf8"))["current-context"]).toBe("work");
-  expect(statSync(userKubeconfig).mode & 0o777).toBe(0o600);
+  expect(statSync(userKubeconfig).mode & 0o777).toBe(0o640);
   await printed("kubeconfig", "switch", name);
   const own = await execa(process.execPath, [
     join(root, "automation/cli.ts"),

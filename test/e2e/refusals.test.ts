@@ -179,6 +179,8 @@ describe("the configuration is refused before anything is made", () => {
       "--- a/github.com/opencontainers/runc/main.go\n+++ b/github.com/opencontainers/runc/main.go\n@@ " +
         "-55 +55 @@\n-a line of another version\n+another\n",
     );
+    const manifest = process.env.GVISOR_K3S_MANIFEST;
+    process.env.GVISOR_K3S_MANIFEST = ""; // this one knows nothing of the patch
     try {
       const { exitCode, all } = await upWith({ runtime: { patches: ["e2e-stale", "cap-last-cap"] } });
       expect(exitCode).toBe(1);
@@ -187,6 +189,7 @@ describe("the configuration is refused before anything is made", () => {
       );
       expect(existsSync(home)).toBe(false);
     } finally {
+      process.env.GVISOR_K3S_MANIFEST = manifest;
       rmSync(patch);
     }
   });

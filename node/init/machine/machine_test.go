@@ -366,7 +366,7 @@ func TestANodeFromItsStartToItsEnd(t *testing.T) {
 		t.Errorf("started again: %+v, and the service of before: %q", third, proc.StartTime(second))
 	}
 	put(t, "web", "third.log")
-	if !stop(t) {
+	if stopped, err := (Stop{Node: node}).Run(); err != nil || !stopped.Removed { // by its record alone
 		t.Error("there was no node")
 	}
 	if stop(t) {
@@ -375,6 +375,26 @@ func TestANodeFromItsStartToItsEnd(t *testing.T) {
 }
 
 // All that a node makes while it runs goes with it, and nothing of anybody else's.
+func TestStartKeepsWhatItWasGiven(t *testing.T) {
+	untouched(t)
+	lock := filepath.Join(t.TempDir(), "lock")
+	descriptor, err := unix.Open(lock, unix.O_RDWR|unix.O_CREAT, 0o600) // which programs that are started get
+	must(t, err)
+	defer unix.Close(descriptor)
+	record := start(t, started("1", 1))
+	given, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", record.PID))
+	must(t, err)
+	if len(given) < 3 {
+		t.Fatalf("sandbox-init has %q", given)
+	}
+	for _, link := range given {
+		if target, _ := os.Readlink(link); target == lock {
+			t.Error("sandbox-init has the lock of who started it")
+		}
+	}
+	stop(t)
+}
+
 func TestStopTakesAllOfTheNode(t *testing.T) {
 	theirs := []string{
 		"/etc/hostname",
@@ -807,7 +827,7 @@ func TestInputIsChecked(t *testing.T) {
 		`environment "PATH": NAME=value is needed`,
 	)
 	_, err = Stop{}.Run()
-	refused(t, err, "version 0: 1 is understood", `name "": `, `address "": `)
+	refused(t, err, "version 0: 1 is understood", `name "": `)
 	_, err = Observe{Node: node, Files: []string{"x"}}.Run()
 	refused(t, err, `path "x": an absolute path is needed`)
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -299,6 +300,9 @@ func (s Start) startInit() (Record, error) {
 	command.Dir = "/"
 	command.Stdout, command.Stderr = output, output
 	command.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if err := keepDescriptors(); err != nil {
+		return Record{}, err
+	}
 	if err := command.Start(); err != nil {
 		return Record{}, fmt.Errorf("sandbox-init cannot be started: %w", err)
 	}
@@ -319,6 +323,25 @@ func (s Start) startInit() (Record, error) {
 		)
 	}
 	return record, nil
+}
+
+// keepDescriptors keeps what this process was given from those that it starts: a lock at a descriptor would be held as
+// long as they live.
+func keepDescriptors() error {
+	descriptors, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, entry := range descriptors {
+		descriptor, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			return err
+		}
+		if descriptor > unix.Stderr {
+			unix.CloseOnExec(descriptor)
+		}
+	}
+	return nil
 }
 
 // initProgram is this program, by the path that the node's programs have.

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stop is which node is removed.
+// Stop is which node is removed. Address and bridge are those of its record, unless they are given.
 type Stop struct {
 	Node
 	network
@@ -32,7 +32,7 @@ type Stopped struct {
 // Run ends the node and its pods, and removes everything of them; what is gone already is no error. Where no record
 // tells of a node nothing was made, and what is there is somebody else's.
 func (s Stop) Run() (Stopped, error) {
-	if err := asked(s.Node.problems(), s.network.problems()); err != nil {
+	if err := asked(s.Node.problems()); err != nil {
 		return Stopped{}, err
 	}
 	record, err := s.readRecord()
@@ -42,7 +42,14 @@ func (s Stop) Run() (Stopped, error) {
 	if err != nil || record == nil {
 		return Stopped{}, err
 	}
-	return Stopped{Removed: true}, remove(s.Node, s.network, record)
+	its := s.network
+	if its == (network{}) {
+		its = record.network
+	}
+	if err := asked(its.problems()); err != nil {
+		return Stopped{}, err
+	}
+	return Stopped{Removed: true}, remove(s.Node, its, record)
 }
 
 // remove removes the node. Its record goes last, so that what was cut off can be done again.
