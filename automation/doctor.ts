@@ -51,16 +51,11 @@ export async function doctor(config: StackConfig, say: (line: string) => void): 
   const ref = refOf(asked);
   const driver = driverFor(ref);
   const machine = openMachine(ref);
-  const { record, state } = await machine.observe();
+  const { state } = await machine.observe();
   if (state === "running") return await examine(machine.title, machine);
   const spec = driver.specOf(asked);
   for (const artifact of driver.takesOf(spec)) await provide(artifact, say);
-  try {
-    return await inTrial(ref, spec, (trial) => examine(driver.trialOf ? trialOf(config) : machine.title, trial));
-  } finally {
-    // What was brought there to ask with.
-    if (record === undefined && !driver.trialOf) await machine.stop();
-  }
+  return await inTrial(ref, spec, (trial) => examine(driver.trialOf ? trialOf(config) : machine.title, trial));
 }
 
 const trialOf = ({ name }: StackConfig) => `a trial sandbox with the options of ${name}, of which nothing is left`;

@@ -5,9 +5,11 @@
 import { existsSync, readdirSync } from "node:fs";
 import { mkdir, rmdir } from "node:fs/promises";
 import { join } from "node:path";
+import { artifactFolder } from "../artifacts/artifacts.ts";
 import { processStart } from "../system/processes.ts";
 import { driverFor, openMachine } from "./index.ts";
 import type { Machine } from "./machine.ts";
+import { readRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
 
 /** Begins the name of a trial machine; no stack can have such a name. */
@@ -24,7 +26,7 @@ const OWNER = "a trial";
 export async function inTrial<T>(like: MachineRef, spec: unknown, use: (trial: Machine) => Promise<T>): Promise<T> {
   const { home, kind } = like;
   const trialSpec = driverFor(like).trialOf?.(spec);
-  if (trialSpec === undefined) return await use(openMachine(like));
+  if (trialSpec === undefined) return await whereItIs(like, use);
   await removeDeadTrials(home);
   const isNew = !existsSync(home);
   const trial = openMachine({ kind, name: `${TRIAL}${process.pid}`, home });
@@ -35,6 +37,24 @@ export async function inTrial<T>(like: MachineRef, spec: unknown, use: (trial: M
   } finally {
     await trial.stop();
     if (isNew) await rmdir(home).catch(() => undefined); // somebody else has put something there meanwhile
+  }
+}
+
+/** Asks the machine itself. What is brought there for that goes again, unless a node is there. */
+async function whereItIs<T>(ref: MachineRef, use: (machine: Machine) => Promise<T>): Promise<T> {
+  const machine = openMachine(ref);
+  const isBare = () => readRecord(ref.name, ref.home) === undefined;
+  if (!isBare()) return await use(machine);
+  const folder = artifactFolder({ name: "init" });
+  if (!existsSync(folder)) throw new Error("it is not built yet");
+  const say = (line: string) => console.error(line);
+  const lock = await machine.lock({ what: "trial", alone: true, init: join(folder, "sandbox-init"), say });
+  try {
+    return await use(machine);
+  } finally {
+    const gone = isBare();
+    if (gone) await machine.stop();
+    lock.release(gone);
   }
 }
 
