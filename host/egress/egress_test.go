@@ -67,6 +67,7 @@ func start(t *testing.T, resolvConf string, change ...func(*options)) (*gateway,
 		unix.Close(tap)
 	})
 	t.Cleanup(stop)
+	testnet.AwaitUp(t, testnet.Inside, "tap0")
 	return gateway, stop
 }
 
