@@ -198,7 +198,7 @@ func (b *box) await(what string, is func(supervise.State) bool) supervise.State 
 
 // runs tells that all runs, and well.
 func runs(s supervise.State) bool {
-	return s.Sandbox != nil && s.Sandbox.Alive() && s.Egress != nil && s.Egress.Alive() && s.Error == ""
+	return s.Sandbox != nil && s.Sandbox.Alive() && !s.Replaying && s.Egress != nil && s.Egress.Alive() && s.Error == ""
 }
 
 // echo answers whoever reaches the machine outside.
@@ -366,6 +366,35 @@ func TestAKilledSupervisorIsFollowed(t *testing.T) {
 	unix.Kill(second.Sandbox.PID, unix.SIGKILL)
 	b.await("the sandbox runs again", func(s supervise.State) bool { return runs(s) && s.Sandbox.Starts == 2 })
 	b.reaches()
+}
+
+// A supervisor is killed before it has brought back what ran in the sandbox.
+func TestAReplayIsMadeUpFor(t *testing.T) {
+	b := newBox(t)
+	p := b.up()
+	hanging := []string{"/bin/sh", "-c", "echo begun; sleep 1000"}
+	b.set("boot.replay", hanging)
+	hash := b.write()
+	p.kill(t, unix.SIGHUP)
+	b.await("the replay is another one", func(s supervise.State) bool { return s.Spec == hash })
+	unix.Kill(b.told().Sandbox.PID, unix.SIGKILL)
+	state := b.await("the sandbox answers", func(s supervise.State) bool {
+		return s.Sandbox != nil && s.Sandbox.Starts == 2 && s.Replaying
+	})
+	testnet.Eventually(t, "it is brought back", func() bool {
+		return b.count("exec "+b.name+" /bin/sh -c echo begun") == 1
+	})
+	p.kill(t, unix.SIGKILL)
+	p.end(t)
+	b.set("boot.replay", []string{"/bin/echo", "replayed"})
+	b.up()
+	last := b.told()
+	if !runs(last) || last.Sandbox.ID != state.Sandbox.ID {
+		t.Errorf("got %+v after %+v", last, state)
+	}
+	if got := b.count("exec " + b.name + " /bin/echo replayed"); got != 1 {
+		t.Errorf("%d replays", got)
+	}
 }
 
 // A sandbox and its supervisor are both killed; and a way out that lives on for whatever reason.

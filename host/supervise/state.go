@@ -29,9 +29,12 @@ type State struct {
 	Spec    string `json:"spec"`
 	Refused string `json:"refused"`
 	// Starts is how often the sandbox was started, also where it does not run.
-	Starts  int   `json:"starts"`
+	Starts int `json:"starts"`
+	// Sandbox is there as soon as it answers; null while it does not run.
 	Sandbox *Part `json:"sandbox"`
-	Egress  *Part `json:"egress"`
+	// Replaying tells that what ran in it is not yet brought back as a whole.
+	Replaying bool  `json:"replaying"`
+	Egress    *Part `json:"egress"`
 	// Error is what went wrong and has not been put right.
 	Error string `json:"error"`
 }

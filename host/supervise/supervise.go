@@ -171,7 +171,7 @@ func (s *supervisor) begin(ctx context.Context) error {
 func (s *supervisor) start(ctx context.Context, again bool) error {
 	s.store.change(func(state *State) {
 		state.Starts++
-		state.Sandbox = nil
+		state.Sandbox, state.Replaying = nil, false
 	})
 	starts := s.store.current().Starts
 	s.log.Printf("starting the sandbox %s (start %d)", s.sandbox.spec.Name, starts)
@@ -186,17 +186,24 @@ func (s *supervisor) start(ctx context.Context, again bool) error {
 	if s.egress, err = startEgress(ctx, s.sandbox, s.store, false); err != nil {
 		return err
 	}
-	var replayed error
-	if again {
-		replayed = s.sandbox.replay(ctx, running)
-		if errors.Is(replayed, errEnded) || ctx.Err() != nil {
-			return replayed
-		}
-	}
 	s.noteApplied()
-	s.store.wrong(sandboxTrouble, replayed)
-	s.store.change(func(state *State) { state.Sandbox = &Part{running.ID, starts} })
+	s.store.wrong(sandboxTrouble, nil)
+	s.store.change(func(state *State) { state.Sandbox, state.Replaying = &Part{running.ID, starts}, again })
 	s.log.Printf("the sandbox runs: process %d", running.PID)
+	if again {
+		return s.replay(ctx)
+	}
+	return nil
+}
+
+// replay brings back what ran in the sandbox. Where that fails otherwise than by the sandbox's end it is told.
+func (s *supervisor) replay(ctx context.Context) error {
+	err := s.sandbox.replay(ctx, s.running)
+	if errors.Is(err, errEnded) || ctx.Err() != nil {
+		return err
+	}
+	s.store.wrong(sandboxTrouble, err)
+	s.store.change(func(state *State) { state.Replaying = false })
 	return nil
 }
 
@@ -225,10 +232,15 @@ func (s *supervisor) adopt(ctx context.Context, before State, running *process.W
 		s.log.Printf("what the sandbox was started with is not known, and taken to be what it is now: %v", err)
 	}
 	s.store.change(func(state *State) {
-		state.Spec, state.Sandbox = before.Spec, before.Sandbox
+		state.Spec, state.Sandbox, state.Replaying = before.Spec, before.Sandbox, before.Replaying
 	})
 	s.sandbox.findGroup(running.PID)
 	s.apply(ctx, wanted, hash, true)
+	if before.Replaying { // the supervisor of before did not come to its end
+		if err := s.replay(ctx); err != nil {
+			s.log.Print(err) // what there is to do about it is done next
+		}
+	}
 	return nil
 }
 
@@ -269,7 +281,7 @@ func (s *supervisor) finish(why error) error {
 		s.running.Close()
 		s.running = nil
 	}
-	s.store.change(func(state *State) { state.Sandbox, state.Egress = nil, nil })
+	s.store.change(func(state *State) { state.Sandbox, state.Replaying, state.Egress = nil, false, nil })
 	s.store.wrong(egressTrouble, nil)
 	s.store.wrong(sandboxTrouble, errors.Join(why, cleared))
 	s.log.Print("done")
@@ -290,7 +302,7 @@ func (s *supervisor) ended(ctx context.Context) error {
 			return s.finish(why)
 		}
 		s.endEgress()
-		s.store.change(func(state *State) { state.Sandbox = nil })
+		s.store.change(func(state *State) { state.Sandbox, state.Replaying = nil, false })
 		pause := s.pause.next(lived)
 		why = errors.Join(why, s.sandbox.clear())
 		s.store.wrong(sandboxTrouble, fmt.Errorf("%w\nit starts again in %s", why, pause))
@@ -366,7 +378,7 @@ func (s *supervisor) apply(ctx context.Context, wanted Spec, hash string, egress
 	}
 	isRunning := s.running != nil && s.running.Alive()
 	if isRunning {
-		problems = append(problems, s.applyLimits(now), s.sandbox.filter())
+		problems = append(problems, s.applyLimits(now), s.applyFilter(now))
 		s.applyEgress(ctx, now, egressToo)
 	}
 	s.noteApplied()
@@ -398,6 +410,15 @@ func (s *supervisor) applyLimits(before Spec) error {
 		return fmt.Errorf("limits: %w", errors.Join(err, s.sandbox.group.Set(before.Limits)))
 	}
 	return nil
+}
+
+// applyFilter sets the filter. One that this host cannot have would be in the way of the next start.
+func (s *supervisor) applyFilter(before Spec) error {
+	err := s.sandbox.filter()
+	if err != nil {
+		s.sandbox.spec.Filter = before.Filter
+	}
+	return err
 }
 
 // applyEgress starts the way out anew where it is another one. That it does not start is told apart from the spec.
