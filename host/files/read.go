@@ -143,12 +143,17 @@ func open(root, path string) (*os.File, error) {
 	if err := isRegular(root, path, info); err != nil {
 		return nil, err
 	}
+	return openRegular(beneath, root, path)
+}
+
+// openRegular opens what was a regular file when it was looked at, and may be something else by now.
+func openRegular(beneath *os.Root, root, path string) (*os.File, error) {
 	file, err := beneath.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, explain(root, err)
 	}
-	// It may be another one by now.
-	if info, err = file.Stat(); err == nil {
+	info, err := file.Stat()
+	if err == nil {
 		err = isRegular(root, path, info)
 	}
 	if err != nil {

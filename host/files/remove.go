@@ -166,18 +166,10 @@ func each(folder *os.File, do func(name string) error) (int, error) {
 	}
 }
 
-// openFolder opens a folder in another one, which is no link and on the same mount.
+// openFolder opens a folder in another one, and no link. Nor can something be mounted there: what that is on cannot be
+// unlinked, which was tried before.
 func openFolder(parent int, name string) (*os.File, error) {
-	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	opened, err := unix.Openat2(parent, name, &unix.OpenHow{
-		Flags: flags, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
-	})
-	if err == unix.ENOSYS { // before Linux 5.6; mounts were looked for before, and what is mounted cannot be removed
-		opened, err = unix.Openat(parent, name, flags, 0)
-	}
-	if err == unix.EXDEV {
-		return nil, fmt.Errorf("something is mounted at %s; take it off (umount) first", strconv.Quote(name))
-	}
+	opened, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, pathError("open", name, err)
 	}
@@ -191,5 +183,9 @@ func pathError(what, name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &fs.PathError{Op: what, Path: strconv.Quote(name), Err: err}
+	err = &fs.PathError{Op: what, Path: strconv.Quote(name), Err: err}
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%w: something is mounted there; take it off (umount) first", err)
+	}
+	return err
 }
