@@ -1,33 +1,78 @@
-// Command gvisor-k3s-host is what runs on the host beside a sandbox.
+// Command gvisor-k3s-host is what runs on the host beside a sandbox. It trusts nothing that comes out of it.
 //
-//	gvisor-k3s-host egress …     be the way out of a sandbox (see package egress)
-//	gvisor-k3s-host filter …     keep a sandbox from the host's services (see package linkfilter)
+//	gvisor-k3s-host supervise SPEC_FILE      keep a sandbox running as described, with its network and its way out
+//	gvisor-k3s-host egress …                 be the way out of a sandbox (see package egress)
+//	gvisor-k3s-host filter …                 keep a sandbox from the host's services (see package linkfilter)
+//	gvisor-k3s-host network down NAMESPACE   remove a sandbox's network
+//	gvisor-k3s-host read ROOT PATH           print a regular file beneath a folder: [--tail BYTES] [--limit BYTES]
+//	gvisor-k3s-host list ROOT PATH           print the names of the regular files of a folder beneath a folder
+//	gvisor-k3s-host remove PATH              remove a folder with all that a sandbox has put in it
+//
+// It ends with 0 when it is done, with 1 on an error, with 2 for a wrong command line, and with 3 where read or list
+// find nothing of that name.
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"time"
 
 	"gvisor-k3s/host/egress"
+	"gvisor-k3s/host/files"
 	"gvisor-k3s/host/linkfilter"
+	"gvisor-k3s/host/network"
+	"gvisor-k3s/host/supervise"
+	"gvisor-k3s/host/usage"
 )
 
 var commands = map[string]func(args []string) error{
-	"egress": egress.Main,
-	"filter": linkfilter.Main,
+	"supervise": supervise.Main,
+	"egress":    egress.Main,
+	"filter":    linkfilter.Main,
+	"network":   networkCommand,
+	"read":      files.Read,
+	"list":      files.List,
+	"remove":    files.Remove,
 }
 
-const usage = "usage: gvisor-k3s-host egress … | filter …"
+const synopsis = "usage: gvisor-k3s-host supervise SPEC_FILE | network down NAMESPACE | " +
+	"read ROOT PATH [--tail BYTES] [--limit BYTES] | list ROOT PATH | remove PATH | egress … | filter …"
+
+// How long the kernel may take to take a link down.
+const patience = 20 * time.Second
+
+func networkCommand(args []string) error {
+	if len(args) != 2 || args[0] != "down" {
+		return usage.Wrong("network %q: `network down NAMESPACE` is what there is", args)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return network.Down(ctx, args[1])
+}
 
 func main() {
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, usage)
+		fmt.Fprintln(os.Stderr, synopsis)
 		os.Exit(2)
 	}
-	if err := commands[os.Args[1]](os.Args[2:]); err != nil && !errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintf(os.Stderr, "gvisor-k3s-host %s: %v\n", os.Args[1], err)
-		os.Exit(1)
+	err := commands[os.Args[1]](os.Args[2:])
+	if err == nil {
+		return
 	}
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Println(synopsis)
+		return
+	}
+	fmt.Fprintf(os.Stderr, "gvisor-k3s-host %s: %v\n", os.Args[1], err)
+	switch {
+	case errors.As(err, &usage.Error{}):
+		fmt.Fprintln(os.Stderr, synopsis)
+		os.Exit(2)
+	case errors.As(err, &files.AbsentError{}):
+		os.Exit(3)
+	}
+	os.Exit(1)
 }

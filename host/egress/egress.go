@@ -1,7 +1,7 @@
 // Package egress is the way out of a sandbox: it runs beside it on the host, holds the far end of a tap device in the
 // sandbox's network namespace, and makes each connection and each flow of datagrams that comes out of it an ordinary
-// socket of its own. So the host needs neither forwarding nor address translation, and the sandbox reaches what the host
-// reaches, but not the host.
+// socket of its own. So the host needs neither forwarding nor address translation, and the sandbox reaches what the
+// host reaches, but not the host.
 //
 // It answers DNS at its own address, from the host's name servers, those on the host's loopback included.
 //
@@ -16,12 +16,14 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"net/netip"
 	"os/signal"
 	"syscall"
 
 	"gvisor-k3s/host/ready"
+	"gvisor-k3s/host/usage"
 )
 
 type options struct {
@@ -65,8 +67,9 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&o.resolvConf, "resolv-conf", "/etc/resolv.conf",
 		"a `file` with the host's name servers; it is read anew for each question")
 	flags.IntVar(&o.parent, "parent", 0, "the process with which this one ends")
+	flags.SetOutput(io.Discard)
 	if err := flags.Parse(args); err != nil {
-		return o, err
+		return o, usage.Error{Reason: err}
 	}
 	var problems []error
 	for name, given := range map[string]bool{
@@ -77,7 +80,10 @@ func parse(args []string) (options, error) {
 			problems = append(problems, fmt.Errorf("-%s is missing", name))
 		}
 	}
-	return o, errors.Join(problems...)
+	if len(problems) > 0 {
+		return o, usage.Error{Reason: errors.Join(problems...)}
+	}
+	return o, nil
 }
 
 func run(ctx context.Context, o options, teller *ready.Teller) error {

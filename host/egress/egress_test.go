@@ -67,6 +67,7 @@ func start(t *testing.T, resolvConf string, change ...func(*options)) (*gateway,
 		unix.Close(tap)
 	})
 	t.Cleanup(stop)
+	testnet.AwaitUp(t, testnet.Inside, "tap0")
 	return gateway, stop
 }
 
@@ -240,8 +241,7 @@ func TestAResetArrivesAsOne(t *testing.T) {
 	}
 }
 
-// Who has said all and then breaks off: the other end, which was told the end of what was said, learns it when it
-// writes.
+// Who has said all and then breaks off is not read from any more, and it is noticed all the same.
 func TestAResetOfWhoHasSaidAll(t *testing.T) {
 	eachWay(t, func(t *testing.T, one, other *net.TCPConn) {
 		one.CloseWrite()
@@ -250,45 +250,54 @@ func TestAResetOfWhoHasSaidAll(t *testing.T) {
 		}
 		one.SetLinger(0)
 		one.Close()
-		testnet.Eventually(t, "writing fails", func() bool {
-			_, err := other.Write([]byte("?"))
-			return errors.Is(err, syscall.EPIPE)
-		})
+		told := make(chan struct{})
+		go func() {
+			relay.TCP(other).Broken()
+			close(told)
+		}()
+		select {
+		case <-told:
+		case <-time.After(30 * time.Second):
+			t.Error("it is not noticed")
+		}
 	})
 }
 
 // The relay reads and writes at once, and is told of an error once.
-func TestABrokenDownloadNeverLooksWhole(t *testing.T) {
+func TestWhatBreaksOffNeverLooksWhole(t *testing.T) {
 	testnet.Up(t)
 	listener := testnet.Listen(t, 8080)
 	start(t, "/nonexistent")
-	for range 100 {
-		conn, served := both(t, listener)
+	for i := range 200 {
+		one, other := both(t, listener)
+		if i%2 == 0 {
+			one, other = other, one
+		}
 		writing := make(chan struct{})
 		go func() {
 			defer close(writing)
 			for {
-				if _, err := conn.Write([]byte("the client talks meanwhile")); err != nil {
+				if _, err := other.Write([]byte("the other one talks meanwhile")); err != nil {
 					return
 				}
 			}
 		}()
-		served.Write([]byte("half of a download"))
-		served.SetLinger(0)
-		served.Close()
+		one.Write([]byte("half of a download"))
+		one.SetLinger(0)
+		one.Close()
 		// Read as the relay reads, for the test is in the same plight.
-		reader := relay.TCP(conn)
+		reader := relay.TCP(other)
 		for {
 			buffer, _, err := reader.Receive()
 			if err == io.EOF {
-				t.Fatal("it looks whole")
+				t.Fatalf("%d: it looks whole", i)
 			}
 			if err != nil {
 				break
 			}
 			relay.Give(buffer)
 		}
-		conn.Close()
+		other.Close()
 		<-writing
 	}
 }
@@ -323,6 +332,45 @@ func TestNothingIsLeftOfWhatIsOver(t *testing.T) {
 		defer g.udp.mutex.Unlock()
 		return g.udp.open == 0 && len(g.udp.of) == 0 && g.udp.idle.Len() == 0
 	})
+}
+
+// A connection counts for as long as anything of it is kept, also where its end in the sandbox never takes note of the
+// end.
+func TestAConnectionCountsToItsEnd(t *testing.T) {
+	testnet.Up(t)
+	listener := testnet.Listen(t, 8080)
+	g, _ := start(t, "/nonexistent")
+	inside, outside := both(t, listener)
+	inside.CloseWrite()
+	if _, err := io.ReadAll(outside); err != nil {
+		t.Fatal(err)
+	}
+	testnet.In(t, testnet.Inside, func() (any, error) { // which hears nothing more from now on
+		tap, err := netlink.LinkByName("tap0")
+		if err != nil {
+			return nil, err
+		}
+		return nil, netlink.LinkSetDown(tap)
+	})
+	outside.Close()
+	remote := fmt.Sprintf(" %02X%02X%02X%02X:%04X ", 2, 113, 0, 203, 8080)
+	testnet.Eventually(t, "the host's socket is closed", func() bool {
+		text, err := os.ReadFile("/proc/thread-self/net/tcp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if fields := strings.Fields(line); strings.Contains(line, remote) && fields[3] != "06" { // TIME-WAIT
+				return false
+			}
+		}
+		return true
+	})
+	g.tcp.mutex.Lock()
+	defer g.tcp.mutex.Unlock()
+	if g.tcp.open != 1 {
+		t.Errorf("%d connections count", g.tcp.open)
+	}
 }
 
 func TestTooManyConnections(t *testing.T) {
@@ -401,6 +449,28 @@ func TestTheLongestIdleFlowMakesWay(t *testing.T) {
 		defer g.udp.mutex.Unlock()
 		return g.udp.open == 3
 	})
+}
+
+func TestTheLongestIdleFlowOfAllMakesWay(t *testing.T) {
+	s := newFlows(3, 3)
+	var all []*flow
+	for i := range 3 {
+		conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		f := &flow{source: netip.AddrFrom4([4]byte{10, 42, 0, byte(i)}), outside: conn}
+		all = append(all, f)
+		s.add(f)
+	}
+	s.used(all[0])
+	s.add(&flow{source: netip.MustParseAddr(testnet.Pod), outside: all[2].outside})
+	for i, want := range []bool{true, false, true} {
+		if got := all[i].among != nil; got != want {
+			t.Errorf("%d: it is kept: %t", i, got)
+		}
+	}
 }
 
 func TestFlowsByTheirAge(t *testing.T) {
@@ -554,8 +624,8 @@ func TestRefusal(t *testing.T) {
 	g := &gateway{routes: routes}
 	for address, want := range map[string]string{
 		"127.0.0.1": "loopback", "127.9.9.9": "loopback", "0.0.0.0": "loopback", "169.254.169.254": "link-local",
-		"224.0.0.1": "no single host", "255.255.255.255": "no single host", testnet.Host: "the host's",
-		"203.0.113.255": "no single host", "192.0.2.7": "the host's", "192.0.2.200": "no way there", testnet.Remote: "",
+		"224.0.0.1": "no single host", "255.255.255.255": "no single host", testnet.Host: "it is the host's",
+		"203.0.113.255": "no single host", "192.0.2.7": "it is the host's", "192.0.2.200": "no way there", testnet.Remote: "",
 	} {
 		got := g.refusal(netip.MustParseAddr(address))
 		if want == "" && got != "" || !strings.Contains(got, want) {

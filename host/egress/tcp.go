@@ -85,8 +85,8 @@ type outsideConn struct {
 	tcp *net.TCPConn
 }
 
-// Close leaves what is not sent yet to the kernel, for a while. It has no more patience with who takes nothing: what was
-// closed is counted no more.
+// Close leaves what is not sent yet to the kernel, for a while. It has no more patience with who takes nothing: what
+// was closed is counted no more.
 func (c *outsideConn) Close() error {
 	if raw, err := c.tcp.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) {

@@ -202,6 +202,7 @@ func (g *gateway) answer(f *flow) {
 				return false
 			}
 			if failure == nil {
+				f.answered.Store(true) // before the client can send again
 				failure = f.reply(buffer[:n])
 			}
 			return true
@@ -214,7 +215,6 @@ func (g *gateway) answer(f *flow) {
 		case err != nil || failure != nil:
 			return
 		default:
-			f.answered.Store(true)
 			g.udp.used(f)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -25,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gvisor-k3s/host/netns"
+	"gvisor-k3s/host/usage"
 )
 
 const procPortRange = "/proc/sys/net/ipv4/ip_local_port_range"
@@ -73,8 +75,9 @@ func parse(args []string) (Options, error) {
 		}
 		return nil
 	})
+	flags.SetOutput(io.Discard)
 	if err := flags.Parse(args); err != nil {
-		return o, err
+		return o, usage.Error{Reason: err}
 	}
 	var problems []error
 	if o.Namespace == "" {
@@ -89,7 +92,10 @@ func parse(args []string) (Options, error) {
 	if flags.NArg() > 0 {
 		problems = append(problems, fmt.Errorf("what is %q?", flags.Arg(0)))
 	}
-	return o, errors.Join(problems...)
+	if len(problems) > 0 {
+		return o, usage.Error{Reason: errors.Join(problems...)}
+	}
+	return o, nil
 }
 
 // Set replaces the rules by those for the options, all at once.

@@ -2,7 +2,6 @@ package linkfilter
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gvisor-k3s/host/internal/isolated"
+	"gvisor-k3s/host/internal/testnet"
 	"gvisor-k3s/host/netns"
 	"gvisor-k3s/host/network"
 )
@@ -31,23 +31,16 @@ const (
 	sandbox = "gk-linkfilter"
 	host    = "198.51.100.1"
 	node    = "198.51.100.2"
-	// How long a connection that is refused is waited for. Too short a time makes the test miss something, but never fail.
+	// How long a connection that is to be refused is waited for. Too short a time makes the test miss something, but never
+	// fail.
 	patience = time.Second
 )
 
 // up makes a namespace and its link to the host, as a sandbox has them.
 func up(t *testing.T, namespace, host, node string) {
 	t.Helper()
-	n := network.Network{
+	testnet.UpNetwork(t, network.Network{
 		Namespace: namespace, Host: netip.MustParsePrefix(host + "/30"), Node: netip.MustParsePrefix(node + "/30"),
-	}
-	if err := network.Up(n); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := network.Down(context.Background(), namespace); err != nil {
-			t.Error(err)
-		}
 	})
 }
 
@@ -135,11 +128,15 @@ func dial(t *testing.T, network string, to netip.AddrPort) net.Conn {
 	})
 }
 
-// reaches tells whether the sandbox can connect to a port of the host's.
-func reaches(t *testing.T, port int) bool {
+// reaches tells whether the sandbox can connect to a port of the host's, as is wanted or is not.
+func reaches(t *testing.T, port int, wanted bool) bool {
 	t.Helper()
+	timeout := patience
+	if wanted {
+		timeout = 30 * time.Second
+	}
 	return in(t, func() (bool, error) {
-		conn, err := (&net.Dialer{Timeout: patience}).Dial("tcp4", onHost(port).String())
+		conn, err := (&net.Dialer{Timeout: timeout}).Dial("tcp4", onHost(port).String())
 		if err == nil {
 			conn.Close()
 			return true, nil
@@ -188,14 +185,14 @@ func TestConnections(t *testing.T) {
 	inside := in(t, func() (net.Listener, error) { return net.Listen("tcp4", node+":6443") })
 	serve(t, inside, in(t, func() (net.PacketConn, error) { return net.ListenPacket("udp4", node+":6443") }))
 	for _, port := range []int{first, second} {
-		if !reaches(t, port) {
+		if !reaches(t, port, true) {
 			t.Fatal("without the filter a service of the host's is not reached, so that the test proves nothing")
 		}
 	}
 	for _, given := range [][]int{{}, {first}, {second}, {first, second}, {}} {
 		filter(t, given...)
 		for _, port := range []int{first, second} {
-			if want := slices.Contains(given, port); reaches(t, port) != want {
+			if want := slices.Contains(given, port); reaches(t, port, want) != want {
 				t.Errorf("given %v, port %d: want reached = %t", given, port, want)
 			} else if want {
 				echoed(t, dial(t, "tcp4", onHost(port)))
@@ -210,7 +207,7 @@ func TestConnections(t *testing.T) {
 	for range 2 { // with rules, and without any
 		filterBut(t, "all")
 		for _, port := range []int{first, second} {
-			if !reaches(t, port) {
+			if !reaches(t, port, true) {
 				t.Errorf("given all, port %d is not reached", port)
 			}
 		}

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// In runs do on a thread that is in the namespace of the file path. Sockets stay in the namespace that they are made in;
-// what do starts on other threads is not in it.
+// In runs do on a thread that is in the namespace of the file path. Sockets stay in the namespace that they are made
+// in; what do starts on other threads is not in it.
 func In[T any](path string, do func() (T, error)) (T, error) {
 	type result struct {
 		value T

@@ -17,7 +17,7 @@ const namespaces = "/run/netns"
 
 // addNamespace makes a namespace that stays until it is removed, as `ip netns add` does it.
 func addNamespace(name string) error {
-	if err := makeFolder(); err != nil {
+	if err := makeFolder(namespaces); err != nil {
 		return fmt.Errorf("making %s ready for network namespaces: %w", namespaces, err)
 	}
 	file, err := os.OpenFile(File(name), os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
@@ -47,11 +47,11 @@ func addNamespace(name string) error {
 
 // makeFolder makes the folder a mount that others share, so that a namespace that is removed is gone for processes
 // with other mounts too. `ip netns add` takes turns at this by a lock of the folder.
-func makeFolder() error {
-	if err := os.MkdirAll(namespaces, 0o755); err != nil {
+func makeFolder(path string) error {
+	if err := os.MkdirAll(path, 0o755); err != nil {
 		return err
 	}
-	folder, err := os.Open(namespaces)
+	folder, err := os.Open(path)
 	if err != nil {
 		return err
 	}
@@ -59,11 +59,11 @@ func makeFolder() error {
 	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
 		return err
 	}
-	share := func() error { return unix.Mount("", namespaces, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	share := func() error { return unix.Mount("", path, "none", unix.MS_SHARED|unix.MS_REC, "") }
 	if err := share(); err != unix.EINVAL { // it is no mount
 		return err
 	}
-	if err := unix.Mount(namespaces, namespaces, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+	if err := unix.Mount(path, path, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return err
 	}
 	return share()

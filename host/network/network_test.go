@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -152,21 +153,16 @@ func TestTheLinkConnects(t *testing.T) {
 
 // A process with other mounts does not keep a namespace that was removed.
 func TestNamespacesAreShared(t *testing.T) {
-	up(t, withTap())
-	shared := func() bool {
-		text, err := os.ReadFile("/proc/self/mountinfo")
-		if err != nil {
+	folder := filepath.Join(t.TempDir(), "netns")
+	for range 2 {
+		if err := makeFolder(folder); err != nil {
 			t.Fatal(err)
 		}
-		for line := range strings.Lines(string(text)) {
-			if fields := strings.Fields(line); fields[4] == namespaces && strings.HasPrefix(fields[6], "shared:") {
-				return true
-			}
-		}
-		return false
 	}
-	if !shared() {
-		t.Errorf("%s is no shared mount", namespaces)
+	defer unix.Unmount(folder, unix.MNT_DETACH)
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(folder))
+	if err != nil || len(mounts) != 1 || !strings.HasPrefix(mounts[0].Optional, "shared:") {
+		t.Errorf("%s is no shared mount: %+v, %v", folder, mounts, err)
 	}
 }
 
@@ -183,7 +179,7 @@ func TestWhatIsThereAlreadyIsLeftAlone(t *testing.T) {
 func TestDown(t *testing.T) {
 	file := func(t *testing.T) {
 		t.Helper()
-		if err := makeFolder(); err != nil {
+		if err := makeFolder(namespaces); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(File(name), nil, 0o444); err != nil {

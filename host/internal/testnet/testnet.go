@@ -44,19 +44,20 @@ func Sandbox() network.Network {
 func Up(t *testing.T) {
 	t.Helper()
 	UpOutside(t)
-	up(t, Sandbox())
+	UpNetwork(t, Sandbox())
 	AddAddress(t, Inside, "tap0", Pod+"/32")
 }
 
 // UpOutside makes what is outside only.
 func UpOutside(t *testing.T) {
 	t.Helper()
-	up(t, network.Network{
+	UpNetwork(t, network.Network{
 		Namespace: Outside, Host: netip.MustParsePrefix(Host + "/24"), Node: netip.MustParsePrefix(Remote + "/24"),
 	})
 }
 
-func up(t *testing.T, n network.Network) {
+// UpNetwork makes any other.
+func UpNetwork(t *testing.T, n network.Network) {
 	t.Helper()
 	if err := network.Up(n); err != nil {
 		t.Fatal(err)
@@ -65,6 +66,18 @@ func up(t *testing.T, n network.Network) {
 		if err := network.Down(context.Background(), n.Namespace); err != nil {
 			t.Error(err)
 		}
+	})
+	AwaitUp(t, n.Namespace, network.Device)
+}
+
+// AwaitUp waits until a device carries packets: the kernel loses those of the first moments after it was switched on.
+func AwaitUp(t *testing.T, namespace, device string) {
+	t.Helper()
+	Eventually(t, device+" is up", func() bool {
+		return In(t, namespace, func() (bool, error) {
+			link, err := netlink.LinkByName(device)
+			return err == nil && link.Attrs().OperState == netlink.OperUp, err
+		})
 	})
 }
 
