@@ -30,14 +30,14 @@ func inGvisor(args []string) error {
 		signal.Notify(signals, unix.SIGTERM)
 		<-signals
 		return nil
-	case "boot":
+	case "boot", "again":
 		input, err := io.ReadAll(os.Stdin)
 		if err != nil || string(input) != "what boots" {
 			return fmt.Errorf("got %q, %v", input, err)
 		}
-		return os.WriteFile("/run/booted", input, 0o600) // a tmpfs, so that it is gone with the sandbox
+		return os.WriteFile("/run/"+args[0], input, 0o600) // a tmpfs, so that it is gone with the sandbox
 	case "replay":
-		_, err := os.Stat("/run/booted")
+		_, err := os.Stat("/run/again")
 		return errors.Join(err, os.WriteFile("/run/replayed", nil, 0o600))
 	case "replayed":
 		_, err := os.Stat("/run/replayed")
@@ -124,6 +124,7 @@ func realBox(t *testing.T) *box {
 		"--platform=" + platform, "--network=sandbox", "--overlay2=none", "--cpu-num-from-quota",
 	})
 	b.set("boot.command", []string{"/init", "test-gvisor", "boot"})
+	b.set("boot.again", []string{"/init", "test-gvisor", "again"})
 	b.set("boot.replay", []string{"/init", "test-gvisor", "replay"})
 	return b
 }

@@ -67,8 +67,8 @@ func newBox(t *testing.T) *box {
 			"bundle": filepath.Join(b.state, "bundle"),
 		},
 		"boot": map[string]any{
-			"command": []string{"/bin/true"}, "input": "what boots", "replay": []string{"/bin/echo", "replayed"},
-			"seconds": 20,
+			"command": []string{"/bin/true"}, "again": []string{"/bin/true"}, "input": "what boots",
+			"replay": []string{"/bin/echo", "replayed"}, "seconds": 20,
 		},
 		"network": map[string]any{
 			"namespace": sandbox.Namespace, "host": sandbox.Host, "node": sandbox.Node,

@@ -186,14 +186,18 @@ func (s *sandbox) exec(ctx context.Context, timeout time.Duration, input string,
 }
 
 // boot runs what makes a sandbox ready, until it succeeds.
-func (s *sandbox) boot(ctx context.Context, running *process.Watched) error {
+func (s *sandbox) boot(ctx context.Context, running *process.Watched, again bool) error {
+	command := s.spec.Boot.Command
+	if again {
+		command = s.spec.Boot.Again
+	}
 	limit := time.Duration(s.spec.Boot.Seconds) * time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the sandbox does not answer within %s", limit))
 	defer cancel()
 	ctx, stop := untilEnd(ctx, running)
 	defer stop()
 	for pause := firstAttempt; ; pause = min(2*pause, lastAttempt) {
-		_, err := s.exec(ctx, attemptTimeout, s.spec.Boot.Input, s.spec.Boot.Command)
+		_, err := s.exec(ctx, attemptTimeout, s.spec.Boot.Input, command)
 		if err == nil {
 			return nil
 		}

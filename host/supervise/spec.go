@@ -56,8 +56,10 @@ type Runsc struct {
 
 // Boot is what is run in the sandbox when it has been started.
 type Boot struct {
-	// Command gets the input, and is run until it succeeds, for so many seconds.
+	// Command is run at the first start, and Again when a sandbox that died is started again. It gets the input, and is
+	// run until it succeeds, for so many seconds.
 	Command []string `json:"command"`
+	Again   []string `json:"again"`
 	Input   string   `json:"input"`
 	Seconds int      `json:"seconds"`
 	// Replay brings back what ran in a sandbox that is started again.
@@ -167,8 +169,8 @@ func (s Spec) problems() []error {
 			wrong("runsc.flags: %q is none that may be given", flag)
 		}
 	}
-	if len(s.Boot.Command) == 0 || len(s.Boot.Replay) == 0 {
-		wrong("boot.command and boot.replay: both are needed")
+	if len(s.Boot.Command) == 0 || len(s.Boot.Again) == 0 || len(s.Boot.Replay) == 0 {
+		wrong("boot.command, boot.again and boot.replay: each is needed")
 	}
 	if s.Boot.Seconds < 1 || s.Boot.Seconds > 600 {
 		wrong("boot.seconds is %d: 1 to 600 is allowed", s.Boot.Seconds)

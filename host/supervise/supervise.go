@@ -180,7 +180,7 @@ func (s *supervisor) start(ctx context.Context, again bool) error {
 		return err
 	}
 	s.running, s.since = running, time.Now()
-	if err := s.sandbox.boot(ctx, running); err != nil {
+	if err := s.sandbox.boot(ctx, running, again); err != nil {
 		return err
 	}
 	if s.egress, err = startEgress(ctx, s.sandbox, s.store, false); err != nil {

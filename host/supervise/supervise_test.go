@@ -26,7 +26,10 @@ import (
 const whole = `{
 	"version": 1, "name": "dev", "state": "/state",
 	"runsc": {"program": "/runsc", "root": "/state/runsc", "flags": ["--platform=systrap"], "bundle": "/state/bundle"},
-	"boot": {"command": ["/init", "boot"], "input": "text", "replay": ["/init", "boot", "--replay"], "seconds": 20},
+	"boot": {
+		"command": ["/init", "boot", "--forget"], "again": ["/init", "boot"], "replay": ["/init", "boot", "--replay"],
+		"input": "text", "seconds": 20
+	},
 	"network": {"namespace": "gk-dev", "host": "10.107.1.1/30", "node": "10.107.1.2/30", "tap":
 		{"device": "tap0", "address": "169.254.77.2/30", "gateway": "169.254.77.1/30", "mtu": 65000}},
 	"filter": {"ports": [5000]}, "limits": {"memory": 4294967296, "cpus": 1.5},
@@ -47,7 +50,8 @@ func TestSpec(t *testing.T) {
 		Version: 1, Name: "dev", State: "/state",
 		Runsc: Runsc{"/runsc", "/state/runsc", []string{"--platform=systrap"}, "/state/bundle"},
 		Boot: Boot{
-			Command: []string{"/init", "boot"}, Input: "text", Seconds: 20, Replay: []string{"/init", "boot", "--replay"},
+			Command: []string{"/init", "boot", "--forget"}, Again: []string{"/init", "boot"},
+			Replay: []string{"/init", "boot", "--replay"}, Input: "text", Seconds: 20,
 		},
 		Network: network.Network{
 			Namespace: "gk-dev", Host: netip.MustParsePrefix("10.107.1.1/30"), Node: netip.MustParsePrefix("10.107.1.2/30"),
@@ -97,7 +101,7 @@ func TestMistakesOfASpec(t *testing.T) {
 		{`"--platform=systrap"`, `"exec"`, `"exec" is none that may be given`},
 		{`"/state/bundle"`, `"/state/../bundle"`, `runsc.bundle "/state/../bundle": an absolute path`},
 		{`"dev"`, `"-dev"`, `name "-dev"`},
-		{`["/init", "boot", "--replay"]`, `[]`, "both are needed"},
+		{`["/init", "boot", "--replay"]`, `[]`, "each is needed"},
 		{`"cpus": 1.5`, `"cpus": -1`, "cpus -1"},
 		{`"tap":
 		{"device": "tap0", "address": "169.254.77.2/30", "gateway": "169.254.77.1/30", "mtu": 65000}`, `"tap": null`,
