@@ -23,8 +23,10 @@ import {
 import { run } from "../system/run.ts";
 import { builds, type GoBuild, moduleVersion, root } from "./builds.ts";
 
-/** The names of all artifacts. */
-export const artifactNames = Object.keys(builds) as ArtifactName[];
+/** The names of all artifacts; the npm package has no sources of those that are for tests. */
+export const artifactNames = (Object.keys(builds) as ArtifactName[]).filter((name) =>
+  builds[name].every(({ module }) => existsSync(join(root, module))),
+);
 
 /** What the sources make, by the compilers that are here. */
 export function currentManifest(): Manifest {

@@ -29,7 +29,17 @@ await run(process.execPath, [
   "--project",
   join(root, "tsconfig.package.json"),
 ]);
-for (const entry of ["node", "host", "standins", "toolchain", "docs", "provider", "README.md", "CHANGELOG.md", "LICENSE"]) {
+for (const entry of [
+  "node",
+  "host",
+  "standins",
+  "toolchain",
+  "docs",
+  "provider",
+  "README.md",
+  "CHANGELOG.md",
+  "LICENSE",
+]) {
   cpSync(join(root, entry), join(dist, entry), {
     recursive: true,
     filter: (path) =>

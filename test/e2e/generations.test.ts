@@ -314,7 +314,7 @@ describe("doctor", () => {
     const running = traces(home);
     const trial = () =>
       readdirSync(join(home, "sandboxes")).find(
-        (entry) => entry.startsWith("try_") && existsSync(join(home, "sandboxes", entry, "sandbox.json")),
+        (entry) => entry.startsWith("try_") && existsSync(join(home, "sandboxes", entry, "machine.json")),
       );
     const killed = execa("node", [join(root, "automation/cli.ts"), "doctor", name], { reject: false });
     await waitFor("the trial sandbox runs", 60, trial);
@@ -367,7 +367,7 @@ describe("doctor", () => {
         { reject: false, cwd: root, timeout: 60_000 },
       );
       const report = JSON.parse(stdout);
-      expect(report.probed).toBe("this machine, which is a gVisor sandbox");
+      expect(report.probed).toBe("this machine");
       expect(exitCode).toBe(sandbox.platform === "ptrace" ? 3 : 0);
       expect(report.recommendedMode).toBe(sandbox.platform === "ptrace" ? "control-plane" : "node");
       await execa("umount", [join(state, "null-netns")], { reject: false }); // runsc's own

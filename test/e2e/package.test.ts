@@ -46,7 +46,7 @@ it("has the types of its components and functions", async () => {
     join(folder, "program.ts"),
     'import { parseStackConfig, Sandbox, type Status, status } from "gvisor-k3s";\nconst config = ' +
       'parseStackConfig({ name: "ci", sandbox: { memory: "2Gi" } });\nexport const sandbox = new ' +
-      'Sandbox("sandbox", { ...config, egress: false });\nexport const found: Promise<Status> = ' +
+      'Sandbox("sandbox", { config });\nexport const found: Promise<Status> = ' +
       "status(config);\n",
   );
   const tsc = async () =>
@@ -64,7 +64,7 @@ it("has the types of its components and functions", async () => {
   expect(exitCode, all).toBe(0);
   writeFileSync(
     join(folder, "program.ts"),
-    `${readFileSync(join(folder, "program.ts"), "utf8")}new Sandbox("sandbox", { name: 1 });\n`,
+    `${readFileSync(join(folder, "program.ts"), "utf8")}new Sandbox("sandbox", { config: 1 });\n`,
   );
   expect((await tsc()).exitCode).not.toBe(0);
 });
