@@ -20,6 +20,8 @@ import (
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
@@ -311,19 +313,33 @@ func TestWhatBreaksOffNeverLooksWhole(t *testing.T) {
 func TestAnErrorThatAnotherWasTold(t *testing.T) {
 	testnet.Up(t)
 	g, _ := start(t, "/nonexistent")
-	conns := make(chan *insideConn, 1)
-	forwarder := tcp.NewForwarder(g.Stack, largestBuffer, 1, func(request *tcp.ForwarderRequest) {
-		queue := new(waiter.Queue)
-		endpoint, failure := request.CreateEndpoint(queue)
-		request.Complete(false)
+	queue := new(waiter.Queue)
+	listener, failure := g.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, queue)
+	if failure != nil {
+		t.Fatal(failure)
+	}
+	own := tcpip.AddrFrom4(g.address.Addr().As4())
+	for _, failure := range []tcpip.Error{
+		listener.Bind(tcpip.FullAddress{NIC: nic, Addr: own, Port: 8080}), listener.Listen(1),
+	} {
 		if failure != nil {
-			t.Error(failure)
+			t.Fatal(failure)
 		}
-		conns <- newInsideConn(endpoint, queue, largestBuffer)
+	}
+	end, err := testnet.Dial(testnet.Node, testnet.Gateway+":8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	end.SetDeadline(time.Now().Add(30 * time.Second))
+	var conn *insideConn
+	testnet.Eventually(t, "a connection is accepted", func() bool {
+		endpoint, queue, failure := listener.Accept(nil)
+		if failure != nil {
+			return false
+		}
+		conn = newInsideConn(endpoint, queue, largestBuffer)
+		return true
 	})
-	g.SetTransportProtocolHandler(tcp.ProtocolNumber, forwarder.HandlePacket)
-	end := dial(t, testnet.Node)
-	conn := <-conns
 	if _, err := conn.Write([]byte("?")); err != nil {
 		t.Fatal(err)
 	}
