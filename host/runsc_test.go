@@ -96,7 +96,7 @@ func realBox(t *testing.T) *box {
 		"ociVersion": "1.1.0",
 		"process": map[string]any{
 			"user": map[string]any{"uid": 0, "gid": 0}, "args": []string{"/init", "test-gvisor", "init"}, "cwd": "/",
-			"env": []string{"PATH=/"},
+			"env": []string{"PATH=/"}, "capabilities": map[string]any{}, // without which an old runsc panics
 		},
 		"root":     map[string]any{"path": rootfs, "readonly": false},
 		"hostname": b.name,

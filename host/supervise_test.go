@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -47,7 +48,8 @@ const echoed = testnet.Remote + ":8080"
 func newBox(t *testing.T) *box {
 	t.Helper()
 	testnet.UpOutside(t)
-	b := &box{t: t, name: fmt.Sprintf("test-%d", os.Getpid()), state: t.TempDir(), folder: t.TempDir()}
+	// The cgroups are those of all of this machine.
+	b := &box{t: t, name: "test-" + strings.ToLower(rand.Text()[:8]), state: t.TempDir(), folder: t.TempDir()}
 	b.file = filepath.Join(b.state, "spec.json")
 	program := filepath.Join(b.folder, "runsc")
 	self, err := os.Executable()
@@ -699,8 +701,8 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 			[]string{"the sandbox ended at once", "a word of the sandbox's"},
 		},
 		"the boot fails": {
-			func(b *box) { b.knob("exec.fails", "no such program\n"); b.set("boot.seconds", 1) }, "supervise",
-			[]string{"the sandbox does not answer within 1s; the last attempt: exit code 3", "no such program"},
+			func(b *box) { b.knob("exec.fails", "no such program\n"); b.set("boot.seconds", 5) }, "supervise",
+			[]string{"the sandbox does not answer within 5s; the last attempt: exit code 3", "no such program"},
 		},
 		"the boot hangs": {
 			func(b *box) { b.knob("exec.hangs", ""); b.set("boot.seconds", 1) }, "supervise",

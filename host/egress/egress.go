@@ -22,6 +22,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"gvisor-k3s/host/ports"
 	"gvisor-k3s/host/ready"
 	"gvisor-k3s/host/usage"
 )
@@ -36,7 +37,9 @@ type options struct {
 	resolvConf string
 	parent     int
 	tcp, udp   limit
-	share      ports
+	// share is the half of the ports that the host's own sockets get. All sandboxes' sockets are among these, those
+	// included that are closed and wait (TIME-WAIT), so that the host keeps half of its ports whatever they do.
+	share ports.Range
 }
 
 // Main is the subcommand. It returns after SIGTERM.
@@ -91,9 +94,11 @@ func run(ctx context.Context, o options, teller *ready.Teller) error {
 	if err != nil {
 		return err
 	}
-	if o.share, err = share(); err != nil {
+	all, err := ports.Ephemeral()
+	if err != nil {
 		return err
 	}
+	o.share = all.UpperHalf()
 	if err := bound(&o); err != nil {
 		return err
 	}

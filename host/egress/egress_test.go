@@ -20,11 +20,16 @@ import (
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
 
 	"gvisor-k3s/host/internal/isolated"
 	"gvisor-k3s/host/internal/testnet"
 	"gvisor-k3s/host/netns"
 	"gvisor-k3s/host/network"
+	"gvisor-k3s/host/ports"
 	"gvisor-k3s/relay"
 )
 
@@ -42,9 +47,11 @@ func start(t *testing.T, resolvConf string, change ...func(*options)) (*gateway,
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.share, err = share(); err != nil {
+	all, err := ports.Ephemeral()
+	if err != nil {
 		t.Fatal(err)
 	}
+	o.share = all.UpperHalf()
 	for _, apply := range change {
 		apply(&o)
 	}
@@ -302,6 +309,55 @@ func TestWhatBreaksOffNeverLooksWhole(t *testing.T) {
 	}
 }
 
+// The stack tells an error once, to whoever comes first.
+func TestAnErrorThatAnotherWasTold(t *testing.T) {
+	testnet.Up(t)
+	g, _ := start(t, "/nonexistent")
+	queue := new(waiter.Queue)
+	listener, failure := g.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, queue)
+	if failure != nil {
+		t.Fatal(failure)
+	}
+	own := tcpip.AddrFrom4(g.address.Addr().As4())
+	for _, failure := range []tcpip.Error{
+		listener.Bind(tcpip.FullAddress{NIC: nic, Addr: own, Port: 8080}), listener.Listen(1),
+	} {
+		if failure != nil {
+			t.Fatal(failure)
+		}
+	}
+	end, err := testnet.Dial(testnet.Node, testnet.Gateway+":8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	end.SetDeadline(time.Now().Add(30 * time.Second))
+	var conn *insideConn
+	testnet.Eventually(t, "a connection is accepted", func() bool {
+		endpoint, queue, failure := listener.Accept(nil)
+		if failure != nil {
+			return false
+		}
+		conn = newInsideConn(endpoint, queue, largestBuffer)
+		return true
+	})
+	if _, err := conn.Write([]byte("?")); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, end, "?")
+	end.SetLinger(0)
+	end.Close()
+	testnet.Eventually(t, "it is broken off", func() bool { return conn.broken() })
+	if _, err := conn.Write([]byte("?")); err == nil {
+		t.Error("writing succeeds")
+	}
+	for range 2 {
+		if _, _, err := conn.Receive(); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("reading: %v", err)
+		}
+	}
+	conn.Broken()
+}
+
 func TestNothingIsLeftOfWhatIsOver(t *testing.T) {
 	testnet.Up(t)
 	listener := testnet.Listen(t, 8080)
@@ -543,12 +599,13 @@ func TestPortsAreOfTheUpperHalf(t *testing.T) {
 	testnet.Up(t)
 	listener := testnet.Listen(t, 8080)
 	packets := testnet.ListenPacket(t, 8080)
-	if err := os.WriteFile(procPortRange, []byte("40001 40010"), 0); err != nil {
+	const setting = "/proc/sys/net/ipv4/ip_local_port_range"
+	if err := os.WriteFile(setting, []byte("40001 40010"), 0); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.WriteFile(procPortRange, []byte("32768 60999"), 0) })
+	t.Cleanup(func() { os.WriteFile(setting, []byte("32768 60999"), 0) })
 	g, _ := start(t, "/nonexistent")
-	if g.share != (ports{40006, 40010}) {
+	if g.share != (ports.Range{First: 40006, Last: 40010}) {
 		t.Fatalf("the share is %v", g.share)
 	}
 	buffer := make([]byte, 10)
@@ -578,27 +635,6 @@ func TestPortsAreOfTheUpperHalf(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close()
-}
-
-func TestShareOfPorts(t *testing.T) {
-	var taken string
-	original, err := os.ReadFile(procPortRange)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.WriteFile(procPortRange, original, 0)
-	for _, c := range []struct {
-		all  string
-		want ports
-	}{{"32768 60999", ports{46884, 60999}}, {"1024 65535", ports{33280, 65535}}, {"40000 40001", ports{40001, 40001}}} {
-		if err := os.WriteFile(procPortRange, []byte(c.all), 0); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := share(); err != nil || got != c.want {
-			t.Errorf("%s: got %v, %v, want %v", c.all, got, err, c.want)
-		}
-		taken += c.all
-	}
 }
 
 func TestRefusal(t *testing.T) {

@@ -15,6 +15,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"gvisor-k3s/host/ports"
 )
 
 const (
@@ -37,7 +39,7 @@ type gateway struct {
 	*stack.Stack
 	address netip.Prefix
 	pods    netip.Prefix
-	share   ports
+	share   ports.Range
 	routes  *netlink.Handle
 	tcp     *quota
 	udp     *flows

@@ -24,7 +24,7 @@ const (
 type limit struct{ total, perSource int }
 
 // budget is how much a connection may have buffered in each direction, on each of its two sides, while so many are
-// open. In all that is no more than 1.6 GB on the sandbox's side, which is this process's memory. A few connections are
+// open. In all that is less than dataGoal on the sandbox's side, which is this process's memory. A few connections are
 // fast, and thousands do not take all memory, however slow those are who read from them.
 func budget(open int) int {
 	switch {

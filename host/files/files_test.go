@@ -230,6 +230,15 @@ func TestRemove(t *testing.T) {
 	write(t, root, "a file")
 	must(t, remove(root+"/"))
 	gone(t, root)
+	// A link in the place of a folder that was not empty a moment ago.
+	must(t, os.Symlink(filepath.Dir(victim), root))
+	parent, err := os.Open(filepath.Dir(root))
+	must(t, err)
+	defer parent.Close()
+	_, err = openFolder(fd(parent), filepath.Base(root))
+	if !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
+		t.Errorf("a link was opened: %v", err)
+	}
 }
 
 // deep makes folders in one another, with something in each, and returns how long the path of the last one is.

@@ -19,17 +19,15 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"gvisor-k3s/host/netns"
+	"gvisor-k3s/host/ports"
 	"gvisor-k3s/host/usage"
 )
-
-const procPortRange = "/proc/sys/net/ipv4/ip_local_port_range"
 
 // Options are what is let out, and where.
 type Options struct {
@@ -60,8 +58,8 @@ func parse(args []string) (Options, error) {
 	flags.StringVar(&o.Namespace, "netns", "", "the sandbox's network namespace, by its file")
 	flags.StringVar(&o.Link, "link", "", "the sandbox's end of its link to the host")
 	flags.TextVar(&o.Host, "host", netip.Addr{}, "the host's own `address` on the link")
-	ports := "the host's `ports` that the sandbox is given, of TCP and of UDP: 5000,6000, or all"
-	flags.Func("ports", ports, func(list string) error {
+	given := "the host's `ports` that the sandbox is given, of TCP and of UDP: 5000,6000, or all"
+	flags.Func("ports", given, func(list string) error {
 		o.Ports = nil
 		if o.All = list == "all"; o.All {
 			return nil
@@ -100,7 +98,7 @@ func parse(args []string) (Options, error) {
 
 // Set replaces the rules by those for the options, all at once.
 func Set(o Options) error {
-	ephemeral, err := ephemeralPorts()
+	ephemeral, err := ports.Ephemeral() // of the host, to which answers go
 	if err != nil {
 		return err
 	}
@@ -108,7 +106,7 @@ func Set(o Options) error {
 	return explain(err)
 }
 
-func setHere(o Options, ephemeral portRange) error {
+func setHere(o Options, ephemeral ports.Range) error {
 	// Since Linux 6.16 a chain may be for a link that does not exist yet: a wrong name would be no error, and no filter.
 	if _, err := net.InterfaceByName(o.Link); err != nil {
 		return fmt.Errorf("%s in %s: %w", o.Link, o.Namespace, err)
@@ -117,20 +115,6 @@ func setHere(o Options, ephemeral portRange) error {
 		return removeRules()
 	}
 	return replaceRules(o, ephemeral)
-}
-
-// ephemeralPorts are those that the host's own sockets get, to which answers go. It is the namespace of the caller that
-// is asked.
-func ephemeralPorts() (portRange, error) {
-	text, err := os.ReadFile(procPortRange)
-	if err != nil {
-		return portRange{}, err
-	}
-	var ports portRange
-	if _, err := fmt.Sscan(string(text), &ports.first, &ports.last); err != nil {
-		return portRange{}, fmt.Errorf("%s has %q: %w", procPortRange, text, err)
-	}
-	return ports, nil
 }
 
 // explain makes one line of what the kernel says, which refuses each rule that follows from the first refusal.

@@ -8,15 +8,15 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"gvisor-k3s/host/ports"
 )
 
 const tableName = "gvisor-k3s"
 
-type portRange struct{ first, last uint16 }
-
 // nodePorts is the range of Kubernetes' NodePorts, at which the host reaches services: its default for
 // --service-node-port-range.
-var nodePorts = portRange{30000, 32767}
+var nodePorts = ports.Range{First: 30000, Last: 32767}
 
 // replaceRules sets the rules in the network namespace of the calling thread. The kernel takes all of it or nothing, in
 // one step.
@@ -41,7 +41,7 @@ var nodePorts = portRange{30000, 32767}
 //	}
 //
 // What is refused gets no answer: the kernel rejects at netdev's ingress only (nft_reject_netdev_validate).
-func replaceRules(o Options, ephemeral portRange) error {
+func replaceRules(o Options, ephemeral ports.Range) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err
@@ -87,7 +87,7 @@ type test []expr.Any
 // the address are looked up in the frame itself, which is what the host goes by, while the kernel makes out an IP
 // header only where the sender has called the frame IP. Where the two differ no later test can be made. Frames with
 // VLAN tags are of another type.
-func rules(o Options, ephemeral portRange) [][]expr.Any {
+func rules(o Options, ephemeral ports.Range) [][]expr.Any {
 	accept, drop := verdict(expr.VerdictAccept), verdict(expr.VerdictDrop)
 	list := [][]expr.Any{
 		rule(etherType(expr.CmpOpEq, unix.ETH_P_ARP), accept),
@@ -101,7 +101,7 @@ func rules(o Options, ephemeral portRange) [][]expr.Any {
 	}
 	for _, port := range o.Ports {
 		for _, number := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-			list = append(list, rule(protocol(number), destinationPort(portRange{port, port}), accept))
+			list = append(list, rule(protocol(number), destinationPort(ports.Range{First: port, Last: port}), accept))
 		}
 	}
 	return append(list,
@@ -178,13 +178,13 @@ func protocol(number byte) test {
 }
 
 // Ports are in the same place in TCP's header and in UDP's.
-func sourcePort(ports portRange) test      { return portAt(0, ports) }
-func destinationPort(ports portRange) test { return portAt(2, ports) }
+func sourcePort(r ports.Range) test      { return portAt(0, r) }
+func destinationPort(r ports.Range) test { return portAt(2, r) }
 
-func portAt(offset uint32, ports portRange) test {
+func portAt(offset uint32, r ports.Range) test {
 	return test{
 		load(expr.PayloadBaseTransportHeader, offset, 2),
-		&expr.Range{Op: expr.CmpOpEq, Register: register, FromData: bigEndian(ports.first), ToData: bigEndian(ports.last)},
+		&expr.Range{Op: expr.CmpOpEq, Register: register, FromData: bigEndian(r.First), ToData: bigEndian(r.Last)},
 	}
 }
 

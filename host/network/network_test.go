@@ -154,15 +154,15 @@ func TestTheLinkConnects(t *testing.T) {
 // A process with other mounts does not keep a namespace that was removed.
 func TestNamespacesAreShared(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "netns")
+	defer unix.Unmount(folder, unix.MNT_DETACH)
 	for range 2 {
 		if err := makeFolder(folder); err != nil {
 			t.Fatal(err)
 		}
-	}
-	defer unix.Unmount(folder, unix.MNT_DETACH)
-	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(folder))
-	if err != nil || len(mounts) != 1 || !strings.HasPrefix(mounts[0].Optional, "shared:") {
-		t.Errorf("%s is no shared mount: %+v, %v", folder, mounts, err)
+		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(folder))
+		if err != nil || len(mounts) != 1 || !strings.HasPrefix(mounts[0].Optional, "shared:") {
+			t.Errorf("%s is no shared mount: %+v, %v", folder, mounts, err)
+		}
 	}
 }
 

@@ -196,17 +196,21 @@ func (s *sandbox) boot(ctx context.Context, running *process.Watched, again bool
 	defer cancel()
 	ctx, stop := untilEnd(ctx, running)
 	defer stop()
+	var failure error
 	for pause := firstAttempt; ; pause = min(2*pause, lastAttempt) {
 		_, err := s.exec(ctx, attemptTimeout, s.spec.Boot.Input, command)
 		if err == nil {
 			return nil
+		}
+		if failure == nil || ctx.Err() == nil { // one that was cut short says less than one that came to its end
+			failure = err
 		}
 		select {
 		case <-time.After(pause):
 			continue
 		case <-ctx.Done():
 		}
-		return fmt.Errorf("%w; the last attempt: %w\n%s", context.Cause(ctx), err, s.lastWords())
+		return fmt.Errorf("%w; the last attempt: %w\n%s", context.Cause(ctx), failure, s.lastWords())
 	}
 }
 

@@ -1,5 +1,6 @@
-// Package isolated runs tests in a network namespace of their own, which is the host as far as they know, and with
-// network namespaces' names of their own. So tests can run beside others, and what they leave is gone with them.
+// Package isolated runs tests in namespaces of their own: their network is the host's as far as they know, they have
+// network namespaces' names for themselves, and see no other processes. So tests can run beside others, and what they
+// leave is gone with them, also where they are killed.
 package isolated
 
 import (
@@ -29,7 +30,7 @@ func Main(m *testing.M) {
 	cmd.Env = append(os.Environ(), marker+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL,
 	}
 	err := cmd.Run()
 	if ended, ok := errors.AsType[*exec.ExitError](err); ok {
@@ -43,6 +44,9 @@ func Main(m *testing.M) {
 
 func prepare() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return err
 	}
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {

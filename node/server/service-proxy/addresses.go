@@ -12,8 +12,8 @@ import (
 
 var errNoLink = errors.New("the pods' link is not there yet")
 
-// linkAddresses has addresses on the node's link to its pods. They have to be on that one: gVisor answers a packet from the address that it came to,
-// and cannot look up the pod's MAC address from one that the link does not have.
+// linkAddresses has addresses on the node's link to its pods. They have to be on that one: gVisor answers a packet from
+// the address that it came to, and cannot look up the pod's MAC address from one that the link does not have.
 type linkAddresses struct {
 	link string
 	// The node's own addresses there, which are somebody else's to add and to take away.

@@ -1,9 +1,10 @@
-// Command service-proxy serves a node's Services in userspace, where kube-proxy cannot run because the kernel has no netfilter. It has the
-// Services' addresses on the pods' link, listens on them, and relays each connection and datagram to an endpoint.
+// Command service-proxy serves a node's Services in userspace, where kube-proxy cannot run because the kernel has no
+// netfilter. It has the Services' addresses on the pods' link, listens on them, and relays each connection and datagram
+// to an endpoint.
 //
-// What Services and EndpointSlices mean (readiness, termination, traffic policies, topology) is decided by kube-proxy's own packages. What
-// differs from kube-proxy: an endpoint sees the node's address as its client's, and a connection is open before an endpoint
-// has accepted it; if none does, it is reset.
+// What Services and EndpointSlices mean (readiness, termination, traffic policies, topology) is decided by kube-proxy's
+// own packages. What differs from kube-proxy: an endpoint sees the node's address as its client's, and a connection is
+// open before an endpoint has accepted it; if none does, it is reset.
 package main
 
 import (
@@ -42,8 +43,10 @@ func main() {
 	var o options
 	flag.StringVar(&o.kubeconfig, "kubeconfig", "", "a kubeconfig with the rights of system:kube-proxy")
 	flag.StringVar(&o.node, "node", "", "the node's name")
-	flag.StringVar(&o.link, "link", "", "the node's link to its pods, which gets the Services' addresses; it may be made later")
-	addresses := flag.String("node-addresses", "", "the node's addresses at which node ports are served, with commas between")
+	flag.StringVar(&o.link, "link", "",
+		"the node's link to its pods, which gets the Services' addresses; it may be made later")
+	addresses := flag.String("node-addresses", "",
+		"the node's addresses at which node ports are served, with commas between")
 	flag.StringVar(&o.status, "status", "", "a file for the process's id and the time when Services are served, as JSON")
 	flag.Parse()
 	for _, text := range strings.Split(*addresses, ",") {
@@ -81,12 +84,14 @@ func run(ctx context.Context, o options) error {
 	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
 		return err
 	}
-	proxy := newProxy(o.node, o.nodeAddresses, &linkAddresses{link: o.link, own: o.nodeAddresses}, broadcaster.NewRecorder(scheme.Scheme, "service-proxy"))
+	link := &linkAddresses{link: o.link, own: o.nodeAddresses}
+	proxy := newProxy(o.node, o.nodeAddresses, link, broadcaster.NewRecorder(scheme.Scheme, "service-proxy"))
 
 	// The selector is kube-proxy's: a Service can name another proxy, and a headless one has no address to serve.
-	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(options *metav1.ListOptions) {
+	ours := informers.WithTweakListOptions(func(options *metav1.ListOptions) {
 		options.LabelSelector = "!service.kubernetes.io/service-proxy-name,!" + v1.IsHeadlessService
-	}))
+	})
+	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, ours)
 	services, slices := factory.Core().V1().Services().Informer(), factory.Discovery().V1().EndpointSlices().Informer()
 	watchedServices, err := services.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(object any) { proxy.serviceChanged(nil, as[v1.Service](object)) },

@@ -51,7 +51,8 @@ func (p *pool) has(endpoint netip.AddrPort) bool {
 	return slices.Contains(p.endpoints, endpoint)
 }
 
-// candidates returns the endpoints in the order in which they are to be tried for a client: the one that it stays with, then the others by chance.
+// candidates returns the endpoints in the order in which they are to be tried for a client: the one that it stays with,
+// then the others by chance.
 func (p *pool) candidates(client netip.Addr) []netip.AddrPort {
 	p.mutex.Lock()
 	defer p.mutex.Unlock()

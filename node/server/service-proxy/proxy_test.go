@@ -41,7 +41,10 @@ type cluster struct {
 }
 
 func newCluster(t *testing.T) *cluster {
-	c := &cluster{T: t, book: book{}, events: events.NewFakeRecorder(10), services: map[string]*v1.Service{}, slices: map[string]*discoveryv1.EndpointSlice{}}
+	c := &cluster{
+		T: t, book: book{}, events: events.NewFakeRecorder(10), services: map[string]*v1.Service{},
+		slices: map[string]*discoveryv1.EndpointSlice{},
+	}
 	c.proxy = newProxy("node", []netip.Addr{netip.MustParseAddr(nodeIP)}, c.book, c.events)
 	t.Cleanup(func() {
 		for _, now := range c.served {
@@ -77,19 +80,34 @@ func (c *cluster) endpoints(service, port string, protocol v1.Protocol, all ...e
 	for i, e := range all {
 		number, node := int32(e.address.Port()), "node"
 		ready, serving, terminating := e.state == "ready", e.state != "unready", e.state == "terminating"
-		slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint(service, i), Labels: map[string]string{discoveryv1.LabelServiceName: service}},
-			AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: &port, Port: &number, Protocol: &protocol}},
-			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{e.address.Addr().String()}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &serving, Terminating: &terminating}}}}
+		slice := sliceOf(service, i)
+		slice.Ports = []discoveryv1.EndpointPort{{Name: &port, Port: &number, Protocol: &protocol}}
+		slice.Endpoints = []discoveryv1.Endpoint{{
+			Addresses: []string{e.address.Addr().String()}, NodeName: &node,
+			Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &serving, Terminating: &terminating},
+		}}
 		c.sliceChanged(slice, false)
 	}
 	for i := len(all); i < 10; i++ {
-		c.sliceChanged(&discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint(service, i), Labels: map[string]string{discoveryv1.LabelServiceName: service}}, AddressType: discoveryv1.AddressTypeIPv4}, true)
+		c.sliceChanged(sliceOf(service, i), true)
 	}
 	c.sync()
 }
 
+// sliceOf is the nth of a Service's slices, with nothing in it.
+func sliceOf(service string, n int) *discoveryv1.EndpointSlice {
+	return &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "default", Name: fmt.Sprint(service, n),
+			Labels: map[string]string{discoveryv1.LabelServiceName: service},
+		},
+		AddressType: discoveryv1.AddressTypeIPv4,
+	}
+}
+
 func spec(change ...func(*v1.ServiceSpec)) *v1.ServiceSpec {
-	s := &v1.ServiceSpec{ClusterIP: clusterIP, ClusterIPs: []string{clusterIP}, Ports: []v1.ServicePort{{Name: "p", Protocol: v1.ProtocolTCP, Port: 8000, TargetPort: intstr.FromInt32(80)}}}
+	port := v1.ServicePort{Name: "p", Protocol: v1.ProtocolTCP, Port: 8000, TargetPort: intstr.FromInt32(80)}
+	s := &v1.ServiceSpec{ClusterIP: clusterIP, ClusterIPs: []string{clusterIP}, Ports: []v1.ServicePort{port}}
 	for _, f := range change {
 		f(s)
 	}
@@ -277,7 +295,8 @@ func TestSessionAffinity(t *testing.T) {
 	all := []endpoint{{tcpServer(t, "a"), "ready"}, {tcpServer(t, "b"), "ready"}, {tcpServer(t, "c"), "ready"}}
 	seconds := int32(3600)
 	c.service("s", spec(func(s *v1.ServiceSpec) {
-		s.SessionAffinity, s.SessionAffinityConfig = v1.ServiceAffinityClientIP, &v1.SessionAffinityConfig{ClientIP: &v1.ClientIPConfig{TimeoutSeconds: &seconds}}
+		s.SessionAffinity = v1.ServiceAffinityClientIP
+		s.SessionAffinityConfig = &v1.SessionAffinityConfig{ClientIP: &v1.ClientIPConfig{TimeoutSeconds: &seconds}}
 		s.Type, s.Ports[0].NodePort = v1.ServiceTypeNodePort, 30807
 	}))
 	c.endpoints("s", "p", v1.ProtocolTCP, all...)
@@ -303,7 +322,8 @@ func TestNodePortThatIsTaken(t *testing.T) {
 	c.endpoints("s", "p", v1.ProtocolTCP, endpoint{tcpServer(t, "a"), "ready"})
 	expect(t, "the Service's own address all the same", askers(t, "tcp4", clusterIP+":8000"), "a")
 	expect(t, "it is tried again", c.sync(), retry)
-	expect(t, "the event, once", <-c.events.Events, "Warning FailedToListen "+nodeIP+":30808/TCP cannot be listened on: listen tcp4 "+nodeIP+":30808: bind: address already in use; end the program that has it, or choose another port")
+	expect(t, "the event, once", <-c.events.Events, "Warning FailedToListen "+nodeIP+":30808/TCP cannot be listened on: "+
+		"listen tcp4 "+nodeIP+":30808: bind: address already in use; end the program that has it, or choose another port")
 	expect(t, "events", len(c.events.Events), 0)
 	thief.Close()
 	expect(t, "nothing to try again", c.sync(), 0)
