@@ -701,15 +701,24 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 			[]string{"the sandbox ended at once", "a word of the sandbox's"},
 		},
 		"the boot fails": {
-			func(b *box) { b.knob("exec.fails", "no such program\n"); b.set("boot.seconds", 5) }, "supervise",
+			func(b *box) {
+				b.knob("exec.fails", "no such program\n")
+				b.set("boot.seconds", 5)
+			}, "supervise",
 			[]string{"the sandbox does not answer within 5s; the last attempt: exit code 3", "no such program"},
 		},
 		"the boot hangs": {
-			func(b *box) { b.knob("exec.hangs", ""); b.set("boot.seconds", 1) }, "supervise",
+			func(b *box) {
+				b.knob("exec.hangs", "")
+				b.set("boot.seconds", 1)
+			}, "supervise",
 			[]string{"the sandbox does not answer within 1s"},
 		},
 		"the boot prints for ever": {
-			func(b *box) { b.knob("exec.floods", ""); b.set("boot.seconds", 3) }, "supervise",
+			func(b *box) {
+				b.knob("exec.floods", "")
+				b.set("boot.seconds", 3)
+			}, "supervise",
 			[]string{"the sandbox does not answer within 3s", "a line of a flood"},
 		},
 		"there is no way out": {

@@ -172,8 +172,9 @@ function ociSpec(
 
 /** What the supervisor tells; see host/supervise. */
 interface SupervisorState extends ProcessId {
-  /** The hash of the spec that is applied. */
+  /** The hash of the spec that is applied, and of one that cannot be applied as a whole while the sandbox runs. */
   spec: string;
+  refused: string;
   sandbox: (ProcessId & { starts: number }) | null;
   egress: (ProcessId & { starts: number }) | null;
   error?: string;
@@ -328,8 +329,8 @@ class ManagedSandbox extends BaseMachine implements Machine {
     } else if (supervisor?.spec !== hash) {
       signalTo(supervisor!.pid, "SIGHUP");
       await waitFor("the sandbox's supervisor takes the change", 30, () => {
-        const { spec: applied, error } = this.#supervisor()!;
-        if (applied !== hash) return undefined;
+        const { spec: applied, refused, error } = this.#supervisor()!;
+        if (applied !== hash && refused !== hash) return undefined;
         if (error) throw new Error(advised(error));
         return true;
       });

@@ -35,6 +35,7 @@ type options struct {
 	pods       netip.Prefix
 	mtu        int
 	resolvConf string
+	siblings   string
 	parent     int
 	tcp, udp   limit
 	// share is the half of the ports that the host's own sockets get. All sandboxes' sockets are among these, those
@@ -69,6 +70,8 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.mtu, "mtu", 65000, "the tap's largest packet, in `bytes`")
 	flags.StringVar(&o.resolvConf, "resolv-conf", "/etc/resolv.conf",
 		"a `file` with the host's name servers; it is read anew for each question")
+	flags.StringVar(&o.siblings, "siblings", "",
+		"what the names of the host's links to sandboxes begin with; those are not let out to")
 	flags.IntVar(&o.parent, "parent", 0, "the process with which this one ends")
 	flags.SetOutput(io.Discard)
 	if err := flags.Parse(args); err != nil {

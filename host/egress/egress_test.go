@@ -365,10 +365,22 @@ func TestNothingIsLeftOfWhatIsOver(t *testing.T) {
 	go echo(packets)
 	g, _ := start(t, "/nonexistent")
 	for _, end := range []func(inside, outside *net.TCPConn){
-		func(inside, outside *net.TCPConn) { inside.Close(); outside.Close() },
-		func(inside, outside *net.TCPConn) { outside.Close(); inside.Close() },
-		func(inside, outside *net.TCPConn) { inside.SetLinger(0); inside.Close() },
-		func(inside, outside *net.TCPConn) { outside.SetLinger(0); outside.Close() },
+		func(inside, outside *net.TCPConn) {
+			inside.Close()
+			outside.Close()
+		},
+		func(inside, outside *net.TCPConn) {
+			outside.Close()
+			inside.Close()
+		},
+		func(inside, outside *net.TCPConn) {
+			inside.SetLinger(0)
+			inside.Close()
+		},
+		func(inside, outside *net.TCPConn) {
+			outside.SetLinger(0)
+			outside.Close()
+		},
 	} {
 		inside, outside := both(t, listener)
 		end(inside, outside)
@@ -637,6 +649,32 @@ func TestPortsAreOfTheUpperHalf(t *testing.T) {
 	conn.Close()
 }
 
+// sibling makes a link of the host's as that to another sandbox.
+func sibling(t *testing.T, name, address string) {
+	t.Helper()
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "peer"}
+	if err := netlink.LinkAdd(link); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { netlink.LinkDel(link) })
+	addr, err := netlink.ParseAddr(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.AddrAdd(link, addr); err != nil {
+		t.Fatal(err)
+	}
+	for _, end := range []string{name, "peer"} {
+		found, err := netlink.LinkByName(end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.LinkSetUp(found); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestRefusal(t *testing.T) {
 	testnet.UpOutside(t)
 	loopback, err := netlink.LinkByName("lo")
@@ -657,9 +695,11 @@ func TestRefusal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer routes.Close()
-	g := &gateway{routes: routes}
+	sibling(t, "box-other", "10.107.0.1/30")
+	g := &gateway{routes: routes, siblings: "box-"}
 	for address, want := range map[string]string{
-		"127.0.0.1": "loopback", "127.9.9.9": "loopback", "0.0.0.0": "loopback", "169.254.169.254": "link-local",
+		"10.107.0.2": "another sandbox's",
+		"127.0.0.1":  "loopback", "127.9.9.9": "loopback", "0.0.0.0": "loopback", "169.254.169.254": "link-local",
 		"224.0.0.1": "no single host", "255.255.255.255": "no single host", testnet.Host: "it is the host's",
 		"203.0.113.255": "no single host", "192.0.2.7": "it is the host's", "192.0.2.200": "no way there", testnet.Remote: "",
 	} {

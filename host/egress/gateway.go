@@ -41,16 +41,18 @@ type gateway struct {
 	pods    netip.Prefix
 	share   ports.Range
 	routes  *netlink.Handle
-	tcp     *quota
-	udp     *flows
-	notes   *notes
+	// siblings begins the names of the host's links to other sandboxes.
+	siblings string
+	tcp      *quota
+	udp      *flows
+	notes    *notes
 	// lost gets why the tap is of no use any more.
 	lost chan error
 }
 
 func newGateway(tap int, o options) (*gateway, error) {
 	g := &gateway{
-		address: o.address, pods: o.pods, share: o.share, notes: newNotes(), lost: make(chan error, 1),
+		address: o.address, pods: o.pods, share: o.share, siblings: o.siblings, notes: newNotes(), lost: make(chan error, 1),
 		tcp: newQuota(o.tcp.total, o.tcp.perSource), udp: newFlows(o.udp.total, o.udp.perSource),
 	}
 	var err error

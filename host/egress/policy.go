@@ -3,6 +3,7 @@ package egress
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -28,6 +29,9 @@ func (g *gateway) refusal(to netip.Addr) string {
 	for _, route := range routes {
 		switch route.Type {
 		case unix.RTN_UNICAST:
+			if g.toSibling(route.LinkIndex) {
+				return "it is another sandbox's"
+			}
 		case unix.RTN_LOCAL:
 			return "it is the host's"
 		case unix.RTN_BROADCAST, unix.RTN_MULTICAST, unix.RTN_ANYCAST:
@@ -40,6 +44,15 @@ func (g *gateway) refusal(to netip.Addr) string {
 		return "the host has no way there"
 	}
 	return ""
+}
+
+// toSibling tells whether a link of the host's leads to another sandbox, which the host alone is to reach.
+func (g *gateway) toSibling(index int) bool {
+	if g.siblings == "" {
+		return false
+	}
+	link, err := g.routes.LinkByIndex(index)
+	return err != nil || strings.HasPrefix(link.Attrs().Name, g.siblings)
 }
 
 // stranger tells whether an address is none that the sandbox has: nobody would get an answer.

@@ -80,7 +80,10 @@ type service struct {
 }
 
 func serve(t *testing.T, listener net.Listener, packets net.PacketConn) service {
-	t.Cleanup(func() { listener.Close(); packets.Close() })
+	t.Cleanup(func() {
+		listener.Close()
+		packets.Close()
+	})
 	go func() {
 		for {
 			conn, err := listener.Accept()
@@ -287,7 +290,10 @@ func TestIPv6(t *testing.T) {
 	}
 	// Besides those of the kernel's own making, which it is slow to use: it first looks whether any other has them.
 	addAddress(t, sandbox, "fe80::1/64")
-	in(t, func() (any, error) { addAddress(t, "eth0", "fe80::2/64"); return nil, nil })
+	in(t, func() (any, error) {
+		addAddress(t, "eth0", "fe80::2/64")
+		return nil, nil
+	})
 	service := hostServices(t, 1)[0]
 	inside := in(t, func() (*net.Interface, error) { return net.InterfaceByName("eth0") })
 	to := netip.MustParseAddrPort(fmt.Sprintf("[fe80::1%%%d]:%d", inside.Index, service.port))

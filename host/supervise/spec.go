@@ -46,6 +46,16 @@ type Spec struct {
 	StopSeconds int `json:"stopSeconds"`
 }
 
+// siblings is what the names of all sandboxes' links begin with: what stands before the sandbox's own in its link's;
+// "" where links are named otherwise.
+func (s Spec) siblings() string {
+	prefix, found := strings.CutSuffix(s.Network.Namespace, s.Name)
+	if !found {
+		return ""
+	}
+	return prefix
+}
+
 // Runsc is how the sandbox is run.
 type Runsc struct {
 	Program string   `json:"program"`
