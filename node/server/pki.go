@@ -206,10 +206,3 @@ func (p pki) writeKubeconfig(file, client, server string) error {
 	}
 	return writePrivate(file, content)
 }
-
-// writePrivate replaces a file at once with one that only its owner can read.
-func writePrivate(file string, content []byte) error {
-	temporary := file + ".tmp"
-	os.Remove(temporary)
-	return errors.Join(os.WriteFile(temporary, content, 0o600), os.Rename(temporary, file))
-}
