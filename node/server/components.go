@@ -190,7 +190,7 @@ func flagList(user []string, ours map[string]string) []string {
 
 // adminConfig is how this process calls its own API server.
 func adminConfig(c *Config) (*rest.Config, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", pki{c}.kubeconfig("admin"))
+	config, err := clientcmd.BuildConfigFromFlags("", pki{config: c}.kubeconfig(admin))
 	if err == nil {
 		config.QPS, config.Burst = 50, 100
 	}

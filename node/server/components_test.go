@@ -54,7 +54,7 @@ func TestKubeletSettings(t *testing.T) {
 	config := configFor(t, "resolv-conf: /etc/resolv.test\ncluster-domain: example.test\ncontainer-runtime-endpoint: unix:///run/c.sock\n")
 	read := func() *kubeletinternal.KubeletConfiguration {
 		t.Helper()
-		content, err := json.Marshal((&components{config: config, pki: &pki{config}}).kubeletSettings())
+		content, err := json.Marshal((&components{config: config, pki: &pki{config: config}}).kubeletSettings())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -184,14 +184,16 @@ func (c *Config) apiServerIP() string {
 	return nthAddress(netip.MustParsePrefix(c.ServiceCIDR), 1)
 }
 
-// localURL is where this process reaches the API server.
-func (c *Config) localURL() string {
+// localAddress is where this process reaches the API server.
+func (c *Config) localAddress() string {
 	host := c.BindAddress
 	if host == "0.0.0.0" {
 		host = "127.0.0.1"
 	}
-	return fmt.Sprintf("https://%s", net.JoinHostPort(host, fmt.Sprint(c.HTTPSListenPort)))
+	return net.JoinHostPort(host, fmt.Sprint(c.HTTPSListenPort))
 }
+
+func (c *Config) localURL() string { return "https://" + c.localAddress() }
 
 func (c *Config) path(parts ...string) string {
 	return filepath.Join(append([]string{c.DataDir}, parts...)...)

@@ -17,7 +17,11 @@ func configFor(t *testing.T, more string) *Config {
 	t.Helper()
 	folder := t.TempDir()
 	file := filepath.Join(folder, "config.yaml")
-	content := fmt.Appendf(nil, "node-name: node-1\nnode-ip: 192.0.2.7\nbind-address: 127.0.0.1\ndisable-agent: true\ndata-dir: %s\nwrite-kubeconfig: %s/etc/k3s.yaml\n%s", folder, folder, more)
+	if !strings.Contains(more, "bind-address: ") {
+		more += "bind-address: 127.0.0.1\n"
+	}
+	content := fmt.Appendf(nil, "node-name: node-1\nnode-ip: 192.0.2.7\ndisable-agent: true\n"+
+		"data-dir: %s\nwrite-kubeconfig: %s/etc/k3s.yaml\n%s", folder, folder, more)
 	if err := os.WriteFile(file, content, 0o600); err != nil {
 		t.Fatal(err)
 	}

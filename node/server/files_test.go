@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -119,5 +120,63 @@ func TestWritePrivateOnFullDisk(t *testing.T) {
 	}
 	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("there are %d bytes, %v", len(got), err)
+	}
+}
+
+// A full disk costs no key and no certificate: a server that is started on one goes on with what it has, and tells what
+// it could not renew.
+func TestCertificatesOnFullDisk(t *testing.T) {
+	folder, fill, makeRoom := smallDisk(t)
+	config := configFor(t, "")
+	config.DataDir = folder
+	p := prepare(t, config)
+	exists(t, config)
+	fill()
+	prepare(t, config)
+	reissueInPlace(t, p, "scheduler", time.Now().Add(time.Hour))
+	before := privates(t, config)
+	_, err := preparePKI(config)
+	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "certificate scheduler: ") {
+		t.Errorf("a full disk: %v", err)
+	}
+	if changed := differing(before, privates(t, config)); changed != nil {
+		t.Errorf("changed: %v", changed)
+	}
+	makeRoom()
+	prepare(t, config)
+	if left := time.Until(certificate(t, p.cert("scheduler")).NotAfter); left < p.renewBefore() {
+		t.Errorf("with room again the certificate is good for %s only", left)
+	}
+	for _, name := range []string{"stages.json", "manifests.json"} {
+		if err := writePrivate(config.path("server", name), []byte("{}")); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// reissueInPlace is reissue where no room is left for a second file.
+func reissueInPlace(t *testing.T, p *pki, name string, end time.Time) {
+	t.Helper()
+	elsewhere := *p.config
+	elsewhere.DataDir = t.TempDir()
+	if err := os.CopyFS(elsewhere.DataDir, os.DirFS(p.config.DataDir)); err != nil {
+		t.Fatal(err)
+	}
+	changed := &pki{config: &elsewhere, life: p.life}
+	reissue(t, changed, name, leafOf(t, p, name).ca, end)
+	content, err := os.ReadFile(changed.cert(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.OpenFile(p.cert(name), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := file.WriteAt(content, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Truncate(int64(len(content))); err != nil {
+		t.Fatal(err)
 	}
 }

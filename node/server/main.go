@@ -85,6 +85,7 @@ func runServer(ctx context.Context, config *Config) error {
 	if err != nil {
 		return err
 	}
+	haveClientsLook(pki.life)
 	stages := newStages(config)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -97,11 +98,13 @@ func runServer(ctx context.Context, config *Config) error {
 		return fmt.Errorf("datastore: %w", err)
 	}
 	stages.reached("datastore")
+	components.start(ctx, "certificates", components.certificates)
 	components.start(ctx, "kube-apiserver", components.apiServer)
 	if err := waitForAPI(ctx, config); err != nil {
 		return errors.Join(err, context.Cause(ctx))
 	}
 	stages.reached("apiReady")
+	components.start(ctx, "API server's own certificate", components.apiServerAgain)
 	components.start(ctx, "kube-controller-manager", components.controllerManager)
 	components.start(ctx, "kube-scheduler", components.scheduler)
 	if !config.DisableAgent {
