@@ -18,7 +18,7 @@ func configFor(t *testing.T, more string) *Config {
 	folder := t.TempDir()
 	file := filepath.Join(folder, "config.yaml")
 	if !strings.Contains(more, "bind-address: ") {
-		more += "bind-address: 127.0.0.1\n"
+		more = "bind-address: 127.0.0.1\n" + more
 	}
 	content := fmt.Appendf(nil, "node-name: node-1\nnode-ip: 192.0.2.7\ndisable-agent: true\n"+
 		"data-dir: %s\nwrite-kubeconfig: %s/etc/k3s.yaml\n%s", folder, folder, more)

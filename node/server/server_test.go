@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -190,6 +191,7 @@ func TestServer(t *testing.T) {
 	if response.Body.Close(); response.StatusCode != http.StatusUnauthorized {
 		t.Errorf("an anonymous call is answered: %s", response.Status)
 	}
+	awaitControllers(ctx, t, config)
 	stop()
 
 	if err := os.Remove(manifest); err != nil {
@@ -197,7 +199,34 @@ func TestServer(t *testing.T) {
 	}
 	ctx, stop = startServer(t, config)
 	awaitConfigMaps(ctx, t, config) // what went while nobody looked; only the datastore knew of it
+	awaitControllers(ctx, t, config)
 	stop()
+}
+
+// awaitControllers waits until a namespace comes and goes. While the controller that takes a namespace away starts, it ends
+// the whole process if it can't reach the API server, as when both are to end.
+func awaitControllers(ctx context.Context, t *testing.T, config *Config) {
+	t.Helper()
+	client, err := adminClient(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name = "comes-and-goes"
+	namespaces := client.CoreV1().Namespaces()
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if _, err := namespaces.Create(ctx, namespace, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := namespaces.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	err = wait.PollUntilContextTimeout(ctx, pollEvery, time.Minute, true, func(ctx context.Context) (bool, error) {
+		namespace, err = namespaces.Get(ctx, name, metav1.GetOptions{})
+		return apierrors.IsNotFound(err), nil
+	})
+	if err != nil {
+		t.Fatalf("the namespace stays: %v; %+v", err, namespace)
+	}
 }
 
 func freePort(t *testing.T) int {
