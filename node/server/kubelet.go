@@ -44,6 +44,9 @@ func (c *components) kubelet(ctx context.Context) error {
 		flags["register-with-taints"] = strings.Join(c.config.NodeTaints, ",")
 	}
 	readGVisorCgroups("/sys/fs/cgroup")
+	if err := lookEagerly(); err != nil {
+		return err
+	}
 	command := kubelet.NewKubeletCommand(ctx)
 	command.SetArgs(flagList(c.config.KubeletArgs, flags))
 	command.SilenceErrors = true
