@@ -62,7 +62,7 @@ unit: bootstrap ## unit tests; T='part of a name' for some of them
 	@node_modules/.bin/vitest run --project unit $(if $(T),-t '$(T)')
 
 go-lint: build ## look at the Go code with gofmt, staticcheck, and the project's own rules of layout
-	@$(GO_FLAGS) sh toolchain/golint.sh $(GO_MODULES) node/coredns node/metrics-server
+	@$(GO_FLAGS) sh toolchain/golint.sh $(GO_MODULES) node/coredns
 	@$(SERVER_FLAGS) sh toolchain/golint.sh node/server
 
 go-test: build ## the tests of the Go modules

@@ -23,8 +23,8 @@ const (
 )
 
 // eager looks at the node's figures again and again while there is a pod that has none, or the node itself. A usage is
-// told from two looks, and upstream's are a quarter of a minute apart: a new pod would be known after half a minute, and
-// every pod after a new start of the kubelet. While every pod is known it does nothing.
+// told from two looks, and upstream's are a quarter of a minute apart: a new pod would be known after half a minute,
+// and every pod after a new start of the kubelet. While every pod is known it does nothing.
 type eager struct {
 	scraper scraper.Scraper
 	points  storage.Storage
@@ -33,7 +33,12 @@ type eager struct {
 	news    chan struct{} // holds at most one: that there is something new
 }
 
-func newEager(s scraper.Scraper, points storage.Storage, nodes corelisters.NodeLister, pods cache.GenericLister) *eager {
+func newEager(
+	s scraper.Scraper,
+	points storage.Storage,
+	nodes corelisters.NodeLister,
+	pods cache.GenericLister,
+) *eager {
 	return &eager{scraper: s, points: points, nodes: nodes, pods: pods, news: make(chan struct{}, 1)}
 }
 
@@ -78,8 +83,8 @@ func (e *eager) run(ctx context.Context) {
 	}
 }
 
-// allKnown tells whether there are figures of every node and every pod that runs. What can't be told is left to the next
-// look.
+// allKnown tells whether there are figures of every node and every pod that runs. What can't be told is left to the
+// next look.
 func (e *eager) allKnown() bool {
 	nodes, err := e.nodes.List(labels.Everything())
 	if err != nil {

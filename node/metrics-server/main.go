@@ -1,5 +1,6 @@
 // Command metrics-server is the official metrics-server, built here because its image cannot be taken for granted: see
-// node/coredns. What differs from upstream's is that it looks at the node at once when there is something new: see eager.
+// node/coredns. What differs from upstream's is that it looks at the node at once when there is something new: see
+// eager.
 package main
 
 import (

@@ -11,8 +11,9 @@ import (
 	"github.com/google/cadvisor/lib/watcher"
 )
 
-// looks are the times between the looks at a new container. Two figures make a usage: the first looks are for a container
-// that metrics-server knows from its beginning, and the later ones for those that were there before metrics-server.
+// looks are the times between the looks at a new container. Two figures make a usage: the first looks are for a
+// container that metrics-server knows from its beginning, and the later ones for those that were there before
+// metrics-server.
 var looks = []time.Duration{
 	time.Second, time.Second, time.Second, time.Second, 2 * time.Second, 2 * time.Second, 3 * time.Second, 4 * time.Second,
 }
@@ -20,9 +21,9 @@ var looks = []time.Duration{
 // freshEnough has several containers that are new at the same time share the looks at the node.
 const freshEnough = 500 * time.Millisecond
 
-// lookEagerly has cAdvisor, which the kubelet knows its containers' usage from, look at a new container, and at the node
-// as a whole, several times in the first quarter of a minute. By itself it looks at the container's beginning, and then
-// after ten to thirty seconds, as chance will have it. What runs on is looked at as seldom as ever.
+// lookEagerly has cAdvisor, which the kubelet knows its containers' usage from, look at a new container, and at the
+// node as a whole, several times in the first quarter of a minute. By itself it looks at the container's beginning, and
+// then after ten to thirty seconds, as chance will have it. What runs on is looked at as seldom as ever.
 func lookEagerly() error {
 	*manager.InitialSplayFactor, *manager.JitterFactor = 0, 0 // chance is for many nodes that look at once
 	return container.RegisterPlugin("gvisor-k3s", &looker{})

@@ -50,7 +50,8 @@ func (p pki) kubeconfig(name string) string {
 // renewBefore is how much life a certificate must have left, or it is issued anew.
 func (p pki) renewBefore() time.Duration { return p.life / 4 }
 
-// Names of the certificate authorities. One signs what serves, one signs who calls, and one signs the aggregator's proxy.
+// Names of the certificate authorities. One signs what serves, one signs who calls, and one signs the aggregator's
+// proxy.
 const (
 	serverCA        = "server-ca"
 	clientCA        = "client-ca"

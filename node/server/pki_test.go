@@ -62,8 +62,14 @@ func TestCertificates(t *testing.T) {
 		name, ca, common string
 		groups, serves   []string
 	}{
-		{"apiserver", serverCA, "kube-apiserver", nil, []string{"kubernetes", "kubernetes.default.svc.cluster.local", "localhost", "node-1", "api.example.test",
-			"127.0.0.1", "192.0.2.7", "192.0.2.8", "10.43.0.1", "198.51.100.4"}},
+		{
+			"apiserver",
+			serverCA,
+			"kube-apiserver",
+			nil,
+			[]string{"kubernetes", "kubernetes.default.svc.cluster.local", "localhost", "node-1", "api.example.test",
+				"127.0.0.1", "192.0.2.7", "192.0.2.8", "10.43.0.1", "198.51.100.4"},
+		},
 		{"kubelet-serving", serverCA, "node-1", nil, []string{"node-1", "192.0.2.7"}},
 		{"apiserver-kubelet", clientCA, "kube-apiserver", []string{"system:masters"}, nil},
 		{"auth-proxy", requestHeaderCA, "system:auth-proxy", nil, nil}, // not by the clients' CA: it may speak for anybody
@@ -89,7 +95,9 @@ func TestCertificates(t *testing.T) {
 				for _, ca := range []string{serverCA, clientCA, requestHeaderCA} {
 					roots := x509.NewCertPool()
 					roots.AddCert(certificate(t, p.cert(ca)))
-					if _, err := leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: roots, KeyUsages: []x509.ExtKeyUsage{usage}}); (err == nil) != (ca == c.ca) {
+					usages := []x509.ExtKeyUsage{usage}
+					_, err := leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: roots, KeyUsages: usages})
+					if (err == nil) != (ca == c.ca) {
 						t.Errorf("for the name %q it verifies with %s: %v", name, ca, err)
 					}
 				}
@@ -101,7 +109,8 @@ func TestCertificates(t *testing.T) {
 			t.Fatal(err)
 		}
 		info, err := entry.Info()
-		if want := map[bool]fs.FileMode{true: 0o700, false: 0o600}[entry.IsDir()]; strings.Contains(path, "/server/") && (err != nil || info.Mode().Perm() != want) {
+		want := map[bool]fs.FileMode{true: 0o700, false: 0o600}[entry.IsDir()]
+		if strings.Contains(path, "/server/") && (err != nil || info.Mode().Perm() != want) {
 			t.Errorf("%s has mode %o, want %o; %v", path, info.Mode().Perm(), want, err)
 		}
 		return nil
@@ -113,7 +122,10 @@ func TestKubeconfigs(t *testing.T) {
 	p := prepare(t, config)
 	for _, c := range []struct{ file, client, server, user string }{
 		{p.kubeconfig("admin"), "admin", "https://127.0.0.1:7443", "system:admin"},
-		{p.kubeconfig("controller-manager"), "controller-manager", "https://127.0.0.1:7443", "system:kube-controller-manager"},
+		{
+			p.kubeconfig("controller-manager"), "controller-manager",
+			"https://127.0.0.1:7443", "system:kube-controller-manager",
+		},
 		{p.kubeconfig("scheduler"), "scheduler", "https://127.0.0.1:7443", "system:kube-scheduler"},
 		{p.kubeconfig("kube-proxy"), "kube-proxy", "https://127.0.0.1:7443", "system:kube-proxy"},
 		{p.kubeconfig("kubelet"), "kubelet", "https://127.0.0.1:7443", "system:node:node-1"},
@@ -221,16 +233,11 @@ func TestRenewal(t *testing.T) {
 	config := configFor(t, "")
 	p := prepare(t, config)
 	exists(t, config)
-	var all, allButAdmin []string
+	var all []string
 	for _, leaf := range p.leaves() {
 		all = append(all, leaf.file+".crt")
 	}
 	slices.Sort(all)
-	for _, file := range all {
-		if file != "admin.crt" {
-			allButAdmin = append(allButAdmin, file)
-		}
-	}
 	quarter := usualLife / 4
 	cases := []struct {
 		name   string
@@ -320,8 +327,8 @@ func TestRenewal(t *testing.T) {
 	})
 }
 
-// A full disk leaves files that are empty or half. What can be made anew is, and the log says so by the file's name; the
-// kubeconfig is what it was before.
+// A full disk leaves files that are empty or half. What can be made anew is, and the log says so by the file's name;
+// the kubeconfig is what it was before.
 func TestDamagedFilesAreTold(t *testing.T) {
 	config := configFor(t, "")
 	p := prepare(t, config)

@@ -25,15 +25,16 @@ const (
 	startAgainBefore = 30 * 24 * time.Hour
 )
 
-// haveClientsLook has the clients of this process that hold a connection open look for a renewed certificate well before
-// the one of before has ended. With the usual life nothing is changed: upstream looks every five minutes.
+// haveClientsLook has the clients of this process that hold a connection open look for a renewed certificate well
+// before the one of before has ended. With the usual life nothing is changed: upstream looks every five minutes.
 func haveClientsLook(life time.Duration) {
 	transport.CertCallbackRefreshDuration = min(transport.CertCallbackRefreshDuration, life/20)
 }
 
 // certificates renews by the wall clock, at which it looks again and again: a timer until the earliest end would know
-// nothing of a machine that was suspended or restored, or whose clock was set. Everybody who uses a certificate looks for
-// the new one: the servers (apiserver's dynamiccertificates) and the clients (client-go's transport/cert_rotation.go).
+// nothing of a machine that was suspended or restored, or whose clock was set. Everybody who uses a certificate looks
+// for the new one: the servers (apiserver's dynamiccertificates) and the clients (client-go's
+// transport/cert_rotation.go).
 func (c *components) certificates(ctx context.Context) error {
 	every := min(lookEvery, c.pki.life/20)
 	var told teller
@@ -41,8 +42,8 @@ func (c *components) certificates(ctx context.Context) error {
 	return nil
 }
 
-// apiServerAgain ends while there is time: of all certificates only the one that the API server makes for itself, at its
-// start, can't be renewed while it runs. The supervisor starts the server again, and pods live on.
+// apiServerAgain ends while there is time: of all certificates only the one that the API server makes for itself, at
+// its start, can't be renewed while it runs. The supervisor starts the server again, and pods live on.
 func (c *components) apiServerAgain(ctx context.Context) error {
 	end, err := loopbackEnd(ctx, c.config)
 	if err != nil {
