@@ -51,7 +51,10 @@ func (c *components) apiServerAgain(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	return endBefore(ctx, end)
+	if err := endBefore(ctx, end); err != nil {
+		c.cancel(err) // which is as it should be
+	}
+	return nil
 }
 
 func endBefore(ctx context.Context, end time.Time) error {
