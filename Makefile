@@ -3,7 +3,7 @@ SHELL := /bin/bash
 STACK ?= dev
 export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)/bin:$(PATH)
 
-GO_MODULES := host node/init node/relay node/wrapper node/images node/cni standins toolchain/golint
+GO_MODULES := host node/init node/relay node/wrapper node/images node/cni node/metrics-server standins toolchain/golint
 
 # The TypeScript, for what looks at the arrows between its folders.
 SOURCES := index.ts lib.ts config system artifacts machines servers steps components automation provider toolchain \
@@ -62,7 +62,7 @@ unit: bootstrap ## unit tests; T='part of a name' for some of them
 	@node_modules/.bin/vitest run --project unit $(if $(T),-t '$(T)')
 
 go-lint: build ## look at the Go code with gofmt, staticcheck, and the project's own rules of layout
-	@$(GO_FLAGS) sh toolchain/golint.sh $(GO_MODULES) node/coredns node/metrics-server
+	@$(GO_FLAGS) sh toolchain/golint.sh $(GO_MODULES) node/coredns
 	@$(SERVER_FLAGS) sh toolchain/golint.sh node/server
 
 go-test: build ## the tests of the Go modules

@@ -104,7 +104,7 @@ function podSpec(image: string) {
       ],
       resources: { requests: { cpu: "100m", memory: "70Mi" } },
       ports: [{ name: "https", containerPort: PORT, protocol: "TCP" }],
-      // It has something to tell from its second look at the node on, a quarter of a minute after its start, for which
+      // It has something to tell from its second look at the node on, a second or two after its start, for which
       // nothing else waits.
       startupProbe: { ...probe("/readyz?exclude=metric-storage-ready"), periodSeconds: 1, failureThreshold: 120 },
       readinessProbe: { ...probe("/readyz?exclude=metric-storage-ready"), periodSeconds: 10 },

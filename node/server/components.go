@@ -21,8 +21,8 @@ import (
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 )
 
-// components starts the upstream programs as parts of this process. They are started below their command lines' outermost layer, which
-// would catch signals once per program, and can be caught once per process only.
+// components starts the upstream programs as parts of this process. They are started below their command lines'
+// outermost layer, which would catch signals once per program, and can be caught once per process only.
 type components struct {
 	config  *Config
 	pki     *pki
@@ -45,7 +45,10 @@ const outOfPatience = "some components did not end in time"
 // wait gives the components the time that a supervisor's patience leaves.
 func (c *components) wait() {
 	ended := make(chan struct{})
-	go func() { c.running.Wait(); close(ended) }()
+	go func() {
+		c.running.Wait()
+		close(ended)
+	}()
 	select {
 	case <-ended:
 	case <-time.After(5 * time.Second):
@@ -87,7 +90,8 @@ func (c *components) apiServer(ctx context.Context) error {
 		"requestheader-username-headers":     "X-Remote-User",
 		"requestheader-group-headers":        "X-Remote-Group",
 		"requestheader-extra-headers-prefix": "X-Remote-Extra-",
-		// Nothing routes the Services' addresses from this process to a pod here; an aggregated API server is reached by its endpoint.
+		// Nothing routes the Services' addresses from this process to a pod here; an aggregated API server is reached by its
+		// endpoint.
 		"enable-aggregator-routing": "true",
 	})
 	if err != nil {
@@ -113,7 +117,9 @@ func (c *components) controllerManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	known, disabled, aliases := controllermanager.KnownControllers(), controllermanager.ControllersDisabledByDefault(), controllermanager.ControllerAliases()
+	known := controllermanager.KnownControllers()
+	disabled := controllermanager.ControllersDisabledByDefault()
+	aliases := controllermanager.ControllerAliases()
 	flags := options.Flags(known, disabled, aliases)
 	options.ParsedFlags = &flags
 	err = parse(flags, config.ControllerManagerArgs, map[string]string{
@@ -125,8 +131,8 @@ func (c *components) controllerManager(ctx context.Context) error {
 		"cluster-cidr":                    config.ClusterCIDR,
 		"service-cluster-ip-range":        config.ServiceCIDR,
 		"use-service-account-credentials": "true",
-		// Each of some forty controllers makes its service account and a token at the first start, one after the other: at the default of
-		// 20 requests a second that is five seconds of waiting, on an API server that serves nobody else.
+		// Each of some forty controllers makes its service account and a token at the first start, one after the other: at
+		// the default of 20 requests a second that is five seconds of waiting, on an API server that serves nobody else.
 		"kube-api-qps":                     "200",
 		"kube-api-burst":                   "400",
 		"root-ca-file":                     pki.cert(serverCA),
@@ -190,7 +196,7 @@ func flagList(user []string, ours map[string]string) []string {
 
 // adminConfig is how this process calls its own API server.
 func adminConfig(c *Config) (*rest.Config, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", pki{c}.kubeconfig("admin"))
+	config, err := clientcmd.BuildConfigFromFlags("", pki{config: c}.kubeconfig(admin))
 	if err == nil {
 		config.QPS, config.Burst = 50, 100
 	}

@@ -20,7 +20,8 @@ import (
 
 func TestFlags(t *testing.T) {
 	ours := map[string]string{"port": "1", "name": "ours"}
-	if got, want := flagList([]string{"name=user", "v=a=b"}, ours), []string{"--name=ours", "--port=1", "--name=user", "--v=a=b"}; !slices.Equal(got, want) {
+	want := []string{"--name=ours", "--port=1", "--name=user", "--v=a=b"}
+	if got := flagList([]string{"name=user", "v=a=b"}, ours); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if got := flagList(nil, nil); len(got) != 0 {
@@ -41,7 +42,10 @@ func TestFlags(t *testing.T) {
 func TestComponentsEndTogether(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	c := &components{cancel: cancel}
-	c.start(ctx, "other", func(ctx context.Context) error { <-ctx.Done(); return errors.New("late") })
+	c.start(ctx, "other", func(ctx context.Context) error {
+		<-ctx.Done()
+		return errors.New("late")
+	})
 	c.start(ctx, "part", func(context.Context) error { return nil })
 	c.wait()
 	if cause := context.Cause(ctx); cause == nil || cause.Error() != "part ended: it should not" {
@@ -51,10 +55,13 @@ func TestComponentsEndTogether(t *testing.T) {
 
 // The kubelet itself reads and judges what is written for it.
 func TestKubeletSettings(t *testing.T) {
-	config := configFor(t, "resolv-conf: /etc/resolv.test\ncluster-domain: example.test\ncontainer-runtime-endpoint: unix:///run/c.sock\n")
+	config := configFor(
+		t,
+		"resolv-conf: /etc/resolv.test\ncluster-domain: example.test\ncontainer-runtime-endpoint: unix:///run/c.sock\n",
+	)
 	read := func() *kubeletinternal.KubeletConfiguration {
 		t.Helper()
-		content, err := json.Marshal((&components{config: config, pki: &pki{config}}).kubeletSettings())
+		content, err := json.Marshal((&components{config: config, pki: &pki{config: config}}).kubeletSettings())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,7 +73,9 @@ func TestKubeletSettings(t *testing.T) {
 		if err := runtime.DecodeInto(codecs.UniversalDecoder(), content, settings); err != nil {
 			t.Fatal(err)
 		}
-		if err := kubeletvalidation.ValidateKubeletConfiguration(settings, scheduleroptions.NewOptions().ComponentGlobalsRegistry.FeatureGateFor(compatibility.DefaultKubeComponent)); err != nil {
+		registry := scheduleroptions.NewOptions().ComponentGlobalsRegistry
+		gates := registry.FeatureGateFor(compatibility.DefaultKubeComponent)
+		if err := kubeletvalidation.ValidateKubeletConfiguration(settings, gates); err != nil {
 			t.Error(err)
 		}
 		return settings
@@ -95,7 +104,8 @@ func TestKubeletSettings(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", what, pair[0], pair[1])
 		}
 	}
-	if !slices.Equal(s.ClusterDNS, []string{"10.43.0.10"}) || !slices.Equal(s.EnforceNodeAllocatable, []string{"none"}) || s.EvictionHard["memory.available"] == "" {
+	if !slices.Equal(s.ClusterDNS, []string{"10.43.0.10"}) || !slices.Equal(s.EnforceNodeAllocatable, []string{"none"}) ||
+		s.EvictionHard["memory.available"] == "" {
 		t.Errorf("got %v, %v, %v", s.ClusterDNS, s.EnforceNodeAllocatable, s.EvictionHard)
 	}
 	config.ResolvConf = ""

@@ -74,8 +74,18 @@ func ParseConfig(content []byte) (*Config, error) {
 		return nil, err
 	}
 	host, _ := os.Hostname()
-	config := &Config{DataDir: "/var/lib/rancher/k3s", NodeName: strings.ToLower(host), HTTPSListenPort: 6443, WriteKubeconfig: defaultKubeconfig,
-		WriteKubeconfigMode: "0600", ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16", ServiceNodePorts: "30000-32767", ClusterDomain: "cluster.local", FlannelBackend: "none"}
+	config := &Config{
+		DataDir:             "/var/lib/rancher/k3s",
+		NodeName:            strings.ToLower(host),
+		HTTPSListenPort:     6443,
+		WriteKubeconfig:     defaultKubeconfig,
+		WriteKubeconfigMode: "0600",
+		ClusterCIDR:         "10.42.0.0/16",
+		ServiceCIDR:         "10.43.0.0/16",
+		ServiceNodePorts:    "30000-32767",
+		ClusterDomain:       "cluster.local",
+		FlannelBackend:      "none",
+	}
 	problems := config.take(given)
 	if len(problems) == 0 {
 		problems = config.complete(given)
@@ -93,11 +103,13 @@ func (c *Config) take(given map[string]json.RawMessage) (problems []error) {
 	for _, key := range sortedKeys(given) {
 		field, known := fields[key]
 		if !known {
-			problems = append(problems, fmt.Errorf("unknown key %q; allowed keys are %s", key, strings.Join(sortedKeys(fields), ", ")))
+			allowed := strings.Join(sortedKeys(fields), ", ")
+			problems = append(problems, fmt.Errorf("unknown key %q; allowed keys are %s", key, allowed))
 			continue
 		}
 		if err := json.Unmarshal(given[key], field); err != nil {
-			problems = append(problems, fmt.Errorf("%s = %s: a value of type %s is allowed", key, given[key], reflect.TypeOf(field).Elem()))
+			kind := reflect.TypeOf(field).Elem()
+			problems = append(problems, fmt.Errorf("%s = %s: a value of type %s is allowed", key, given[key], kind))
 		}
 	}
 	return problems
@@ -108,8 +120,12 @@ func (c *Config) complete(given map[string]json.RawMessage) (problems []error) {
 	refuse := func(key string, value any, allowed string) {
 		problems = append(problems, fmt.Errorf("%s = %v: %s", key, value, allowed))
 	}
-	for key, off := range map[string]bool{"disable-kube-proxy": c.DisableKubeProxy, "disable-network-policy": c.DisableNetworkPolicy,
-		"disable-helm-controller": c.DisableHelmController, "disable-cloud-controller": c.DisableCloudController} {
+	for key, off := range map[string]bool{
+		"disable-kube-proxy":       c.DisableKubeProxy,
+		"disable-network-policy":   c.DisableNetworkPolicy,
+		"disable-helm-controller":  c.DisableHelmController,
+		"disable-cloud-controller": c.DisableCloudController,
+	} {
 		if _, isGiven := given[key]; isGiven && !off {
 			refuse(key, off, "only true is allowed: this server has no such part")
 		}
@@ -129,7 +145,11 @@ func (c *Config) complete(given map[string]json.RawMessage) (problems []error) {
 	if c.BindAddress == "" {
 		c.BindAddress = "0.0.0.0"
 	}
-	for key, value := range map[string]string{"node-ip": c.NodeIP, "bind-address": c.BindAddress, "advertise-address": c.AdvertiseAddress} {
+	for key, value := range map[string]string{
+		"node-ip":           c.NodeIP,
+		"bind-address":      c.BindAddress,
+		"advertise-address": c.AdvertiseAddress,
+	} {
 		if address, err := netip.ParseAddr(value); err != nil || !address.Is4() {
 			refuse(key, value, "an IPv4 address is needed")
 		} else if key == "node-ip" && address.IsLoopback() {
@@ -168,7 +188,12 @@ func (c *Config) complete(given map[string]json.RawMessage) (problems []error) {
 	} else if !filepath.IsAbs(c.LocalStoragePath) {
 		refuse("default-local-storage-path", c.LocalStoragePath, "an absolute path is allowed")
 	}
-	for key, args := range map[string][]string{"kubelet-arg": c.KubeletArgs, "kube-apiserver-arg": c.APIServerArgs, "kube-controller-manager-arg": c.ControllerManagerArgs, "kube-scheduler-arg": c.SchedulerArgs} {
+	for key, args := range map[string][]string{
+		"kubelet-arg":                 c.KubeletArgs,
+		"kube-apiserver-arg":          c.APIServerArgs,
+		"kube-controller-manager-arg": c.ControllerManagerArgs,
+		"kube-scheduler-arg":          c.SchedulerArgs,
+	} {
 		for _, arg := range args {
 			if strings.HasPrefix(arg, "-") || !strings.Contains(arg, "=") {
 				refuse(key, arg, "name=value without leading dashes is allowed")
@@ -184,14 +209,16 @@ func (c *Config) apiServerIP() string {
 	return nthAddress(netip.MustParsePrefix(c.ServiceCIDR), 1)
 }
 
-// localURL is where this process reaches the API server.
-func (c *Config) localURL() string {
+// localAddress is where this process reaches the API server.
+func (c *Config) localAddress() string {
 	host := c.BindAddress
 	if host == "0.0.0.0" {
 		host = "127.0.0.1"
 	}
-	return fmt.Sprintf("https://%s", net.JoinHostPort(host, fmt.Sprint(c.HTTPSListenPort)))
+	return net.JoinHostPort(host, fmt.Sprint(c.HTTPSListenPort))
 }
+
+func (c *Config) localURL() string { return "https://" + c.localAddress() }
 
 func (c *Config) path(parts ...string) string {
 	return filepath.Join(append([]string{c.DataDir}, parts...)...)
@@ -237,7 +264,8 @@ func checkPorts(c *Config) error {
 	for _, key := range sortedKeys(needed) {
 		listener, err := net.Listen("tcp4", needed[key])
 		if err != nil {
-			problems = append(problems, fmt.Errorf("%s: %s can't be taken (%w); end the program that has it, or choose another", key, needed[key], err))
+			problems = append(problems, fmt.Errorf(
+				"%s: %s can't be taken (%w); end the program that has it, or choose another", key, needed[key], err))
 			continue
 		}
 		listener.Close()

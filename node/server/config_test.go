@@ -12,12 +12,17 @@ import (
 
 const minimal = "node-ip: 192.0.2.7\ncontainer-runtime-endpoint: unix:///run/c.sock\n"
 
-// configFor is the configuration of a server that touches nothing outside of a temporary folder, whose config.yaml it is read from.
+// configFor is the configuration of a server that touches nothing outside of a temporary folder, whose config.yaml it
+// is read from.
 func configFor(t *testing.T, more string) *Config {
 	t.Helper()
 	folder := t.TempDir()
 	file := filepath.Join(folder, "config.yaml")
-	content := fmt.Appendf(nil, "node-name: node-1\nnode-ip: 192.0.2.7\nbind-address: 127.0.0.1\ndisable-agent: true\ndata-dir: %s\nwrite-kubeconfig: %s/etc/k3s.yaml\n%s", folder, folder, more)
+	if !strings.Contains(more, "bind-address: ") {
+		more = "bind-address: 127.0.0.1\n" + more
+	}
+	content := fmt.Appendf(nil, "node-name: node-1\nnode-ip: 192.0.2.7\ndisable-agent: true\n"+
+		"data-dir: %s\nwrite-kubeconfig: %s/etc/k3s.yaml\n%s", folder, folder, more)
 	if err := os.WriteFile(file, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -33,10 +38,24 @@ func TestConfigDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &Config{DataDir: "/var/lib/rancher/k3s", NodeName: strings.ToLower(host), NodeIP: "192.0.2.7", BindAddress: "0.0.0.0", AdvertiseAddress: "192.0.2.7",
-		HTTPSListenPort: 6443, WriteKubeconfig: "/etc/rancher/k3s/k3s.yaml", WriteKubeconfigMode: "0600", ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16",
-		ServiceNodePorts: "30000-32767", ClusterDNS: "10.43.0.10", ClusterDomain: "cluster.local", RuntimeEndpoint: "unix:///run/c.sock",
-		LocalStoragePath: "/var/lib/rancher/k3s/storage", FlannelBackend: "none"}
+	want := &Config{
+		DataDir:             "/var/lib/rancher/k3s",
+		NodeName:            strings.ToLower(host),
+		NodeIP:              "192.0.2.7",
+		BindAddress:         "0.0.0.0",
+		AdvertiseAddress:    "192.0.2.7",
+		HTTPSListenPort:     6443,
+		WriteKubeconfig:     "/etc/rancher/k3s/k3s.yaml",
+		WriteKubeconfigMode: "0600",
+		ClusterCIDR:         "10.42.0.0/16",
+		ServiceCIDR:         "10.43.0.0/16",
+		ServiceNodePorts:    "30000-32767",
+		ClusterDNS:          "10.43.0.10",
+		ClusterDomain:       "cluster.local",
+		RuntimeEndpoint:     "unix:///run/c.sock",
+		LocalStoragePath:    "/var/lib/rancher/k3s/storage",
+		FlannelBackend:      "none",
+	}
 	got, err := ParseConfig([]byte(minimal))
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v\nwant %+v", got, err, want)
@@ -85,9 +104,39 @@ disable-helm-controller: true
 disable-cloud-controller: true
 debug: true
 `
-	want := &Config{"/d", "n1", "192.0.2.1", "192.0.2.2", "192.0.2.3", 7443, "/k", "0600", "10.1.0.0/16", "10.2.0.0/24", "31000-31999", "10.2.0.53", "example.test",
-		"unix:///r", "/r.conf", "/s", "none", []string{"a", "192.0.2.9"}, []string{"v=2"}, []string{"v=3"}, []string{"v=4"}, []string{"v=5"}, []string{"l=1"},
-		[]string{"t=1:NoSchedule"}, []string{"coredns"}, true, true, true, true, true, true}
+	want := &Config{
+		"/d",
+		"n1",
+		"192.0.2.1",
+		"192.0.2.2",
+		"192.0.2.3",
+		7443,
+		"/k",
+		"0600",
+		"10.1.0.0/16",
+		"10.2.0.0/24",
+		"31000-31999",
+		"10.2.0.53",
+		"example.test",
+		"unix:///r",
+		"/r.conf",
+		"/s",
+		"none",
+		[]string{"a", "192.0.2.9"},
+		[]string{"v=2"},
+		[]string{"v=3"},
+		[]string{"v=4"},
+		[]string{"v=5"},
+		[]string{"l=1"},
+		[]string{"t=1:NoSchedule"},
+		[]string{"coredns"},
+		true,
+		true,
+		true,
+		true,
+		true,
+		true,
+	}
 	got, err := ParseConfig([]byte(content))
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v\nwant %+v", got, err, want)
@@ -95,33 +144,82 @@ debug: true
 }
 
 func TestConfigRefuses(t *testing.T) {
-	known := "; allowed keys are advertise-address, bind-address, cluster-cidr, cluster-dns, cluster-domain, container-runtime-endpoint, data-dir, debug, default-local-storage-path, disable, " +
-		"disable-agent, disable-cloud-controller, disable-helm-controller, disable-kube-proxy, disable-network-policy, flannel-backend, https-listen-port, " +
-		"kube-apiserver-arg, kube-controller-manager-arg, kube-scheduler-arg, kubelet-arg, node-ip, node-label, node-name, node-taint, resolv-conf, " +
-		"service-cidr, service-node-port-range, tls-san, write-kubeconfig, write-kubeconfig-mode"
+	known := "; allowed keys are advertise-address, bind-address, cluster-cidr, cluster-dns, cluster-domain, " +
+		"container-runtime-endpoint, data-dir, debug, default-local-storage-path, disable, disable-agent, " +
+		"disable-cloud-controller, disable-helm-controller, disable-kube-proxy, disable-network-policy, " +
+		"flannel-backend, https-listen-port, kube-apiserver-arg, kube-controller-manager-arg, kube-scheduler-arg, " +
+		"kubelet-arg, node-ip, node-label, node-name, node-taint, resolv-conf, service-cidr, " +
+		"service-node-port-range, tls-san, write-kubeconfig, write-kubeconfig-mode"
 	address := ": an IPv4 address is needed"
+	noSuchPart := " = false: only true is allowed: this server has no such part\n"
 	cases := []struct{ name, content, want string }{
-		{"an empty file", "", "advertise-address = " + address + "\ncontainer-runtime-endpoint = : a unix:///PATH is needed, unless disable-agent is true\nnode-ip = " + address},
-		{"unknown keys, each by its name", minimal + "token: x\ncluster-init: true\n", `unknown key "cluster-init"` + known + "\n" + `unknown key "token"` + known},
+		{
+			"an empty file",
+			"",
+			"advertise-address = " + address + "\n" +
+				"container-runtime-endpoint = : a unix:///PATH is needed, unless disable-agent is true\n" +
+				"node-ip = " + address,
+		},
+		{
+			"unknown keys, each by its name",
+			minimal + "token: x\ncluster-init: true\n",
+			`unknown key "cluster-init"` + known + "\n" + `unknown key "token"` + known,
+		},
 		{"keys whose case differs", minimal + "Debug: true\n", `unknown key "Debug"` + known},
 		{"wrong types, beside an unknown key", minimal + "debug: 1\ndisable: coredns\nhttps-listen-port: six\nx: 1\n",
-			"debug = 1: a value of type bool is allowed\ndisable = \"coredns\": a value of type []string is allowed\nhttps-listen-port = \"six\": a value of type int is allowed\nunknown key \"x\"" + known},
+			"debug = 1: a value of type bool is allowed\n" +
+				"disable = \"coredns\": a value of type []string is allowed\n" +
+				"https-listen-port = \"six\": a value of type int is allowed\n" +
+				"unknown key \"x\"" + known},
 		{"addresses", "node-ip: 127.0.0.1\nbind-address: localhost\nadvertise-address: ::1\ndisable-agent: true\n",
-			"advertise-address = ::1" + address + "\nbind-address = localhost" + address + "\nnode-ip = 127.0.0.1: an address other than loopback is needed: the kubelet refuses it"},
+			"advertise-address = ::1" + address + "\n" +
+				"bind-address = localhost" + address + "\n" +
+				"node-ip = 127.0.0.1: an address other than loopback is needed: the kubelet refuses it"},
 		{"networks", minimal + "cluster-cidr: 10.42.0.0\nservice-cidr: 10.43.0.0/33\n",
-			"cluster-cidr = 10.42.0.0: a network such as 10.42.0.0/16 is allowed\nservice-cidr = 10.43.0.0/33: a network such as 10.43.0.0/16 is allowed"},
-		{"networks that overlap", minimal + "cluster-cidr: 10.0.0.0/8\n", "service-cidr = 10.43.0.0/16: it overlaps cluster-cidr 10.0.0.0/8"},
-		{"a name server elsewhere", minimal + "cluster-dns: 10.42.0.10\n", "cluster-dns = 10.42.0.10: an address in service-cidr 10.43.0.0/16 is allowed"},
-		{"too few services", minimal + "service-cidr: 10.43.0.0/29\n", "cluster-dns = 10.43.0.10: an address in service-cidr 10.43.0.0/29 is allowed"},
-		{"what this server has no choice of", minimal + "disable-kube-proxy: false\ndisable-network-policy: false\ndisable-helm-controller: false\ndisable-cloud-controller: false\nflannel-backend: vxlan\nwrite-kubeconfig-mode: \"0644\"\n",
-			strings.Join([]string{"disable-cloud-controller", "disable-helm-controller", "disable-kube-proxy", "disable-network-policy"}, " = false: only true is allowed: this server has no such part\n") +
-				" = false: only true is allowed: this server has no such part\nflannel-backend = vxlan: only none is allowed: this server has no flannel\n" +
-				"write-kubeconfig-mode = 0644: only 0600 is allowed: the file holds the admin's key"},
-		{"port, endpoint and paths", "node-ip: 192.0.2.7\nhttps-listen-port: 65536\ncontainer-runtime-endpoint: /run/c.sock\ndata-dir: d\nwrite-kubeconfig: k\n",
-			"container-runtime-endpoint = /run/c.sock: a unix:///PATH is needed, unless disable-agent is true\ndata-dir = d: an absolute path is allowed\n" +
-				"https-listen-port = 65536: 1 to 65535 is allowed\nwrite-kubeconfig = k: an absolute path is allowed"},
+			"cluster-cidr = 10.42.0.0: a network such as 10.42.0.0/16 is allowed\n" +
+				"service-cidr = 10.43.0.0/33: a network such as 10.43.0.0/16 is allowed"},
+		{
+			"networks that overlap",
+			minimal + "cluster-cidr: 10.0.0.0/8\n",
+			"service-cidr = 10.43.0.0/16: it overlaps cluster-cidr 10.0.0.0/8",
+		},
+		{
+			"a name server elsewhere",
+			minimal + "cluster-dns: 10.42.0.10\n",
+			"cluster-dns = 10.42.0.10: an address in service-cidr 10.43.0.0/16 is allowed",
+		},
+		{
+			"too few services",
+			minimal + "service-cidr: 10.43.0.0/29\n",
+			"cluster-dns = 10.43.0.10: an address in service-cidr 10.43.0.0/29 is allowed",
+		},
+		{
+			"what this server has no choice of",
+			minimal + "disable-kube-proxy: false\n" +
+				"disable-network-policy: false\n" +
+				"disable-helm-controller: false\n" +
+				"disable-cloud-controller: false\n" +
+				"flannel-backend: vxlan\n" +
+				"write-kubeconfig-mode: \"0644\"\n",
+			"disable-cloud-controller" + noSuchPart + "disable-helm-controller" + noSuchPart +
+				"disable-kube-proxy" + noSuchPart + "disable-network-policy" + noSuchPart +
+				"flannel-backend = vxlan: only none is allowed: this server has no flannel\n" +
+				"write-kubeconfig-mode = 0644: only 0600 is allowed: the file holds the admin's key",
+		},
+		{
+			"port, endpoint and paths",
+			"node-ip: 192.0.2.7\n" +
+				"https-listen-port: 65536\n" +
+				"container-runtime-endpoint: /run/c.sock\n" +
+				"data-dir: d\n" +
+				"write-kubeconfig: k\n",
+			"container-runtime-endpoint = /run/c.sock: a unix:///PATH is needed, unless disable-agent is true\n" +
+				"data-dir = d: an absolute path is allowed\n" +
+				"https-listen-port = 65536: 1 to 65535 is allowed\nwrite-kubeconfig = k: an absolute path is allowed",
+		},
 		{"arguments", minimal + "kubelet-arg: [--v=2, v=2]\nkube-apiserver-arg: [v]\n",
-			"kube-apiserver-arg = v: name=value without leading dashes is allowed\nkubelet-arg = --v=2: name=value without leading dashes is allowed"},
+			"kube-apiserver-arg = v: name=value without leading dashes is allowed\n" +
+				"kubelet-arg = --v=2: name=value without leading dashes is allowed"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -161,7 +259,11 @@ func TestCheckPorts(t *testing.T) {
 		t.Fatal("no port is missed")
 	}
 	lines := strings.Split(err.Error(), "\n")
-	for i, want := range []string{"https-listen-port: 127.0.0.1:" + api, "kube-scheduler-arg secure-port: 127.0.0.1:" + scheduler, "kubelet-arg healthz-port: 127.0.0.1:" + kubelet} {
+	for i, want := range []string{
+		"https-listen-port: 127.0.0.1:" + api,
+		"kube-scheduler-arg secure-port: 127.0.0.1:" + scheduler,
+		"kubelet-arg healthz-port: 127.0.0.1:" + kubelet,
+	} {
 		if len(lines) != 3 || !strings.HasPrefix(lines[i], want+" can't be taken") {
 			t.Fatalf("got %s\nwant line %d to be about %s", err, i, want)
 		}

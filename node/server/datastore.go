@@ -16,16 +16,21 @@ import (
 )
 
 func (c *Config) datastoreSocket() string { return c.path("server", "kine.sock") }
+func (c *Config) datastoreFile() string   { return c.path("server", "db", "state.db") }
 
-// startDatastore serves the etcd API on a Unix socket from an SQLite file. It uses kine's SQLite driver directly: kine's own endpoint
-// package links every other driver too (NATS, MySQL, PostgreSQL, an S3 store), which would be a third of the binary.
+// startDatastore serves the etcd API on a Unix socket from an SQLite file. It uses kine's SQLite driver directly:
+// kine's own endpoint package links every other driver too (NATS, MySQL, PostgreSQL, an S3 store), which would be a
+// third of the binary.
 func startDatastore(ctx context.Context, c *Config) error {
-	file := c.path("server", "db", "state.db")
 	_, backend, err := sqlite.New(ctx, &sync.WaitGroup{}, &drivers.Config{
-		DataSourceName:       file + "?" + sqlite.DefaultParams,
+		DataSourceName:       c.datastoreFile() + "?" + sqlite.DefaultParams,
 		ConnectionPoolConfig: generic.ConnectionPoolConfig{},
 		// Compaction is off here: the API server asks for it every five minutes.
-		CompactTimeout: 5 * time.Second, CompactMinRetain: 1000, CompactBatchSize: 1000, PollBatchSize: 500, PollInterval: time.Second,
+		CompactTimeout:   5 * time.Second,
+		CompactMinRetain: 1000,
+		CompactBatchSize: 1000,
+		PollBatchSize:    500,
+		PollInterval:     time.Second,
 	})
 	if err != nil {
 		return err

@@ -12,8 +12,8 @@ import (
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
-// kubelet runs the kubelet by its own command, which is the one place where this process's signals are caught a second time.
-// Settings lie in files: ours in 00-gvisor-k3s.conf, and a user's drop-ins in the same folder after it.
+// kubelet runs the kubelet by its own command, which is the one place where this process's signals are caught a second
+// time. Settings lie in files: ours in 00-gvisor-k3s.conf, and a user's drop-ins in the same folder after it.
 func (c *components) kubelet(ctx context.Context) error {
 	dropIns := c.config.path("agent", "etc", "kubelet.conf.d")
 	for _, folder := range []string{dropIns, c.config.path("agent", "pod-manifests")} {
@@ -33,8 +33,8 @@ func (c *components) kubelet(ctx context.Context) error {
 		"kubeconfig":        c.pki.kubeconfig("kubelet"),
 		"hostname-override": c.config.NodeName,
 		"node-ip":           c.config.NodeIP,
-		// Without a main config file the kubelet begins with the defaults of its flags, and a zero is left out of a drop-in: it would answer
-		// anybody on 10255.
+		// Without a main config file the kubelet begins with the defaults of its flags, and a zero is left out of a drop-in:
+		// it would answer anybody on 10255.
 		"read-only-port": "0",
 	}
 	if len(c.config.NodeLabels) > 0 {
@@ -44,6 +44,9 @@ func (c *components) kubelet(ctx context.Context) error {
 		flags["register-with-taints"] = strings.Join(c.config.NodeTaints, ",")
 	}
 	readGVisorCgroups("/sys/fs/cgroup")
+	if err := lookEagerly(); err != nil {
+		return err
+	}
 	command := kubelet.NewKubeletCommand(ctx)
 	command.SetArgs(flagList(c.config.KubeletArgs, flags))
 	command.SilenceErrors = true
@@ -68,12 +71,13 @@ func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
 		ClusterDomain:            c.config.ClusterDomain,
 		ContainerLogMaxSize:      "10Mi",
 		CgroupDriver:             "cgroupfs",
-		// gVisor's cgroups are version 1, account, and do not enforce; there is nothing that a hierarchy per QoS class would change.
+		// gVisor's cgroups are version 1, account, and do not enforce; there is nothing that a hierarchy per QoS class would
+		// change.
 		FailCgroupV1:           &no,
 		CgroupsPerQOS:          &no,
 		EnforceNodeAllocatable: []string{"none"}, // an empty list is left out of the file and means the default
-		// The root file system's size is the host's, so what it says of free space is no ground to evict pods, or to delete images: those
-		// that were imported from archives could not be pulled again.
+		// The root file system's size is the host's, so what it says of free space is no ground to evict pods, or to delete
+		// images: those that were imported from archives could not be pulled again.
 		LocalStorageCapacityIsolation: &no,
 		EvictionHard:                  map[string]string{"memory.available": "100Mi"},
 		ImageGCHighThresholdPercent:   new(int32(100)), // which is never

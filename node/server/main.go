@@ -1,6 +1,6 @@
 // Command gvisor-k3s-node is a Kubernetes server and node in one process, made of the upstream modules: kube-apiserver,
-// kube-controller-manager, kube-scheduler, kubelet, and kine on SQLite as their datastore. It reads k3s's config file, of whose keys it
-// knows those that this project renders (see Config), and it is not k3s.
+// kube-controller-manager, kube-scheduler, kubelet, and kine on SQLite as their datastore. It reads k3s's config file,
+// of whose keys it knows those that this project renders (see Config), and it is not k3s.
 //
 //	gvisor-k3s-node server --config FILE        run until SIGTERM; the end of any component ends the process
 //	gvisor-k3s-node check --config FILE         check the config file only
@@ -49,7 +49,11 @@ func dispatch(args []string) error {
 	case "kubectl":
 		return runKubectl(args)
 	case "version":
-		return json.NewEncoder(os.Stdout).Encode(map[string]string{"kubernetes": version.Get().GitVersion, "kine": moduleVersion("github.com/k3s-io/kine"), "go": runtime.Version()})
+		return json.NewEncoder(os.Stdout).Encode(map[string]string{
+			"kubernetes": version.Get().GitVersion,
+			"kine":       moduleVersion("github.com/k3s-io/kine"),
+			"go":         runtime.Version(),
+		})
 	case "server", "check", "ready":
 	default:
 		return fmt.Errorf("unknown command %q; %s", args[0], usage)
@@ -74,7 +78,8 @@ func dispatch(args []string) error {
 func runServer(ctx context.Context, config *Config) error {
 	// One process holds several components, and each of them sets up logging; the first one's settings stand.
 	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged
-	// About a tenth less memory of the whole node than with Go's default of 100, for half a second of CPU more at the start (bench/README.md).
+	// About a tenth less memory of the whole node than with Go's default of 100, for half a second of CPU more at the
+	// start (bench/README.md).
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
@@ -85,6 +90,7 @@ func runServer(ctx context.Context, config *Config) error {
 	if err != nil {
 		return err
 	}
+	haveClientsLook(pki.life)
 	stages := newStages(config)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -97,11 +103,13 @@ func runServer(ctx context.Context, config *Config) error {
 		return fmt.Errorf("datastore: %w", err)
 	}
 	stages.reached("datastore")
+	components.start(ctx, "certificates", components.certificates)
 	components.start(ctx, "kube-apiserver", components.apiServer)
 	if err := waitForAPI(ctx, config); err != nil {
 		return errors.Join(err, context.Cause(ctx))
 	}
 	stages.reached("apiReady")
+	components.start(ctx, "API server's own certificate", components.apiServerAgain)
 	components.start(ctx, "kube-controller-manager", components.controllerManager)
 	components.start(ctx, "kube-scheduler", components.scheduler)
 	if !config.DisableAgent {

@@ -48,7 +48,8 @@ type object struct {
 	Name       string `json:"name"`
 }
 
-// is tells whether both name one object in the cluster: its version may be another, and no namespace is the default one.
+// is tells whether both name one object in the cluster: its version may be another, and no namespace is the default
+// one.
 func (o object) is(other object) bool {
 	kind := func(o object) schema.GroupKind { return schema.FromAPIVersionAndKind(o.APIVersion, o.Kind).GroupKind() }
 	namespace := func(o object) string { return cmp.Or(o.Namespace, metav1.NamespaceDefault) }
@@ -85,7 +86,13 @@ func deployManifests(ctx context.Context, c *Config) error {
 	if err != nil {
 		return err
 	}
-	m := &manifests{c.path("server", "manifests"), c.Disable, client, dynamicClient, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(client.Discovery()))}
+	m := &manifests{
+		c.path("server", "manifests"),
+		c.Disable,
+		client,
+		dynamicClient,
+		restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(client.Discovery())),
+	}
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		return err
@@ -167,7 +174,9 @@ func stateOf(content []byte, err error) manifestState {
 	if err != nil {
 		state.Problem = err.Error()
 		all, ok := err.(interface{ Unwrap() []error })
-		state.Final = ok && slices.ContainsFunc(all.Unwrap(), func(err error) bool { return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) })
+		state.Final = ok && slices.ContainsFunc(all.Unwrap(), func(err error) bool {
+			return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err)
+		})
 	}
 	return state
 }
@@ -213,7 +222,9 @@ func (m *manifests) apply(ctx context.Context, content []byte) (applied []object
 			problems = append(problems, fmt.Errorf("%s %s: %w", document.GetKind(), document.GetName(), err))
 			continue
 		}
-		applied = append(applied, object{document.GetAPIVersion(), document.GetKind(), document.GetNamespace(), document.GetName()})
+		applied = append(applied, object{
+			document.GetAPIVersion(), document.GetKind(), document.GetNamespace(), document.GetName(),
+		})
 	}
 	return applied, errors.Join(problems...)
 }

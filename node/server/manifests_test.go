@@ -26,7 +26,8 @@ import (
 )
 
 func TestParseManifest(t *testing.T) {
-	const a, b = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: b, namespace: ns}\n"
+	const a = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n"
+	const b = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: b, namespace: ns}\n"
 	const missing = "apiVersion, kind and metadata.name are needed"
 	cases := []struct {
 		name, content string
@@ -35,15 +36,40 @@ func TestParseManifest(t *testing.T) {
 	}{
 		{"nothing", "", nil, ""},
 		{"comments and empty documents", "# a\n---\n---\n# b\n---\n", nil, ""},
-		{"several documents", "---\n" + a + "---\n# between\n---\n" + b, []string{"v1 ConfigMap /a", "apps/v1 Deployment ns/b"}, ""},
-		{"Windows line ends", strings.ReplaceAll(a+"---\n"+b, "\n", "\r\n"), []string{"v1 ConfigMap /a", "apps/v1 Deployment ns/b"}, ""},
+		{
+			"several documents",
+			"---\n" + a + "---\n# between\n---\n" + b,
+			[]string{"v1 ConfigMap /a", "apps/v1 Deployment ns/b"},
+			"",
+		},
+		{
+			"Windows line ends",
+			strings.ReplaceAll(a+"---\n"+b, "\n", "\r\n"),
+			[]string{"v1 ConfigMap /a", "apps/v1 Deployment ns/b"},
+			"",
+		},
 		{"JSON", `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"}}`, []string{"v1 ConfigMap /a"}, ""},
-		{"separators in a value", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  x: |\n    ---\n    y\n", []string{"v1 ConfigMap /a"}, ""},
-		{"a list", "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Secret, metadata: {name: a}}\n- {apiVersion: v1, kind: Secret, metadata: {name: b}}\n---\n" + a,
-			[]string{"v1 Secret /a", "v1 Secret /b", "v1 ConfigMap /a"}, ""},
+		{
+			"separators in a value",
+			"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  x: |\n    ---\n    y\n",
+			[]string{"v1 ConfigMap /a"},
+			"",
+		},
+		{
+			"a list",
+			"apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Secret, metadata: {name: a}}\n" +
+				"- {apiVersion: v1, kind: Secret, metadata: {name: b}}\n---\n" + a,
+			[]string{"v1 Secret /a", "v1 Secret /b", "v1 ConfigMap /a"},
+			"",
+		},
 		{"no kind", a + "---\napiVersion: v1\nmetadata: {name: x}\n", nil, "document 2: " + missing},
 		{"no name", "apiVersion: v1\nkind: ConfigMap\n", nil, "document 1: " + missing},
-		{"a list with an item that has no name", "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: Secret}]\n", nil, "document 1: " + missing},
+		{
+			"a list with an item that has no name",
+			"apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: Secret}]\n",
+			nil,
+			"document 1: " + missing,
+		},
 		{"no YAML", "a: [", nil, "error converting YAML to JSON"},
 	}
 	for _, c := range cases {
@@ -63,7 +89,8 @@ func TestParseManifest(t *testing.T) {
 	}
 }
 
-// fakeCluster stands for an API server: an object is one thing under all versions of its kind, which the fakes of client-go do not know.
+// fakeCluster stands for an API server: an object is one thing under all versions of its kind, which the fakes of
+// client-go do not know.
 type fakeCluster struct {
 	objects map[string]bool
 	calls   []string // what was applied and deleted, in order
@@ -101,8 +128,12 @@ func (staticMapper) Reset() {}
 
 func newManifests(t *testing.T) (*manifests, *fakeCluster) {
 	mapper := meta.NewDefaultRESTMapper(nil)
-	for kind, scope := range map[string]meta.RESTScope{"/v1/ConfigMap": meta.RESTScopeNamespace, "/v1/Namespace": meta.RESTScopeRoot,
-		"autoscaling/v1/Scaler": meta.RESTScopeNamespace, "autoscaling/v2/Scaler": meta.RESTScopeNamespace} {
+	for kind, scope := range map[string]meta.RESTScope{
+		"/v1/ConfigMap":         meta.RESTScopeNamespace,
+		"/v1/Namespace":         meta.RESTScopeRoot,
+		"autoscaling/v1/Scaler": meta.RESTScopeNamespace,
+		"autoscaling/v2/Scaler": meta.RESTScopeNamespace,
+	} {
 		part := strings.Split(kind, "/")
 		mapper.Add(schema.GroupVersionKind{Group: part[0], Version: part[1], Kind: part[2]}, scope)
 	}
@@ -118,7 +149,8 @@ func configMap(name string) string {
 
 func TestSync(t *testing.T) {
 	m, cluster := newManifests(t)
-	const namespace, inDefault = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: ns}\n", "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: x, namespace: default}\n"
+	const namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: ns}\n"
+	const inDefault = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: x, namespace: default}\n"
 	scaler := func(version string) string {
 		return "---\napiVersion: autoscaling/" + version + "\nkind: Scaler\nmetadata: {name: s, namespace: ns}\n"
 	}
@@ -133,28 +165,110 @@ func TestSync(t *testing.T) {
 	}{
 		{name: "an empty folder leaves the cluster alone"},
 		{name: "files by their names, documents in their order",
-			files: map[string]string{"b.yml": configMap("b"), "a.yaml": namespace + scaler("v1"), "c.json": `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"c"}}`,
-				"README.md": "no: [", ".a.yaml.swp": "no: [", ".hidden.yaml": "no: ["},
-			calls: []string{"apply namespaces /ns", "apply scalers ns/s", "apply configmaps default/b", "apply configmaps default/c"}},
-		{name: "what left a file, and what a file had that is gone, is deleted", files: map[string]string{"a.yaml": namespace, "c.json": gone},
-			calls: []string{"apply namespaces /ns", "apply configmaps default/b", "delete configmaps default/c", "delete scalers ns/s"}},
+			files: map[string]string{
+				"b.yml":        configMap("b"),
+				"a.yaml":       namespace + scaler("v1"),
+				"c.json":       `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"c"}}`,
+				"README.md":    "no: [",
+				".a.yaml.swp":  "no: [",
+				".hidden.yaml": "no: [",
+			},
+			calls: []string{
+				"apply namespaces /ns",
+				"apply scalers ns/s",
+				"apply configmaps default/b",
+				"apply configmaps default/c",
+			}},
+		{
+			name:  "what left a file, and what a file had that is gone, is deleted",
+			files: map[string]string{"a.yaml": namespace, "c.json": gone},
+			calls: []string{
+				"apply namespaces /ns",
+				"apply configmaps default/b",
+				"delete configmaps default/c",
+				"delete scalers ns/s",
+			},
+		},
 		{name: "another file brings it", files: map[string]string{"b.yml": gone, "d.yaml": configMap("b") + scaler("v1")},
 			calls: []string{"apply namespaces /ns", "apply configmaps default/b", "apply scalers ns/s"}},
-		{name: "another version of a kind, or the default namespace by its name, is the same object", files: map[string]string{"d.yaml": scaler("v2") + strings.Replace(inDefault, "x", "b", 1)},
-			calls: []string{"apply namespaces /ns", "apply scalers ns/s", "apply configmaps default/b"}},
-		{name: "a broken file keeps what it had brought, and the others their turn", files: map[string]string{"a.yaml": "a: [", "e.yaml": configMap("e")},
-			calls: []string{"apply scalers ns/s", "apply configmaps default/b", "apply configmaps default/e"}, problem: "a.yaml: error converting YAML to JSON"},
-		{name: "a document that fails keeps what its file had brought, and the others their turn", files: map[string]string{"a.yaml": namespace, "d.yaml": configMap("bad") + configMap("z")},
-			failing: "apply configmaps default/bad", problem: "d.yaml: ConfigMap bad: no",
-			calls: []string{"apply namespaces /ns", "apply configmaps default/bad", "apply configmaps default/z", "apply configmaps default/e"}},
-		{name: "a deletion that fails is tried again", files: map[string]string{"d.yaml": configMap("bad") + configMap("z")}, failing: "delete scalers", problem: "delete Scaler s: no",
-			calls: []string{"apply namespaces /ns", "apply configmaps default/bad", "apply configmaps default/z", "apply configmaps default/e", "delete configmaps default/b", "delete scalers ns/s"}},
-		{name: "now it can be deleted", calls: []string{"apply namespaces /ns", "apply configmaps default/bad", "apply configmaps default/z", "apply configmaps default/e", "delete scalers ns/s"}},
-		{name: "a kind that the cluster does not know", files: map[string]string{"e.yaml": "apiVersion: x/v1\nkind: Unknown\nmetadata: {name: u}\n" + configMap("e")},
-			calls:   []string{"apply namespaces /ns", "apply configmaps default/bad", "apply configmaps default/z", "apply configmaps default/e"},
-			problem: `e.yaml: Unknown u: no matches for kind "Unknown" in version "x/v1"`},
-		{name: "a disabled file counts as gone", disabled: []string{"d", "e"}, calls: []string{"apply namespaces /ns", "delete configmaps default/bad", "delete configmaps default/e", "delete configmaps default/z"}},
-		{name: "the last file goes", files: map[string]string{"a.yaml": gone}, disabled: []string{"d", "e"}, calls: []string{"delete namespaces /ns"}},
+		{
+			name:  "another version of a kind, or the default namespace by its name, is the same object",
+			files: map[string]string{"d.yaml": scaler("v2") + strings.Replace(inDefault, "x", "b", 1)},
+			calls: []string{"apply namespaces /ns", "apply scalers ns/s", "apply configmaps default/b"},
+		},
+		{
+			name:  "a broken file keeps what it had brought, and the others their turn",
+			files: map[string]string{"a.yaml": "a: [", "e.yaml": configMap("e")},
+			calls: []string{
+				"apply scalers ns/s",
+				"apply configmaps default/b",
+				"apply configmaps default/e",
+			},
+			problem: "a.yaml: error converting YAML to JSON",
+		},
+		{
+			name:    "a document that fails keeps what its file had brought, and the others their turn",
+			files:   map[string]string{"a.yaml": namespace, "d.yaml": configMap("bad") + configMap("z")},
+			failing: "apply configmaps default/bad",
+			problem: "d.yaml: ConfigMap bad: no",
+			calls: []string{
+				"apply namespaces /ns",
+				"apply configmaps default/bad",
+				"apply configmaps default/z",
+				"apply configmaps default/e",
+			},
+		},
+		{
+			name:    "a deletion that fails is tried again",
+			files:   map[string]string{"d.yaml": configMap("bad") + configMap("z")},
+			failing: "delete scalers",
+			problem: "delete Scaler s: no",
+			calls: []string{
+				"apply namespaces /ns",
+				"apply configmaps default/bad",
+				"apply configmaps default/z",
+				"apply configmaps default/e",
+				"delete configmaps default/b",
+				"delete scalers ns/s",
+			},
+		},
+		{
+			name: "now it can be deleted",
+			calls: []string{
+				"apply namespaces /ns",
+				"apply configmaps default/bad",
+				"apply configmaps default/z",
+				"apply configmaps default/e",
+				"delete scalers ns/s",
+			},
+		},
+		{
+			name:  "a kind that the cluster does not know",
+			files: map[string]string{"e.yaml": "apiVersion: x/v1\nkind: Unknown\nmetadata: {name: u}\n" + configMap("e")},
+			calls: []string{
+				"apply namespaces /ns",
+				"apply configmaps default/bad",
+				"apply configmaps default/z",
+				"apply configmaps default/e",
+			},
+			problem: `e.yaml: Unknown u: no matches for kind "Unknown" in version "x/v1"`,
+		},
+		{
+			name:     "a disabled file counts as gone",
+			disabled: []string{"d", "e"},
+			calls: []string{
+				"apply namespaces /ns",
+				"delete configmaps default/bad",
+				"delete configmaps default/e",
+				"delete configmaps default/z",
+			},
+		},
+		{
+			name:     "the last file goes",
+			files:    map[string]string{"a.yaml": gone},
+			disabled: []string{"d", "e"},
+			calls:    []string{"delete namespaces /ns"},
+		},
 		{name: "nothing is left to do", disabled: []string{"d", "e"}},
 	}
 	if err := os.Mkdir(filepath.Join(m.folder, "folder.yaml"), 0o700); err != nil {
@@ -196,7 +310,8 @@ func TestSync(t *testing.T) {
 // While something fails, sync runs again and again; what it remembers must not grow with that.
 func TestSyncRemembersEachObjectOnce(t *testing.T) {
 	m, cluster := newManifests(t)
-	if err := os.WriteFile(filepath.Join(m.folder, "a.yaml"), []byte(configMap("good")+configMap("bad")), 0o600); err != nil {
+	manifest := []byte(configMap("good") + configMap("bad"))
+	if err := os.WriteFile(filepath.Join(m.folder, "a.yaml"), manifest, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cluster.failing = "/bad"
@@ -210,7 +325,8 @@ func TestSyncRemembersEachObjectOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	var remembered []object
-	if err := json.Unmarshal([]byte(stored.Data["a.yaml"]), &remembered); err != nil || !slices.Equal(remembered, []object{{"v1", "ConfigMap", "", "good"}}) {
+	if err := json.Unmarshal([]byte(stored.Data["a.yaml"]), &remembered); err != nil ||
+		!slices.Equal(remembered, []object{{"v1", "ConfigMap", "", "good"}}) {
 		t.Errorf("got %v, %v", stored.Data, err)
 	}
 }
@@ -234,7 +350,11 @@ func TestSyncNotesStates(t *testing.T) {
 		}
 		return states
 	}
-	if got, want := noted(), (map[string]manifestState{"good.yaml": {digest(good), "", false}, "bad.yaml": {digest(bad), "ConfigMap bad: no", false}}); !maps.Equal(got, want) {
+	want := map[string]manifestState{
+		"good.yaml": {digest(good), "", false},
+		"bad.yaml":  {digest(bad), "ConfigMap bad: no", false},
+	}
+	if got := noted(); !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	cluster.failure = apierrors.NewBadRequest("never")

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"net"
 	"os"
@@ -21,18 +22,23 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
+	"k8s.io/klog/v2"
 )
 
 const (
-	caLife   = 10 * 365 * 24 * time.Hour
-	leafLife = 365 * 24 * time.Hour
-	// renewBefore is how much life a certificate must have left at the server's start, or it is issued anew.
-	renewBefore = 90 * 24 * time.Hour
+	authorityLife = 10 * 365 * 24 * time.Hour
+	usualLife     = 365 * 24 * time.Hour
+	// shortestLife leaves every client the time to take a new certificate before the one of before has ended.
+	shortestLife = 10 * time.Second
+	// lifeVariable is for tests, as k3s's CATTLE_NEW_SIGNED_CERT_EXPIRATION_DAYS: what is issued lives as long as it
+	// says, such as 90s, in place of a year.
+	lifeVariable = "GVISOR_K3S_CERTIFICATE_LIFE"
 )
 
 // pki names the files that the components read: certificates and keys in server/tls, kubeconfigs in server/cred.
 type pki struct {
 	config *Config
+	life   time.Duration // of what is issued
 }
 
 func (p pki) cert(name string) string { return p.config.path("server", "tls", name+".crt") }
@@ -41,163 +47,379 @@ func (p pki) kubeconfig(name string) string {
 	return p.config.path("server", "cred", name+".kubeconfig")
 }
 
-// Names of the certificate authorities. One signs what serves, one signs who calls, and one signs the aggregator's proxy.
+// renewBefore is how much life a certificate must have left, or it is issued anew.
+func (p pki) renewBefore() time.Duration { return p.life / 4 }
+
+// Names of the certificate authorities. One signs what serves, one signs who calls, and one signs the aggregator's
+// proxy.
 const (
 	serverCA        = "server-ca"
 	clientCA        = "client-ca"
 	requestHeaderCA = "request-header-ca"
 	serviceKey      = "service"
+	admin           = "admin"
 )
 
-// leaf is a certificate that is issued anew when it differs from this description.
+// authority is a certificate that signs others. It is made once in a cluster's life, as the key of the service accounts
+// is: another one in its place would lock everybody out.
+type authority struct {
+	name        string
+	certificate *x509.Certificate
+	key         crypto.Signer
+}
+
+// leaf is a certificate that is issued anew when it differs from this description, or nears its end.
 type leaf struct {
 	file, ca string
 	config   cert.Config
+	lasting  bool // as long as its authority: copies of it are elsewhere, which nobody renews
 }
 
-// preparePKI makes what is missing, keeps what is good, and writes the kubeconfigs. The authorities are never replaced.
+func certificateLife() (time.Duration, error) {
+	text := os.Getenv(lifeVariable)
+	if text == "" {
+		return usualLife, nil
+	}
+	life, err := time.ParseDuration(text)
+	if err != nil || life < shortestLife || life > usualLife {
+		return 0, fmt.Errorf("%s = %q: %s to %s is allowed", lifeVariable, text, shortestLife, usualLife)
+	}
+	return life, nil
+}
+
+// preparePKI makes what is missing, keeps what is good, and writes the kubeconfigs.
 func preparePKI(c *Config) (*pki, error) {
-	p := &pki{config: c}
-	for _, folder := range []string{p.config.path("server", "tls"), p.config.path("server", "cred"), c.path("server", "manifests"), c.path("server", "db")} {
-		if err := os.MkdirAll(folder, 0o700); err != nil {
-			return nil, err
-		}
-	}
-	for _, name := range []string{serverCA, clientCA, requestHeaderCA} {
-		if err := p.ensureCA(name); err != nil {
-			return nil, err
-		}
-	}
-	if _, err := p.ensureKey(serviceKey); err != nil {
+	life, err := certificateLife()
+	if err != nil {
 		return nil, err
 	}
+	p := &pki{config: c, life: life}
+	for _, folder := range []string{"tls", "cred", "manifests", "db"} {
+		if err := os.MkdirAll(c.path("server", folder), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.ensure(); err != nil {
+		return nil, err
+	}
+	return p, p.writeKubeconfigs()
+}
+
+// ensure makes every key and certificate that is missing, is damaged, nears its end or says something else than it
+// should, and tells of all that it could not.
+func (p pki) ensure() error {
+	var problems []error
+	authorities := map[string]*authority{}
+	for _, name := range []string{serverCA, clientCA, requestHeaderCA} {
+		authority, err := p.authority(name)
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		authorities[name] = authority
+	}
+	if _, err := p.lastingKey(serviceKey, p.isNew()); err != nil {
+		problems = append(problems, err)
+	}
+	for _, leaf := range p.leaves() {
+		authority := authorities[leaf.ca]
+		if authority == nil {
+			continue // which is told already
+		}
+		if err := p.ensureLeaf(leaf, authority); err != nil {
+			problems = append(problems, fmt.Errorf("certificate %s: %w", leaf.file, err))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (p pki) leaves() []leaf {
+	c := p.config
 	serving := []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	calling := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	names := cert.AltNames{DNSNames: []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.ClusterDomain, "localhost", c.NodeName}}
+	api := cert.AltNames{DNSNames: []string{
+		"kubernetes",
+		"kubernetes.default",
+		"kubernetes.default.svc",
+		"kubernetes.default.svc." + c.ClusterDomain,
+		"localhost",
+		c.NodeName,
+	}}
 	for _, name := range append([]string{"127.0.0.1", c.NodeIP, c.AdvertiseAddress, c.apiServerIP()}, c.TLSSAN...) {
 		if ip := net.ParseIP(name); ip != nil {
-			names.IPs = append(names.IPs, ip)
+			api.IPs = append(api.IPs, ip)
 		} else {
-			names.DNSNames = append(names.DNSNames, name)
+			api.DNSNames = append(api.DNSNames, name)
 		}
 	}
 	node := cert.AltNames{DNSNames: []string{c.NodeName}, IPs: []net.IP{net.ParseIP(c.NodeIP)}}
-	clients := map[string]cert.Config{
-		"admin":              {CommonName: "system:admin", Organization: []string{"system:masters"}},
+	masters := []string{"system:masters"}
+	leaves := []leaf{
+		{file: "apiserver", ca: serverCA, config: cert.Config{CommonName: "kube-apiserver", AltNames: api}},
+		{file: "kubelet-serving", ca: serverCA, config: cert.Config{CommonName: c.NodeName, AltNames: node}},
+		{file: "apiserver-kubelet", ca: clientCA, config: cert.Config{CommonName: "kube-apiserver", Organization: masters}},
+		{file: "auth-proxy", ca: requestHeaderCA, config: cert.Config{CommonName: "system:auth-proxy"}},
+	}
+	clients := p.clients()
+	for _, name := range sortedKeys(clients) {
+		leaves = append(leaves, leaf{file: name, ca: clientCA, config: clients[name], lasting: name == admin})
+	}
+	for i := range leaves {
+		leaves[i].config.Usages = calling
+		if leaves[i].ca == serverCA {
+			leaves[i].config.Usages = serving
+		}
+	}
+	return leaves
+}
+
+// clients are those who call the API server with a kubeconfig.
+func (p pki) clients() map[string]cert.Config {
+	return map[string]cert.Config{
+		admin:                {CommonName: "system:admin", Organization: []string{"system:masters"}},
 		"controller-manager": {CommonName: "system:kube-controller-manager"},
 		"scheduler":          {CommonName: "system:kube-scheduler"},
 		"kube-proxy":         {CommonName: "system:kube-proxy"},
-		"kubelet":            {CommonName: "system:node:" + c.NodeName, Organization: []string{"system:nodes"}},
+		"kubelet": {
+			CommonName:   "system:node:" + p.config.NodeName,
+			Organization: []string{"system:nodes"},
+		},
 	}
-	leaves := []leaf{
-		{"apiserver", serverCA, cert.Config{CommonName: "kube-apiserver", AltNames: names, Usages: serving}},
-		{"kubelet-serving", serverCA, cert.Config{CommonName: c.NodeName, AltNames: node, Usages: serving}},
-		{"apiserver-kubelet", clientCA, cert.Config{CommonName: "kube-apiserver", Organization: []string{"system:masters"}, Usages: calling}},
-		{"auth-proxy", requestHeaderCA, cert.Config{CommonName: "system:auth-proxy", Usages: calling}},
-	}
-	for _, name := range sortedKeys(clients) {
-		client := clients[name]
-		client.Usages = calling
-		leaves = append(leaves, leaf{name, clientCA, client})
-	}
-	for _, leaf := range leaves {
-		if err := p.ensureLeaf(leaf); err != nil {
-			return nil, fmt.Errorf("certificate %s: %w", leaf.file, err)
-		}
-	}
-	for _, name := range sortedKeys(clients) {
-		if err := p.writeKubeconfig(p.kubeconfig(name), name, c.localURL()); err != nil {
-			return nil, err
-		}
-	}
-	if err := os.MkdirAll(filepath.Dir(c.WriteKubeconfig), 0o755); err != nil {
-		return nil, err
-	}
-	return p, p.writeKubeconfig(c.WriteKubeconfig, "admin", fmt.Sprintf("https://%s", net.JoinHostPort(c.AdvertiseAddress, fmt.Sprint(c.HTTPSListenPort))))
 }
 
-func (p pki) ensureKey(name string) (crypto.Signer, error) {
-	if _, err := os.Stat(p.key(name)); errors.Is(err, os.ErrNotExist) {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			return nil, err
-		}
-		encoded, err := keyutil.MarshalPrivateKeyToPEM(key)
-		if err != nil {
-			return nil, err
-		}
-		if err := writePrivate(p.key(name), encoded); err != nil {
-			return nil, err
-		}
-	}
-	key, err := keyutil.PrivateKeyFromFile(p.key(name))
+// damaged is a file that was not written whole: a full disk leaves such ones.
+type damaged struct{ file, how string }
+
+func (d *damaged) Error() string { return d.file + " is damaged: " + d.how }
+
+// isDamaged tells damage from what may pass, such as a disk that can't be read.
+func isDamaged(err error) bool {
+	var as *damaged
+	return errors.As(err, &as)
+}
+
+func readKey(file string) (crypto.Signer, error) {
+	content, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	return key.(crypto.Signer), nil
+	key, err := keyutil.ParsePrivateKeyPEM(content)
+	if err != nil {
+		return nil, &damaged{file, fmt.Sprintf("no private key is in its %d bytes", len(content))}
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, &damaged{file, fmt.Sprintf("a %T signs nothing", key)}
+	}
+	return signer, nil
 }
 
-func (p pki) ensureCA(name string) error {
-	if _, err := os.Stat(p.cert(name)); err == nil {
-		return nil
-	}
-	key, err := p.ensureKey(name)
+func readCertificate(file string) (*x509.Certificate, error) {
+	content, err := os.ReadFile(file)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	certificates, err := cert.ParseCertsPEM(content)
+	if err != nil {
+		return nil, &damaged{file, fmt.Sprintf("no certificate is in its %d bytes", len(content))}
+	}
+	return certificates[0], nil
+}
+
+func isOf(certificate *x509.Certificate, key crypto.Signer) bool {
+	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	return ok && public.Equal(certificate.PublicKey)
+}
+
+func (p pki) makeKey(name string) (crypto.Signer, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	encoded, err := keyutil.MarshalPrivateKeyToPEM(key)
+	if err != nil {
+		return nil, err
+	}
+	return key, writePrivate(p.key(name), encoded)
+}
+
+// isNew tells whether nothing can depend on the authorities yet: a server that was killed in its first seconds has made
+// some of them, and goes on.
+func (p pki) isNew() bool {
+	_, err := os.Stat(p.config.datastoreFile())
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// irreplaceable adds the remedy to what is wrong with a file that is never made anew.
+func irreplaceable(problem error) error {
+	return fmt.Errorf("%w; everything in this cluster and every kubeconfig for it goes by this file, so it is not made "+
+		"anew: put back a copy of it, or make the cluster anew (gvisor-k3s destroy, then up)", problem)
+}
+
+// lastingKey reads a key that is made once in a cluster's life.
+func (p pki) lastingKey(name string, mayMake bool) (crypto.Signer, error) {
+	key, err := readKey(p.key(name))
+	if err == nil {
+		return key, nil
+	}
+	if mayMake && errors.Is(err, fs.ErrNotExist) {
+		return p.makeKey(name)
+	}
+	return nil, irreplaceable(err)
+}
+
+func (p pki) authority(name string) (*authority, error) {
+	certificate, err := readCertificate(p.cert(name))
+	missing := errors.Is(err, fs.ErrNotExist) && p.isNew()
+	if err != nil && !missing {
+		return nil, irreplaceable(err)
+	}
+	key, err := p.lastingKey(name, missing)
+	if err != nil {
+		return nil, err
 	}
 	now := time.Now()
-	template := &x509.Certificate{Subject: pkix.Name{CommonName: fmt.Sprintf("gvisor-k3s-%s@%d", name, now.Unix())}, NotAfter: now.Add(caLife),
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true}
-	return p.sign(name, template, template, key.Public(), key)
+	if missing {
+		template := &x509.Certificate{
+			Subject:               pkix.Name{CommonName: fmt.Sprintf("gvisor-k3s-%s@%d", name, now.Unix())},
+			NotAfter:              now.Add(authorityLife),
+			KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+			BasicConstraintsValid: true,
+			IsCA:                  true,
+		}
+		if err := p.sign(name, template, &authority{name, template, key}, key.Public()); err != nil {
+			return nil, err
+		}
+		if certificate, err = readCertificate(p.cert(name)); err != nil {
+			return nil, err
+		}
+	}
+	if !isOf(certificate, key) {
+		return nil, irreplaceable(&damaged{p.cert(name), "it is not of the key in " + p.key(name)})
+	}
+	if now.After(certificate.NotAfter) {
+		return nil, fmt.Errorf("%s ended on %s, and with it all that it signed: make the cluster anew "+
+			"(gvisor-k3s destroy, then up), or set this machine's clock right", p.cert(name), certificate.NotAfter)
+	}
+	return &authority{name, certificate, key}, nil
 }
 
-func (p pki) ensureLeaf(l leaf) error {
-	ca, err := cert.CertsFromFile(p.cert(l.ca))
+func (p pki) ensureLeaf(l leaf, ca *authority) error {
+	key, err := readKey(p.key(l.file))
+	if isDamaged(err) {
+		klog.Warningf("%s; it is made anew", err)
+	}
+	if isDamaged(err) || errors.Is(err, fs.ErrNotExist) {
+		key, err = p.makeKey(l.file)
+	}
 	if err != nil {
 		return err
 	}
-	key, err := p.ensureKey(l.file)
-	if err != nil {
+	current, err := readCertificate(p.cert(l.file))
+	switch {
+	case err == nil:
+		reason := p.fault(l, ca, current, key)
+		if reason == "" {
+			return nil
+		}
+		klog.InfoS("certificate is issued anew", "file", p.cert(l.file), "reason", reason, "end", current.NotAfter)
+	case isDamaged(err):
+		klog.Warningf("%s; it is made anew", err)
+	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	if current, err := cert.CertsFromFile(p.cert(l.file)); err == nil && l.describes(current[0]) && current[0].CheckSignatureFrom(ca[0]) == nil &&
-		key.Public().(interface{ Equal(crypto.PublicKey) bool }).Equal(current[0].PublicKey) {
-		return nil
-	}
-	caKey, err := p.ensureKey(l.ca)
-	if err != nil {
-		return err
-	}
-	return p.sign(l.file, &x509.Certificate{Subject: pkix.Name{CommonName: l.config.CommonName, Organization: l.config.Organization}, NotAfter: time.Now().Add(leafLife),
-		DNSNames: l.config.AltNames.DNSNames, IPAddresses: l.config.AltNames.IPs, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: l.config.Usages}, ca[0], key.Public(), caKey)
+	return p.sign(l.file, &x509.Certificate{
+		Subject:     pkix.Name{CommonName: l.config.CommonName, Organization: l.config.Organization},
+		NotAfter:    p.endOf(l, ca),
+		DNSNames:    l.config.AltNames.DNSNames,
+		IPAddresses: l.config.AltNames.IPs,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: l.config.Usages,
+	}, ca, key.Public())
 }
 
-func (l leaf) describes(c *x509.Certificate) bool {
-	sameIPs := slices.EqualFunc(c.IPAddresses, l.config.AltNames.IPs, net.IP.Equal)
-	return time.Until(c.NotAfter) > renewBefore && c.Subject.CommonName == l.config.CommonName && slices.Equal(c.Subject.Organization, l.config.Organization) &&
-		slices.Equal(c.DNSNames, l.config.AltNames.DNSNames) && sameIPs
+// endOf is when what is issued now ends; nothing outlives its authority.
+func (p pki) endOf(l leaf, ca *authority) time.Time {
+	last := ca.certificate.NotAfter
+	if end := time.Now().Add(p.life); !l.lasting && end.Before(last) {
+		return end
+	}
+	return last
 }
 
-func (p pki) sign(name string, template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.Signer) error {
+// fault is why a certificate has to be issued anew, or nothing.
+func (p pki) fault(l leaf, ca *authority, c *x509.Certificate, key crypto.Signer) string {
+	left := time.Until(c.NotAfter)
+	beforeAuthority := c.NotAfter.Before(ca.certificate.NotAfter) // or a new one would end at the same time
+	switch {
+	case !isOf(c, key):
+		return "it is not of its key"
+	case c.CheckSignatureFrom(ca.certificate) != nil:
+		return "another authority has signed it"
+	case c.Subject.CommonName != l.config.CommonName,
+		!slices.Equal(c.Subject.Organization, l.config.Organization),
+		!slices.Equal(c.DNSNames, l.config.AltNames.DNSNames),
+		!slices.EqualFunc(c.IPAddresses, l.config.AltNames.IPs, net.IP.Equal):
+		return "it names somebody else"
+	case l.lasting && beforeAuthority:
+		return "it ends before its authority"
+	case !l.lasting && beforeAuthority && left <= p.renewBefore():
+		return "it nears its end"
+	case time.Now().Before(c.NotBefore):
+		return "it is not valid yet" // it was issued while the clock was wrong
+	}
+	return ""
+}
+
+func (p pki) sign(name string, template *x509.Certificate, ca *authority, public crypto.PublicKey) error {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
 		return err
 	}
-	template.SerialNumber, template.NotBefore = serial, time.Now().Add(-5*time.Minute) // clocks differ
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+	template.SerialNumber = serial
+	template.NotBefore = time.Now().Add(-5 * time.Minute) // clocks differ
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.certificate, public, ca.key)
 	if err != nil {
 		return err
 	}
 	return writePrivate(p.cert(name), pem.EncodeToMemory(&pem.Block{Type: cert.CertificateBlockType, Bytes: der}))
 }
 
-// writeKubeconfig writes a kubeconfig that holds all it needs, so that it works from anywhere.
-func (p pki) writeKubeconfig(file, client, server string) error {
-	read := func(path string) []byte { content, _ := os.ReadFile(path); return content }
+// writeKubeconfigs writes a kubeconfig for each client, and the one that leaves this machine.
+func (p pki) writeKubeconfigs() error {
+	c := p.config
+	for _, name := range sortedKeys(p.clients()) {
+		// The files are named, and not their content: whoever goes by such a kubeconfig looks for renewed ones
+		// (client-go's transport/cert_rotation.go), and keeps what an inline one says for ever.
+		user := &clientcmdapi.AuthInfo{ClientCertificate: p.cert(name), ClientKey: p.key(name)}
+		cluster := &clientcmdapi.Cluster{Server: c.localURL(), CertificateAuthority: p.cert(serverCA)}
+		if err := p.writeKubeconfig(p.kubeconfig(name), cluster, user); err != nil {
+			return err
+		}
+	}
+	contents := [3][]byte{}
+	for i, file := range []string{p.cert(serverCA), p.cert(admin), p.key(admin)} {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		contents[i] = content
+	}
+	if err := os.MkdirAll(filepath.Dir(c.WriteKubeconfig), 0o755); err != nil {
+		return err
+	}
+	server := "https://" + net.JoinHostPort(c.AdvertiseAddress, fmt.Sprint(c.HTTPSListenPort))
+	// It is copied to other places, so it needs nothing beside itself.
+	return p.writeKubeconfig(c.WriteKubeconfig,
+		&clientcmdapi.Cluster{Server: server, CertificateAuthorityData: contents[0]},
+		&clientcmdapi.AuthInfo{ClientCertificateData: contents[1], ClientKeyData: contents[2]})
+}
+
+func (p pki) writeKubeconfig(file string, cluster *clientcmdapi.Cluster, user *clientcmdapi.AuthInfo) error {
 	name := p.config.NodeName
 	content, err := clientcmd.Write(clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{name: {Server: server, CertificateAuthorityData: read(p.cert(serverCA))}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{name: {ClientCertificateData: read(p.cert(client)), ClientKeyData: read(p.key(client))}},
+		Clusters:       map[string]*clientcmdapi.Cluster{name: cluster},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{name: user},
 		Contexts:       map[string]*clientcmdapi.Context{name: {Cluster: name, AuthInfo: name}},
 		CurrentContext: name,
 	})
@@ -205,11 +427,4 @@ func (p pki) writeKubeconfig(file, client, server string) error {
 		return err
 	}
 	return writePrivate(file, content)
-}
-
-// writePrivate replaces a file at once with one that only its owner can read.
-func writePrivate(file string, content []byte) error {
-	temporary := file + ".tmp"
-	os.Remove(temporary)
-	return errors.Join(os.WriteFile(temporary, content, 0o600), os.Rename(temporary, file))
 }

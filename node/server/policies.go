@@ -30,7 +30,9 @@ func tellOfPolicies(ctx context.Context, client kubernetes.Interface) error {
 	recorder := broadcaster.NewRecorder(scheme.Scheme, "gvisor-k3s")
 	tell := func(object any) {
 		if policy, ok := object.(*networkingv1.NetworkPolicy); ok {
-			recorder.Eventf(policy, nil, corev1.EventTypeWarning, "NotEnforced", "Serving", "Nothing enforces this policy: gVisor has no netfilter to do it with. Every pod of this node reaches every other.")
+			recorder.Eventf(policy, nil, corev1.EventTypeWarning, "NotEnforced", "Serving",
+				"Nothing enforces this policy: gVisor has no netfilter to do it with. "+
+					"Every pod of this node reaches every other.")
 		}
 	}
 	factory := informers.NewSharedInformerFactory(client, 0)

@@ -18,13 +18,16 @@ func TestTellOfPolicies(t *testing.T) {
 	ended := make(chan error)
 	go func() { ended <- tellOfPolicies(ctx, client) }()
 	policies := client.NetworkingV1().NetworkPolicies("default")
-	if _, err := policies.Create(ctx, &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "deny", Namespace: "default", UID: "1"}}, metav1.CreateOptions{}); err != nil {
+	policy := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "deny", Namespace: "default", UID: "1"}}
+	if _, err := policies.Create(ctx, policy, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	err := wait.PollUntilContextTimeout(ctx, 10*time.Millisecond, 20*time.Second, true, func(ctx context.Context) (bool, error) {
+	told := func(ctx context.Context) (bool, error) {
 		list, err := client.EventsV1().Events("default").List(ctx, metav1.ListOptions{})
-		return err == nil && len(list.Items) == 1 && list.Items[0].Regarding.Name == "deny" && strings.HasPrefix(list.Items[0].Note, "Nothing enforces this policy"), err
-	})
+		return err == nil && len(list.Items) == 1 && list.Items[0].Regarding.Name == "deny" &&
+			strings.HasPrefix(list.Items[0].Note, "Nothing enforces this policy"), err
+	}
+	err := wait.PollUntilContextTimeout(ctx, 10*time.Millisecond, 20*time.Second, true, told)
 	if err != nil {
 		t.Error(err)
 	}

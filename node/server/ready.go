@@ -26,7 +26,8 @@ type Readiness struct {
 	Message               string `json:"message,omitempty"` // what it waits for
 }
 
-// reached tells whether a stage is reached: "api" is /readyz and the default service account, "node" is that and a Ready node.
+// reached tells whether a stage is reached: "api" is /readyz and the default service account, "node" is that and a
+// Ready node.
 func (r Readiness) reached(c *Config, stage string) bool {
 	return r.APIReady && r.DefaultServiceAccount && (stage == "api" || c.DisableAgent || r.NodeReady)
 }
@@ -50,7 +51,8 @@ func reportReadiness(ctx context.Context, c *Config, stage string, seconds int) 
 	return nil
 }
 
-// readiness looks at the cluster once. A node that is Ready since before this server's start does not count: it may be a memory.
+// readiness looks at the cluster once. A node that is Ready since before this server's start does not count: it may be
+// a memory.
 func readiness(ctx context.Context, c *Config) (state Readiness) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -114,8 +116,8 @@ func waitForAPI(ctx context.Context, c *Config) error {
 	})
 }
 
-// stages notes when the server got how far, in stages.json beside the datastore: Unix time in milliseconds by stage, and the process
-// that they are of.
+// stages notes when the server got how far, in stages.json beside the datastore: Unix time in milliseconds by stage,
+// and the process that they are of.
 type stages struct {
 	mu    sync.Mutex
 	file  string

@@ -17,12 +17,14 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// asItself tells this program, started anew, that it is gvisor-k3s-node: its components keep global state that one process has once.
+// asItself tells this program, started anew, that it is gvisor-k3s-node: its components keep global state that one
+// process has once.
 const asItself = "GVISOR_K3S_NODE_TEST_AS_ITSELF"
 
 func TestMain(m *testing.M) {
@@ -69,13 +71,21 @@ func TestReadiness(t *testing.T) {
 	}
 	clients := x509.NewCertPool()
 	clients.AddCert(certificate(t, p.cert(clientCA)))
-	api.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: clients, ClientAuth: tls.RequireAndVerifyClientCert}
+	api.TLS = &tls.Config{
+		Certificates: []tls.Certificate{pair},
+		ClientCAs:    clients,
+		ClientAuth:   tls.RequireAndVerifyClientCert,
+	}
 	api.StartTLS()
 	defer api.Close()
 
 	node := func(status string, heartbeat time.Time) string {
-		return fmt.Sprintf(`{"kind":"Node","apiVersion":"v1","status":{"conditions":[{"type":"DiskPressure","status":"True"},{"type":"Ready","status":%q,"lastHeartbeatTime":%q,"message":"why"}]}}`,
-			status, heartbeat.UTC().Format(time.RFC3339))
+		return fmt.Sprintf(
+			`{"kind":"Node","apiVersion":"v1","status":{"conditions":[{"type":"DiskPressure","status":"True"},`+
+				`{"type":"Ready","status":%q,"lastHeartbeatTime":%q,"message":"why"}]}}`,
+			status,
+			heartbeat.UTC().Format(time.RFC3339),
+		)
 	}
 	const account = `{"kind":"ServiceAccount","apiVersion":"v1"}`
 	const accountPath, nodePath = "/api/v1/namespaces/default/serviceaccounts/default", "/api/v1/nodes/node-1"
@@ -90,14 +100,38 @@ func TestReadiness(t *testing.T) {
 	}{
 		{name: "never started", act: func() {}, message: "the server has not started"},
 		{name: "no answer", act: func() { newStages(config) }, message: "the API server does not answer: "},
-		{name: "no account", act: func() { answers["/readyz"] = "ok" }, want: Readiness{APIReady: true}, message: "could not find"},
-		{name: "no node", act: func() { answers[accountPath] = account }, want: Readiness{APIReady: true, DefaultServiceAccount: true}, message: "could not find", apiReached: true},
-		{name: "no node is needed", act: func() {}, want: Readiness{APIReady: true, DefaultServiceAccount: true}, agentless: true, apiReached: true, reached: true},
+		{
+			name:    "no account",
+			act:     func() { answers["/readyz"] = "ok" },
+			want:    Readiness{APIReady: true},
+			message: "could not find",
+		},
+		{
+			name:       "no node",
+			act:        func() { answers[accountPath] = account },
+			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
+			message:    "could not find",
+			apiReached: true,
+		},
+		{
+			name:       "no node is needed",
+			act:        func() {},
+			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
+			agentless:  true,
+			apiReached: true,
+			reached:    true,
+		},
 		{name: "not ready", act: func() { answers[nodePath] = node("False", time.Now().Add(time.Hour)) },
-			want: Readiness{APIReady: true, DefaultServiceAccount: true}, message: "node node-1 is not Ready: why", apiReached: true},
+			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
+			message:    "node node-1 is not Ready: why",
+			apiReached: true,
+		},
 		// What an earlier run left in the datastore says nothing about this one.
 		{name: "ready before the start", act: func() { answers[nodePath] = node("True", time.Now().Add(-time.Hour)) },
-			want: Readiness{APIReady: true, DefaultServiceAccount: true}, message: "node node-1 is not Ready: why", apiReached: true},
+			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
+			message:    "node node-1 is not Ready: why",
+			apiReached: true,
+		},
 		{name: "ready", act: func() { answers[nodePath] = node("True", time.Now().Add(time.Hour)) },
 			want: Readiness{APIReady: true, DefaultServiceAccount: true, NodeReady: true}, apiReached: true, reached: true},
 	}
@@ -109,7 +143,8 @@ func TestReadiness(t *testing.T) {
 			if !strings.Contains(got.Message, step.message) || (got.Message == "") != (step.message == "") {
 				t.Errorf("message %q, want %q", got.Message, step.message)
 			}
-			if api, node := got.reached(config, "api"), got.reached(config, "node"); api != step.apiReached || node != step.reached {
+			api, node := got.reached(config, "api"), got.reached(config, "node")
+			if api != step.apiReached || node != step.reached {
 				t.Errorf("stage api reached: %v, node: %v", api, node)
 			}
 			message := got.Message
@@ -122,7 +157,8 @@ func TestReadiness(t *testing.T) {
 				t.Errorf("the command ends with %v", err)
 			}
 			var state Readiness
-			if err := json.Unmarshal([]byte(printed), &state); err != nil || state.NodeReady != step.want.NodeReady || state.APIReady != step.want.APIReady {
+			if err := json.Unmarshal([]byte(printed), &state); err != nil || state.NodeReady != step.want.NodeReady ||
+				state.APIReady != step.want.APIReady {
 				t.Errorf("printed %q, %v", printed, err)
 			}
 		})
@@ -150,17 +186,21 @@ func TestCommandLine(t *testing.T) {
 		}
 	}
 	var versions map[string]string
-	if err := json.Unmarshal([]byte(output(t, func() { dispatch([]string{"version"}) })), &versions); err != nil || versions["kine"] == "" || versions["kubernetes"] == "" {
+	printed := output(t, func() { dispatch([]string{"version"}) })
+	err := json.Unmarshal([]byte(printed), &versions)
+	if err != nil || versions["kine"] == "" || versions["kubernetes"] == "" {
 		t.Errorf("version: %v, %v", versions, err)
 	}
 }
 
-// The real server without a kubelet: it starts, deploys the manifests and follows their changes, keeps its state over a restart, and ends on SIGTERM.
+// The real server without a kubelet: it starts, deploys the manifests and follows their changes, keeps its state over a
+// restart, and ends on SIGTERM.
 func TestServer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes two starts of a control plane")
 	}
-	config := configFor(t, fmt.Sprintf("https-listen-port: %d\nkube-controller-manager-arg: [secure-port=0]\nkube-scheduler-arg: [secure-port=0]\n", freePort(t)))
+	config := configFor(t, fmt.Sprintf("https-listen-port: %d\n"+
+		"kube-controller-manager-arg: [secure-port=0]\nkube-scheduler-arg: [secure-port=0]\n", freePort(t)))
 	manifest := config.path("server", "manifests", "test.yaml")
 	if err := os.MkdirAll(filepath.Dir(manifest), 0o700); err != nil {
 		t.Fatal(err)
@@ -178,11 +218,15 @@ func TestServer(t *testing.T) {
 		t.Errorf("everybody can read the datastore: %v, %v", info, err)
 	}
 	stages, err := readStages(config)
-	if err != nil || !(0 < stages["started"] && stages["started"] <= stages["datastore"] && stages["datastore"] <= stages["apiReady"]) {
+	inOrder := 0 < stages["started"] && stages["started"] <= stages["datastore"] &&
+		stages["datastore"] <= stages["apiReady"]
+	if err != nil || !inOrder {
 		t.Errorf("stages %v, %v", stages, err)
 	}
 	// Who has no certificate is nobody.
-	anonymous := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+	anonymous := &http.Client{
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true},
+	}
 	response, err := anonymous.Get(config.localURL() + "/api")
 	if err != nil {
 		t.Fatal(err)
@@ -190,6 +234,7 @@ func TestServer(t *testing.T) {
 	if response.Body.Close(); response.StatusCode != http.StatusUnauthorized {
 		t.Errorf("an anonymous call is answered: %s", response.Status)
 	}
+	awaitControllers(ctx, t, config)
 	stop()
 
 	if err := os.Remove(manifest); err != nil {
@@ -197,7 +242,34 @@ func TestServer(t *testing.T) {
 	}
 	ctx, stop = startServer(t, config)
 	awaitConfigMaps(ctx, t, config) // what went while nobody looked; only the datastore knew of it
+	awaitControllers(ctx, t, config)
 	stop()
+}
+
+// awaitControllers waits until a namespace comes and goes. While the controller that takes a namespace away starts, it
+// ends the whole process if it can't reach the API server, as when both are to end.
+func awaitControllers(ctx context.Context, t *testing.T, config *Config) {
+	t.Helper()
+	client, err := adminClient(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name = "comes-and-goes"
+	namespaces := client.CoreV1().Namespaces()
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if _, err := namespaces.Create(ctx, namespace, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := namespaces.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	err = wait.PollUntilContextTimeout(ctx, pollEvery, time.Minute, true, func(ctx context.Context) (bool, error) {
+		namespace, err = namespaces.Get(ctx, name, metav1.GetOptions{})
+		return apierrors.IsNotFound(err), nil
+	})
+	if err != nil {
+		t.Fatalf("the namespace stays: %v; %+v", err, namespace)
+	}
 }
 
 func freePort(t *testing.T) int {
@@ -210,7 +282,8 @@ func freePort(t *testing.T) int {
 	return listener.Addr().(*net.TCPAddr).Port
 }
 
-// startServer returns when `ready` says so, with a context that ends when the server does, and what ends it as a supervisor would.
+// startServer returns when `ready` says so, with a context that ends when the server does, and what ends it as a
+// supervisor would.
 func startServer(t *testing.T, config *Config) (ctx context.Context, stop func()) {
 	t.Helper()
 	log, err := os.Create(filepath.Join(t.TempDir(), "server.log"))
@@ -233,8 +306,14 @@ func startServer(t *testing.T, config *Config) (ctx context.Context, stop func()
 	}
 	ctx, ended := context.WithCancel(context.Background()) // the test's own ends before its cleanup
 	exit := make(chan error, 1)
-	go func() { exit <- command.Wait(); ended() }()
-	t.Cleanup(func() { command.Process.Kill(); <-ctx.Done() })
+	go func() {
+		exit <- command.Wait()
+		ended()
+	}()
+	t.Cleanup(func() {
+		command.Process.Kill()
+		<-ctx.Done()
+	})
 	output(t, func() { err = reportReadiness(ctx, config, "node", 120) })
 	if err != nil {
 		t.Fatal(err)

@@ -17,11 +17,15 @@ import (
 	"github.com/prometheus/procfs"
 )
 
-// readGVisorCgroups has cAdvisor, which the kubelet knows its containers' usage from, read gVisor's cgroups. They account CPU time and memory,
-// and lack cpuacct.usage_percpu and memory.stat, without which runc's library, which cAdvisor reads cgroups with, gives nothing at all.
-// (containerd's library has nothing either, so the runtime's own statistics are no way out.) Elsewhere nothing is changed.
+// readGVisorCgroups has cAdvisor, which the kubelet knows its containers' usage from, read gVisor's cgroups. They
+// account CPU time and memory, and lack cpuacct.usage_percpu and memory.stat, without which runc's library, which
+// cAdvisor reads cgroups with, gives nothing at all. (containerd's library has nothing either, so the runtime's own
+// statistics are no way out.) Elsewhere nothing is changed.
 func readGVisorCgroups(root string) {
-	has := func(file string) bool { _, err := os.Stat(filepath.Join(root, "cpuacct", file)); return err == nil }
+	has := func(file string) bool {
+		_, err := os.Stat(filepath.Join(root, "cpuacct", file))
+		return err == nil
+	}
 	if has("cpuacct.usage_user") && !has("cpuacct.usage_percpu") {
 		// Factories are asked in the order of their registration, and cAdvisor's own register when the kubelet starts it.
 		container.RegisterContainerHandlerFactory(statsFactory{}, []watcher.ContainerWatchSource{watcher.Raw})
@@ -40,7 +44,11 @@ func (statsFactory) CanHandleAndAccept(name string) (bool, bool, error) {
 	return accept, accept, err
 }
 
-func (statsFactory) NewContainerHandler(name string, environment []string, inHostNamespace bool) (container.ContainerHandler, error) {
+func (statsFactory) NewContainerHandler(
+	name string,
+	environment []string,
+	inHostNamespace bool,
+) (container.ContainerHandler, error) {
 	factory, _, err := factoryOf(name)
 	if err != nil {
 		return nil, err
@@ -86,7 +94,15 @@ func (h *statsHandler) GetStats() (*cadvisor.ContainerStats, error) {
 		return stats, err
 	}
 	size, free, available, inodes, inodesFree, err := vfs.GetVfsStats("/")
-	stats.Filesystem = []cadvisor.FsStats{{Device: mounts[0].Source, Limit: size, Usage: size - free, Available: available, HasInodes: true, Inodes: inodes, InodesFree: inodesFree}}
+	stats.Filesystem = []cadvisor.FsStats{{
+		Device:     mounts[0].Source,
+		Limit:      size,
+		Usage:      size - free,
+		Available:  available,
+		HasInodes:  true,
+		Inodes:     inodes,
+		InodesFree: inodesFree,
+	}}
 	return stats, err
 }
 
@@ -97,7 +113,8 @@ func withStats(name string, handler container.ContainerHandler) (*statsHandler, 
 		return nil, err
 	}
 	root, process := name == "/", 0
-	// The network's statistics are the node's for the root, and a pod's for its sandbox, whose process is in the pod's network.
+	// The network's statistics are the node's for the root, and a pod's for its sandbox, whose process is in the pod's
+	// network.
 	if root {
 		process = 1
 	} else if handler.GetContainerLabels()["io.cri-containerd.kind"] == "sandbox" {
@@ -105,8 +122,10 @@ func withStats(name string, handler container.ContainerHandler) (*statsHandler, 
 			process = processes[0]
 		}
 	}
-	metrics := container.MetricSet{container.NetworkUsageMetrics: struct{}{}} // beside CPU and memory, which are always in it
-	return &statsHandler{handler, libcontainer.NewHandler(gvisorCgroup{cpuacct: cpuacct, memory: memory, root: root}, "/", process, metrics), root}, nil
+	// CPU and memory are always in it.
+	metrics := container.MetricSet{container.NetworkUsageMetrics: struct{}{}}
+	cgroup := gvisorCgroup{cpuacct: cpuacct, memory: memory, root: root}
+	return &statsHandler{handler, libcontainer.NewHandler(cgroup, "/", process, metrics), root}, nil
 }
 
 // gvisorCgroup reads a cgroup's statistics from the files that gVisor has.
@@ -132,8 +151,8 @@ func (g gvisorCgroup) GetStats() (*cgroups.Stats, error) {
 	if !g.root {
 		return stats, nil
 	}
-	// The root's memory, and no other's, has the files in it that are mapped: page cache of the host, which is free to drop it. Counted
-	// as in use it would have the kubelet evict pods from a small sandbox that has memory left.
+	// The root's memory, and no other's, has the files in it that are mapped: page cache of the host, which is free to
+	// drop it. Counted as in use it would have the kubelet evict pods from a small sandbox that has memory left.
 	proc, err := procfs.NewDefaultFS()
 	if err != nil {
 		return nil, err

@@ -22,7 +22,8 @@ func (f *fakeFactory) CanHandleAndAccept(name string) (bool, bool, error) {
 	return name == f.knows, true, nil
 }
 func (f *fakeFactory) NewContainerHandler(name string, _ []string, _ bool) (container.ContainerHandler, error) {
-	return &fakeHandler{paths: common.MakeCgroupPaths(map[string]string{"cpuacct": f.root + "/cpuacct", "memory": f.root + "/memory"}, name)}, nil
+	mounts := map[string]string{"cpuacct": f.root + "/cpuacct", "memory": f.root + "/memory"}
+	return &fakeHandler{paths: common.MakeCgroupPaths(mounts, name)}, nil
 }
 
 type fakeHandler struct {
@@ -48,11 +49,14 @@ func gvisorCgroups(t *testing.T, name string) string {
 	t.Helper()
 	root := t.TempDir()
 	for file, content := range map[string]string{
-		"cpuacct/cpuacct.usage_user": "1", "cpuacct" + name + "/cpuacct.usage_user": "3000000000\n", "cpuacct" + name + "/cpuacct.usage_sys": "500000000\n",
+		"cpuacct/cpuacct.usage_user":               "1",
+		"cpuacct" + name + "/cpuacct.usage_user":   "3000000000\n",
+		"cpuacct" + name + "/cpuacct.usage_sys":    "500000000\n",
 		"memory" + name + "/memory.usage_in_bytes": "104857600\n",
 	} {
 		path := filepath.Join(root, file)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
+		made := os.MkdirAll(filepath.Dir(path), 0o755)
+		if err := errors.Join(made, os.WriteFile(path, []byte(content), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -79,7 +83,8 @@ func TestStatsInGVisor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if usage := stats.Cpu.Usage; usage.Total != 3_500_000_000 || usage.User != 3_000_000_000 || usage.System != 500_000_000 {
+	usage := stats.Cpu.Usage
+	if usage.Total != 3_500_000_000 || usage.User != 3_000_000_000 || usage.System != 500_000_000 {
 		t.Errorf("CPU: %+v", usage)
 	}
 	if stats.Memory.Usage != 100<<20 || stats.Memory.WorkingSet != 100<<20 || stats.Memory.RSS != 100<<20 {
@@ -107,10 +112,12 @@ func TestStatsOfRoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if stats.Memory.Usage != 100<<20 || stats.Memory.TotalInactiveFile == 0 || stats.Memory.WorkingSet != stats.Memory.Usage-min(stats.Memory.Usage, stats.Memory.TotalInactiveFile) {
+	if stats.Memory.Usage != 100<<20 || stats.Memory.TotalInactiveFile == 0 ||
+		stats.Memory.WorkingSet != stats.Memory.Usage-min(stats.Memory.Usage, stats.Memory.TotalInactiveFile) {
 		t.Errorf("%+v", stats.Memory)
 	}
-	if len(stats.Filesystem) != 1 || stats.Filesystem[0].Device == "" || stats.Filesystem[0].Limit == 0 || stats.Filesystem[0].Available == 0 {
+	if len(stats.Filesystem) != 1 || stats.Filesystem[0].Device == "" || stats.Filesystem[0].Limit == 0 ||
+		stats.Filesystem[0].Available == 0 {
 		t.Errorf("file system: %+v", stats.Filesystem)
 	}
 }

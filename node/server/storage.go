@@ -25,8 +25,8 @@ const (
 //go:embed local-storage.yaml
 var localStorageManifest []byte
 
-// localVolumes makes a folder of the node for each claim, with the behaviour of k3s's local-path provisioner: a volume is bound when its first
-// pod is scheduled, takes what the disk has, and is deleted with its claim.
+// localVolumes makes a folder of the node for each claim, with the behaviour of k3s's local-path provisioner: a volume
+// is bound when its first pod is scheduled, takes what the disk has, and is deleted with its claim.
 type localVolumes struct {
 	folder string
 	node   string
@@ -46,11 +46,16 @@ func provisionLocally(ctx context.Context, client kubernetes.Interface, volumes 
 }
 
 // Provision refuses what k3s's provisioner refuses; the claim tells why.
-func (l *localVolumes) Provision(_ context.Context, options controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
+func (l *localVolumes) Provision(
+	_ context.Context,
+	options controller.ProvisionOptions,
+) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
 	claim := options.PVC
 	for _, mode := range claim.Spec.AccessModes {
-		if allowed := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadWriteOncePod}; !slices.Contains(allowed, mode) {
-			return nil, controller.ProvisioningFinished, fmt.Errorf("access mode %s: ReadWriteOnce and ReadWriteOncePod are allowed", mode)
+		allowed := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadWriteOncePod}
+		if !slices.Contains(allowed, mode) {
+			err := fmt.Errorf("access mode %s: ReadWriteOnce and ReadWriteOncePod are allowed", mode)
+			return nil, controller.ProvisioningFinished, err
 		}
 	}
 	if mode := claim.Spec.VolumeMode; mode != nil && *mode != corev1.PersistentVolumeFilesystem {
@@ -68,15 +73,23 @@ func (l *localVolumes) Provision(_ context.Context, options controller.Provision
 		return nil, controller.ProvisioningFinished, err
 	}
 	kind, filesystem := corev1.HostPathDirectoryOrCreate, corev1.PersistentVolumeFilesystem
-	hostname := corev1.NodeSelectorRequirement{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{l.node}}
+	hostname := corev1.NodeSelectorRequirement{
+		Key:      corev1.LabelHostname,
+		Operator: corev1.NodeSelectorOpIn,
+		Values:   []string{l.node},
+	}
 	return &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: options.PVName},
 		Spec: corev1.PersistentVolumeSpec{
 			PersistentVolumeReclaimPolicy: *options.StorageClass.ReclaimPolicy,
 			AccessModes:                   claim.Spec.AccessModes,
 			VolumeMode:                    &filesystem,
-			Capacity:                      corev1.ResourceList{corev1.ResourceStorage: claim.Spec.Resources.Requests[corev1.ResourceStorage]},
-			PersistentVolumeSource:        corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path, Type: &kind}},
+			Capacity: corev1.ResourceList{
+				corev1.ResourceStorage: claim.Spec.Resources.Requests[corev1.ResourceStorage],
+			},
+			PersistentVolumeSource: corev1.PersistentVolumeSource{
+				HostPath: &corev1.HostPathVolumeSource{Path: path, Type: &kind},
+			},
 			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{
 				NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{hostname}}},
 			}},

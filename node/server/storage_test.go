@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -13,12 +14,19 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 )
 
-func provision(volumes *localVolumes, change func(*corev1.PersistentVolumeClaimSpec)) (*corev1.PersistentVolume, error) {
+func provision(
+	volumes *localVolumes,
+	change func(*corev1.PersistentVolumeClaimSpec),
+) (*corev1.PersistentVolume, error) {
 	reclaim := corev1.PersistentVolumeReclaimDelete
 	claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "data"},
 		Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}}}
 	change(&claim.Spec)
-	volume, _, err := volumes.Provision(nil, controller.ProvisionOptions{PVName: "pvc-1", PVC: claim, StorageClass: &storagev1.StorageClass{ReclaimPolicy: &reclaim}})
+	volume, _, err := volumes.Provision(context.Background(), controller.ProvisionOptions{
+		PVName:       "pvc-1",
+		PVC:          claim,
+		StorageClass: &storagev1.StorageClass{ReclaimPolicy: &reclaim},
+	})
 	return volume, err
 }
 
@@ -29,27 +37,30 @@ func TestLocalVolumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := volume.Spec.HostPath.Path
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o777 || filepath.Base(path) != "pvc-1_default_data" {
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o777 ||
+		filepath.Base(path) != "pvc-1_default_data" {
 		t.Errorf("got %s, %v, %v", path, info, err)
 	}
-	// A claim that is tried again, or whose server was restarted between folder and volume, gets the same folder with what is in it.
+	// A claim that is tried again, or whose server was restarted between folder and volume, gets the same folder with what
+	// is in it.
 	file := filepath.Join(path, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if again, err := provision(volumes, func(*corev1.PersistentVolumeClaimSpec) {}); err != nil || again.Spec.HostPath.Path != path {
+	if again, err := provision(volumes, func(*corev1.PersistentVolumeClaimSpec) {}); err != nil ||
+		again.Spec.HostPath.Path != path {
 		t.Errorf("got %v, %v", again, err)
 	}
 	if _, err := os.Stat(file); err != nil {
 		t.Error(err)
 	}
-	if err := volumes.Delete(nil, volume); err != nil {
+	if err := volumes.Delete(t.Context(), volume); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the folder is still there: %v", err)
 	}
-	if err := volumes.Delete(nil, volume); err != nil {
+	if err := volumes.Delete(t.Context(), volume); err != nil {
 		t.Errorf("a folder that is gone: %v", err)
 	}
 }
@@ -77,14 +88,20 @@ func TestLocalVolumesRefuse(t *testing.T) {
 func TestLocalVolumesDeleteOnlyTheirOwn(t *testing.T) {
 	folder := t.TempDir()
 	volumes := &localVolumes{filepath.Join(folder, "storage"), "node"}
-	for _, path := range []string{folder, volumes.folder, volumes.folder + "/", volumes.folder + "/../other", volumes.folder + "/a/b", "/"} {
-		volume := &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path}}}}
+	for _, path := range []string{
+		folder, volumes.folder, volumes.folder + "/", volumes.folder + "/../other", volumes.folder + "/a/b", "/",
+	} {
+		volume := &corev1.PersistentVolume{
+			Spec: corev1.PersistentVolumeSpec{
+				PersistentVolumeSource: corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path}},
+			},
+		}
 		var ignored *controller.IgnoredError
-		if err := volumes.Delete(nil, volume); !errors.As(err, &ignored) {
+		if err := volumes.Delete(t.Context(), volume); !errors.As(err, &ignored) {
 			t.Errorf("%s: got %v", path, err)
 		}
 	}
-	if err := volumes.Delete(nil, &corev1.PersistentVolume{}); err == nil {
+	if err := volumes.Delete(t.Context(), &corev1.PersistentVolume{}); err == nil {
 		t.Error("a volume without a path was deleted")
 	}
 }
