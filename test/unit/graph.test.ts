@@ -89,7 +89,7 @@ async function program(
   try {
     const exported = await run();
     await pulumi.runtime.disconnect();
-    return { registrations, exported };
+    return { registrations, exported: (exported.default ?? exported) as Record<string, unknown> };
   } catch (error) {
     await pulumi.runtime.disconnect(); // what was begun before
     throw Object.assign(error as Error, { registered: Object.keys(registrations) });
@@ -509,6 +509,11 @@ describe("an option changes the graph", () => {
     [["no-netfilter"], []],
   ])("with the quirks %j only what removes them changes", async (more, expected) => {
     expect(differences(await graph({ quirks: found }), await graph({ quirks: [...found, ...more] }))).toEqual(expected);
+  });
+
+  it("what a cluster does not have is no output of the stack, of which Pulumi would warn", async () => {
+    const { exported } = await program({ mode: "control-plane" });
+    expect(Object.keys(exported).sort()).toEqual(["address", "kubeconfig", "kubeconfigPath", "quirks"]);
   });
 
   it("without the test pod there is none", async () => {
