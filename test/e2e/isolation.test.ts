@@ -141,7 +141,9 @@ async function restore(): Promise<void> {
     else [ -f "$path" ] && [ "$path" -nt "$path.real" ] && made=1 || made=; fi
     if [ $made ]; then rm -rf "$path.real"; else rm -rf "$path"; mv "$path.real" "$path"; fi
   done`;
-  await inside(name, "/bin/sh", "-c", script, "sh", ...planted);
+  // Its supervisor may be about to start it again.
+  const restored = () => inside(name, "/bin/sh", "-c", `${script}; echo done`, "sh", ...planted).catch(() => undefined);
+  await waitFor("the sandbox takes commands", 120, restored);
   planted = [];
 }
 
