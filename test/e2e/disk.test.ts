@@ -101,9 +101,13 @@ describe("images that no container uses", () => {
 
   it("are removed by the kubelet when the disk is full, but for the same", async () => {
     await pulled("example.test/forgotten:1");
-    await waitFor("the kubelet removes it", 330, async () => {
-      return (await images()).includes("example.test/forgotten:1") ? undefined : true;
-    });
+    const look = "grep -E 'image_gc|Image garbage' /var/log/gvisor-k3s/server.log; date";
+    await waitFor(
+      "the kubelet removes it",
+      330,
+      async () => ((await images()).includes("example.test/forgotten:1") ? undefined : true),
+      () => inside(name, "sh", "-c", look),
+    );
     expect(await images()).toEqual(expect.arrayContaining([shell.image, imageName("pause"), imageName("testpod")]));
   }, 400_000);
 });
