@@ -2,7 +2,7 @@
  * One archive with what a bug report needs, and no secret in it.
  * @module
  */
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
 import { arch, cpus, release, tmpdir, totalmem } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
@@ -14,6 +14,7 @@ import { passwordsIn } from "../config/proxy.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { openMachine } from "../machines/index.ts";
 import { hostPaths } from "../machines/paths.ts";
+import { filesBelow } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
 import { run, worked } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
@@ -147,10 +148,4 @@ const problemOf = (error: Error) => `it cannot be read: ${error.message}\n`;
 function tail(file: string): string {
   const text = readFileSync(file);
   return text.subarray(Math.max(0, text.length - TAIL)).toString("utf8");
-}
-
-/** The plain files below a folder of the host's own. */
-function filesBelow(folder: string): string[] {
-  const entries = existsSync(folder) ? readdirSync(folder, { recursive: true, withFileTypes: true }) : [];
-  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
 }

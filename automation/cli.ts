@@ -13,6 +13,7 @@ import tab from "@bomb.sh/tab/commander";
 import { Argument, Command, CommanderError, Option } from "commander";
 import { execa } from "execa";
 import { InputError } from "../config/problems.ts";
+import { printable } from "../system/run.ts";
 import type { Change } from "./changes.ts";
 import { list } from "./list.ts";
 import { Progress, seconds } from "./progress.ts";
@@ -285,9 +286,8 @@ program
     await passThrough(file!, rest);
   });
 
-program
-  .command("images")
-  .description("bring images into a node that runs")
+const images = program.command("images").description("the images of a node that runs: import, prune");
+images
   .command("import")
   .description("import archives: OCI layouts or docker save's, as they are or compressed by gzip or zstd")
   .addOption(cluster())
@@ -295,6 +295,23 @@ program
   .action(async (archives: string[], { cluster: name }: { cluster: string }) => {
     begin();
     await (await load.cluster()).importArchives(await configOf(name), archives, progress);
+  });
+
+images
+  .command("prune")
+  .description("remove those that no container uses, but for those that were imported, and the node's own")
+  .addOption(cluster())
+  .option("--imported", "also those that were imported from archives; `images import` brings them again")
+  .addOption(json())
+  .action(async ({ cluster: name, imported, ...flags }: { cluster: string; imported?: boolean } & Flags) => {
+    begin(flags);
+    const pruned = await (await load.cluster()).pruneImages(await configOf(name), imported ?? false, progress);
+    progress.end();
+    if (flags.json) return print(pruned);
+    const { images: removed, freed } = pruned;
+    const room = freed === undefined ? "" : `; ${Math.round(freed / 2 ** 20)} MiB are free again`;
+    const lines = removed.map(({ id, names }) => `${printable(names[0] ?? id)}\n`);
+    print(`${lines.join("")}${removed.length} ${removed.length === 1 ? "image" : "images"} removed${room}\n`);
   });
 
 program

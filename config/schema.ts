@@ -342,6 +342,15 @@ export const stackSchema = z.strictObject({
         .optional()
         .describe("The address of the cluster's DNS Service, inside `serviceCidr`. Default: its tenth address."),
       labels: z.record(z.string(), z.string()).default({}).describe("Labels that the node registers with."),
+      pruneImagesAt: wholeNumber(1, 99)
+        .nullable()
+        .default(95)
+        .describe(
+          "From how many percent of the disk in use on the kubelet deletes images that no container uses, the longest " +
+            "unused first, until it is 5 less; it looks every five minutes. The disk is the host's, whoever fills it. " +
+            "What was imported from archives stays, and so do the node's own images; `images prune` deletes at once. " +
+            "`null` for never. Changing it restarts the node's server; pods live on.",
+        ),
       kubeletArgs: componentArguments("the kubelet"),
       apiServerArgs: componentArguments("kube-apiserver"),
       controllerManagerArgs: componentArguments("kube-controller-manager"),

@@ -17,6 +17,9 @@ const PATIENCE = 180;
 /** Seconds for the server to apply a manifest, retries included. */
 const APPLY = 60;
 
+/** Seconds that it is waited on the machine at a time. */
+const LOOK = 20;
+
 const folder = `${inSandbox.nodeData}/server/manifests`;
 
 /** What the server notes of its start: its process, and when it came how far. See node/server/ready.go. */
@@ -86,30 +89,44 @@ class EmbeddedServer implements Server {
     await machine.write([{ path: `${folder}/${file}`, content, mode: 0o600 }]);
     const digest = createHash("sha256").update(content).digest("hex");
     let problem: string | undefined;
-    await waitFor(
-      `the server applies ${file}`,
-      APPLY,
-      async () => {
-        const state = (await manifestStates(machine))[file];
-        if (state?.digest !== digest) return undefined;
-        problem = state.problem;
-        if (state.final) throw new Error(problem);
-        return problem === undefined || undefined;
-      },
-      () => problem ?? "",
-    );
+    const applied = async (states: ManifestStates) => {
+      const state = states[file];
+      if (state?.digest !== digest) return undefined;
+      problem = state.problem;
+      if (state.final) throw new Error(problem);
+      return problem === undefined || undefined;
+    };
+    await statesTell(machine, `the server applies ${file}`, applied, () => problem ?? "");
   }
 
   async withdraw(machine: Machine, manifest: string): Promise<void> {
     const file = `${manifest}.yaml`;
     await machine.remove([`${folder}/${file}`]);
-    await waitFor(`the server removes what ${file} brought`, APPLY, async () =>
-      (await manifestStates(machine))[file] ? undefined : true,
+    await statesTell(machine, `the server removes what ${file} brought`, async (states) =>
+      states[file] ? undefined : true,
     );
   }
 }
 
-async function manifestStates(machine: Machine): Promise<Record<string, ManifestState>> {
-  const noted = (await machine.read(`${folder}.json`)) ?? "{}";
-  return (JSON.parse(noted) as Record<string, ManifestState> | null) ?? {};
+type ManifestStates = Record<string, ManifestState>;
+
+/** Waits, on the machine itself, until what the server notes of its manifests tells something. */
+async function statesTell(
+  machine: Machine,
+  what: string,
+  tells: (states: ManifestStates) => Promise<true | undefined>,
+  lastState?: () => string,
+): Promise<void> {
+  let known: string | undefined;
+  let seconds = 0; // the first look is at what is there
+  await waitFor(
+    what,
+    APPLY,
+    async () => {
+      known = await machine.changed(`${folder}.json`, known, seconds);
+      seconds = LOOK;
+      return await tells((JSON.parse(known ?? "{}") as ManifestStates | null) ?? {});
+    },
+    lastState,
+  );
 }

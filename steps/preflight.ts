@@ -4,8 +4,8 @@
  */
 import { existsSync, readFileSync } from "node:fs";
 import { arch } from "node:os";
-import { list } from "tar";
 import { parseAllDocuments } from "yaml";
+import { entriesOf } from "../artifacts/archive.ts";
 import { knownPatches, patchRefusal } from "../artifacts/artifacts.ts";
 import { readElf } from "../artifacts/elf.ts";
 import { type Problem, refuse } from "../config/problems.ts";
@@ -125,14 +125,14 @@ function version(program: string, flag: string): string {
   return found?.replace(/^v/, "") ?? "of no known version";
 }
 
-/** Reads the archive through, as far as it is a tar archive; containerd is the judge of what is in it. */
+/** Looks at the archive as far as it is a tar archive; containerd is the judge of what is in it. */
 export function archiveProblem(path: string): Problem[] {
   const problem = (message: string): Problem[] => [{ option: "images", value: path, message }];
   const advice = "give one that `docker save` or an OCI tool wrote";
   if (!existsSync(path)) return problem("there is no such file");
-  const entries: string[] = [];
+  let entries: string[];
   try {
-    list({ file: path, sync: true, strict: true, onReadEntry: (entry) => void entries.push(entry.path) });
+    entries = entriesOf(path);
   } catch (error) {
     return problem(`it is no tar archive, or a broken one (${(error as Error).message}); ${advice}`);
   }

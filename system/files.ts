@@ -2,9 +2,19 @@
  * Files that matter: each is whole or absent, whenever the power goes or the disk is full.
  * @module
  */
-import { existsSync, linkSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { chmod, chown, mkdir, open, rename, rm, writeFile } from "node:fs/promises";
-import { dirname } from "node:path";
+import { dirname, join } from "node:path";
 
 /**
  * Writes a file under a temporary name, syncs it and renames it. Folders above it are made with mode 0700. (The package
@@ -68,6 +78,17 @@ export function readJson<T>(file: string, remedy: string): T | undefined {
   } catch (error) {
     throw new Error(`${file} cannot be read (${(error as Error).message}); ${remedy}`, { cause: error });
   }
+}
+
+/** Empties a file that others append to, and that has grown too long. */
+export function emptyIfLonger(file: string, bytes: number): void {
+  if ((statSync(file, { throwIfNoEntry: false })?.size ?? 0) > bytes) truncateSync(file);
+}
+
+/** The plain files below a folder of this machine's own; none if there is no such folder. */
+export function filesBelow(folder: string): string[] {
+  const entries = existsSync(folder) ? readdirSync(folder, { recursive: true, withFileTypes: true }) : [];
+  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
 }
 
 /** What is in a file; undefined if there is no such file, or nothing that can be read. */

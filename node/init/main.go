@@ -13,6 +13,10 @@
 //	sandbox-init files hash             tell the SHA-256 of the files on standard input (a list of paths)
 //	sandbox-init files remove           remove the files and folders on standard input (a list of paths)
 //	sandbox-init files list PATH        name the regular files of a folder
+//	sandbox-init files changed PATH SECONDS [SHA256]
+//	                                    print a regular file as soon as it is another one than that, or none, or as it is
+//	                                    when the time is up; exit code 3 if there is none
+//	sandbox-init files usage            tell what folders take of the disk (see files.Measure)
 //	sandbox-init boot [--forget]        make what is on standard input (a boot.Plan), and forget the last life
 //	sandbox-init boot --replay          have the facade and the services of the last life again
 //	sandbox-init facade                 apply the facade plan on standard input (see facade.Plan), idempotently
@@ -53,6 +57,7 @@ var errUsage = errors.New(strings.TrimSpace(`usage: sandbox-init
   run
   service put | restart NAME | stop NAME | status | await NAME
   files put | get PATH [--limit BYTES] [--tail BYTES] | hash | remove | list PATH
+  files changed PATH SECONDS [SHA256] | usage
   boot [--forget | --replay]
   facade
   probe
@@ -189,8 +194,40 @@ func filesCommand(verb string, args []string) error {
 		return files.Remove(paths)
 	case verb == "list" && len(args) == 1:
 		return printAnswer(files.List(args[0]))
+	case verb == "changed" && (len(args) == 2 || len(args) == 3):
+		return changedCommand(args[0], args[1], append(args[2:], "")[0])
+	case verb == "usage" && len(args) == 0:
+		measure, err := read[files.Measure]("what is measured")
+		if err != nil {
+			return err
+		}
+		return printAnswer(measure.Run())
 	}
 	return errUsage
+}
+
+// changedCommand prints a file that has changed, or that has not in time.
+func changedCommand(path, seconds, known string) error {
+	most := int(patience / time.Second / 2)
+	count, err := strconv.Atoi(seconds)
+	if err != nil || count < 0 || count > most {
+		return fmt.Errorf("seconds %q: 0 to %d is allowed", seconds, most)
+	}
+	return printFile(path)(files.Changed(path, known, time.Duration(count)*time.Second))
+}
+
+// printFile takes a file, and prints it.
+func printFile(path string) func(content []byte, err error) error {
+	return func(content []byte, err error) error {
+		if files.IsAbsent(err) {
+			return absentError{fmt.Errorf("there is no %s (%w)", path, err)}
+		}
+		if err != nil {
+			return err
+		}
+		_, err = os.Stdout.Write(content)
+		return err
+	}
 }
 
 // getCommand prints a file, or its end.
@@ -214,21 +251,10 @@ func getCommand(args []string) error {
 	if tailed && tail > limit {
 		return fmt.Errorf("--tail %d: at most %d bytes are read; give another --limit", tail, limit)
 	}
-	var content []byte
-	var err error
 	if tailed {
-		content, err = files.Tail(path, tail)
-	} else {
-		content, err = files.Read(path, limit)
+		return printFile(path)(files.Tail(path, tail))
 	}
-	if files.IsAbsent(err) {
-		return absentError{fmt.Errorf("there is no %s (%w)", path, err)}
-	}
-	if err != nil {
-		return err
-	}
-	_, err = os.Stdout.Write(content)
-	return err
+	return printFile(path)(files.Read(path, limit))
 }
 
 func bootCommand(args []string) error {

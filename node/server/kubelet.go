@@ -76,11 +76,10 @@ func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
 		FailCgroupV1:           &no,
 		CgroupsPerQOS:          &no,
 		EnforceNodeAllocatable: []string{"none"}, // an empty list is left out of the file and means the default
-		// The root file system's size is the host's, so what it says of free space is no ground to evict pods, or to delete
-		// images: those that were imported from archives could not be pulled again.
+		// The root file system's size is the host's, so what it says of free space is no ground to evict pods. When images
+		// are deleted that nothing uses is said by the config file (kubelet-arg).
 		LocalStorageCapacityIsolation: &no,
 		EvictionHard:                  map[string]string{"memory.available": "100Mi"},
-		ImageGCHighThresholdPercent:   new(int32(100)), // which is never
 		FailSwapOn:                    &no,
 		MakeIPTablesUtilChains:        &no,
 		// The node is alone: whether it lives is known from its process, so its heartbeats can be rare.

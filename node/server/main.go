@@ -6,6 +6,8 @@
 //	gvisor-k3s-node check --config FILE         check the config file only
 //	gvisor-k3s-node ready --config FILE [--stage api|node] [--wait SECONDS]
 //	                                            print the state as JSON; exit code 0 if it is ready
+//	gvisor-k3s-node prune [--imported] [--own PREFIX] [--keep NAME]... [--endpoint SOCKET]
+//	                                            remove images that no container uses, and print them as JSON
 //	gvisor-k3s-node kubectl ...                 kubectl, with the admin's kubeconfig unless KUBECONFIG says otherwise
 //	gvisor-k3s-node version                     print the versions as JSON
 package main
@@ -29,7 +31,7 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 )
 
-const usage = "usage: gvisor-k3s-node server|check|ready --config FILE | kubectl ... | version"
+const usage = "usage: gvisor-k3s-node server|check|ready --config FILE | prune ... | kubectl ... | version"
 
 func main() {
 	if err := dispatch(os.Args[1:]); err != nil {
@@ -48,6 +50,8 @@ func dispatch(args []string) error {
 	switch args[0] {
 	case "kubectl":
 		return runKubectl(args)
+	case "prune":
+		return pruneCommand(context.Background(), args[1:], os.Stdout)
 	case "version":
 		return json.NewEncoder(os.Stdout).Encode(map[string]string{
 			"kubernetes": version.Get().GitVersion,

@@ -5,6 +5,7 @@ import {
   lstatSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   rmSync,
   statSync,
@@ -27,7 +28,7 @@ import {
   userKubeconfig,
   without,
 } from "../../automation/kubeconfig.ts";
-import { readConfig, setRelease } from "../../automation/workspace.ts";
+import { dropOldCopies, readConfig, setRelease } from "../../automation/workspace.ts";
 
 const own = (key: string) => `apiVersion: v1
 kind: Config
@@ -216,6 +217,33 @@ describe("a release of k3s", () => {
     }
     process.chdir(before);
     rmSync(folder, { recursive: true });
+  });
+});
+
+describe("Pulumi's copies of a stack's state", () => {
+  it("are those of the last runs, and other stacks' are left alone", () => {
+    const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-copies-"));
+    const folder = (kind: string, stack: string) => join(home, "pulumi/.pulumi", kind, "gvisor-k3s", stack);
+    const time = (run: number) => `17956554092${String(run).padStart(8, "0")}`;
+    const files = (stack: string, run: number) => ({
+      [folder("backups", stack)]: [`${stack}.${time(run)}.json`, `${stack}.${time(run)}.json.attrs`],
+      [folder("history", stack)]: [`${stack}-${time(run)}.checkpoint.json`, `${stack}-${time(run)}.history.json`],
+    });
+    for (const stack of ["a", "a-179565540922365163"])
+      for (let run = 0; run < 23; run++)
+        for (const [where, names] of Object.entries(files(stack, run))) {
+          mkdirSync(where, { recursive: true });
+          for (const name of names) writeFileSync(join(where, name), "");
+        }
+    dropOldCopies(home, "a");
+    dropOldCopies(home, "of which there is none");
+    for (const [stack, first] of [["a", 3] as const, ["a-179565540922365163", 0] as const])
+      for (let run = 0; run < 23; run++)
+        for (const [where, names] of Object.entries(files(stack, run)))
+          for (const name of names) expect(existsSync(join(where, name)), name).toBe(run >= first);
+    dropOldCopies(home, "a-179565540922365163");
+    expect(readdirSync(folder("history", "a-179565540922365163"))).toHaveLength(40);
+    rmSync(home, { recursive: true });
   });
 });
 
