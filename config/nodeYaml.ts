@@ -68,7 +68,7 @@ export function renderKubeletConfig(): string {
     kind: "KubeletConfiguration",
     cgroupDriver: "cgroupfs",
     failCgroupV1: false,
-    cgroupsPerQOS: false,
+    cgroupsPerQOS: true,
     enforceNodeAllocatable: ["none"],
     localStorageCapacityIsolation: false,
     evictionHard: { "memory.available": "100Mi" },

@@ -215,7 +215,7 @@ export const quirks = {
   "cgroup-v1": {
     symptom: "kubelet: kubelet is configured to not run on a host using cgroup v1",
     needs: "the kubelet",
-    remedy: { always: "kubelet settings failCgroupV1: false, cgroupsPerQOS: false, enforceNodeAllocatable: [none]" },
+    remedy: { always: "kubelet settings failCgroupV1: false, enforceNodeAllocatable: [none]" },
     source: "Kubernetes 1.35, KEP-5573",
   },
   "unpack-platform": {

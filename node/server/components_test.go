@@ -93,7 +93,7 @@ func TestKubeletSettings(t *testing.T) {
 		"authorization":      {string(s.Authorization.Mode), "Webhook"},
 		"cgroup driver":      {s.CgroupDriver, "cgroupfs"},
 		"cgroup v1 refused":  {s.FailCgroupV1, false},
-		"cgroups per QoS":    {s.CgroupsPerQOS, false},
+		"cgroups per QoS":    {s.CgroupsPerQOS, true},
 		"swap refused":       {s.FailSwapOn, false},
 		"local storage":      {s.LocalStorageCapacityIsolation, false},
 		"iptables chains":    {s.MakeIPTablesUtilChains, false},

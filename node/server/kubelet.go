@@ -71,10 +71,11 @@ func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
 		ClusterDomain:            c.config.ClusterDomain,
 		ContainerLogMaxSize:      "10Mi",
 		CgroupDriver:             "cgroupfs",
-		// gVisor's cgroups are version 1, account, and do not enforce; there is nothing that a hierarchy per QoS class would
-		// change.
+		// gVisor's cgroups are version 1, account, and do not enforce. A pod has a cgroup nevertheless: its own limits and
+		// those of a resize are written there (without one the kubelet of 1.37 panics at a resize), and sandbox-init's limits
+		// are kept by what is written.
 		FailCgroupV1:           &no,
-		CgroupsPerQOS:          &no,
+		CgroupsPerQOS:          &yes,
 		EnforceNodeAllocatable: []string{"none"}, // an empty list is left out of the file and means the default
 		// The root file system's size is the host's, so what it says of free space is no ground to evict pods. When images
 		// are deleted that nothing uses is said by the config file (kubelet-arg).

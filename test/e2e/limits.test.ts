@@ -1,0 +1,319 @@
+/** What a pod may take and do: limits that hold, resizes, and a control plane that outlives whatever a pod asks for. */
+import { join } from "node:path";
+import type { ResultPromise } from "execa";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { waitFor } from "../../system/wait.ts";
+import { everyField, type Field, type Schemas } from "./everyField.ts";
+import { endAll, inside, kill, kubectl, kubectlProcess, open, ownHome, services, shellImage } from "./harness.ts";
+
+const home = await ownHome();
+const name = "e2e-l";
+const image = "example.test/shell:1";
+const archive = join(home, "shell.tar");
+
+beforeAll(async () => {
+  await shellImage(image, archive);
+  const stack = await open(name, {
+    images: [archive],
+    pod: { enabled: false },
+    addons: { coredns: { enabled: false }, metricsServer: { enabled: false } },
+  });
+  await stack.up();
+});
+
+afterAll(async () => {
+  await endAll(home, name);
+});
+
+interface Container {
+  name?: string;
+  command?: string[];
+  [field: string]: unknown;
+}
+
+/** A pod of one or more containers of the tests' image. */
+function pod(pod: string, containers: Container[], spec: object = {}): object {
+  return {
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { name: pod },
+    spec: {
+      terminationGracePeriodSeconds: 1,
+      containers: containers.map((container, i) => ({ name: `c${i}`, image, imagePullPolicy: "Never", ...container })),
+      ...spec,
+    },
+  };
+}
+
+async function create(object: object): Promise<void> {
+  await kubectlProcess(name, ["create", "-f", "-"], { input: JSON.stringify(object) });
+}
+
+const ready = (pod: string) => kubectl(name, "wait", "--for=condition=Ready", `pod/${pod}`, "--timeout=60s");
+
+const remove = (...pods: string[]) => kubectl(name, "delete", "pod", ...pods, "--force", "--grace-period=0");
+
+/** What a JSON path gives of a pod. */
+const ask = (pod: string, path: string) => kubectl(name, "get", "pod", pod, `-o=jsonpath={${path}}`);
+
+/** The server's process: its pid and when it started. */
+async function server(): Promise<string> {
+  const { pid } = (await services(name)).server!;
+  const stat = await inside(name, "/bin/cat", `/proc/${pid}/stat`);
+  return `${pid} since ${stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19]}`;
+}
+
+/** The pid of the process that the server has for controllers, scheduler and kubelet. */
+async function agent(): Promise<string> {
+  const look =
+    'for p in /proc/[0-9]*; do tr "\\0" " " < $p/cmdline | grep -q "gvisor-k3s-node [a]gent " && echo "$p"; done';
+  const found = await inside(name, "/bin/sh", "-c", `${look}; true`);
+  return found.replaceAll("/proc/", "").trim();
+}
+
+describe("a resize in place", () => {
+  const resize = async (to: object) =>
+    await kubectl(
+      name,
+      "patch",
+      "pod",
+      "resize",
+      "--subresource=resize",
+      "--patch",
+      JSON.stringify({
+        spec: { containers: [{ name: "c0", resources: to }] },
+      }),
+    );
+
+  beforeAll(async () => {
+    await create(
+      pod("resize", [
+        {
+          command: ["/bin/sleep", "infinity"],
+          resources: { requests: { cpu: "50m", memory: "32Mi" }, limits: { cpu: "100m", memory: "64Mi" } },
+        },
+      ]),
+    );
+    await ready("resize");
+  });
+
+  it("is done, in the container's cgroup and the pod's, without a restart", async () => {
+    const before = await server();
+    await resize({ requests: { cpu: "80m", memory: "48Mi" }, limits: { cpu: "200m", memory: "128Mi" } });
+    await waitFor("the resize is done", 60, async () => {
+      const told = await ask("resize", ".status.containerStatuses[0].resources");
+      return (
+        told === '{"limits":{"cpu":"200m","memory":"128Mi"},"requests":{"cpu":"80m","memory":"48Mi"}}' || undefined
+      );
+    });
+    expect(await ask("resize", ".status.containerStatuses[0].restartCount")).toBe("0");
+    const uid = await ask("resize", ".metadata.uid");
+    const id = (await ask("resize", ".status.containerStatuses[0].containerID")).replace("containerd://", "");
+    const folder = `/sys/fs/cgroup/memory/kubepods/burstable/pod${uid}`;
+    for (const cgroup of [folder, `${folder}/${id}`])
+      expect((await inside(name, "/bin/cat", `${cgroup}/memory.limit_in_bytes`)).trim()).toBe(String(128 * 2 ** 20));
+    expect(await server()).toBe(before);
+  });
+
+  it("that the node has no room for is refused, with the reason", async () => {
+    const before = await server();
+    const refused = resize({ requests: { memory: "64Gi" }, limits: { memory: "64Gi" } });
+    await expect(refused).rejects.toThrow(/enough allocatable resources: memory, requested: \d+, allocatable: \d+/);
+    expect(await ask("resize", ".status.containerStatuses[0].resources.limits.memory")).toBe("128Mi");
+    expect(await server()).toBe(before);
+    await remove("resize");
+  });
+});
+
+describe("the API", () => {
+  it("goes on answering while controllers, scheduler and kubelet end, and they come back", async () => {
+    const [before, first] = [await server(), await agent()];
+    expect(first).toMatch(/^\d+$/);
+    await inside(name, "/bin/kill", "-SEGV", first); // as good as a panic: nobody is asked
+    expect(await kubectl(name, "get", "--raw", "/readyz")).toBe("ok");
+    await waitFor("another one runs", 60, async () => /^\d+$/.test((await agent()).replace(first, "")) || undefined);
+    await create(pod("after", [{ command: ["/bin/sleep", "infinity"] }]));
+    await ready("after"); // scheduler and kubelet
+    await kubectl(name, "create", "deployment", "after", `--image=${image}`, "--", "/bin/sleep", "infinity");
+    await waitFor("the controllers work", 60, async () =>
+      (await kubectl(name, "get", "replicasets", "-l=app=after", "-o=name")) === "" ? undefined : true,
+    );
+    await kubectl(name, "delete", "deployment", "after");
+    await remove("after");
+    expect(await server()).toBe(before);
+  });
+
+  it("and all of them come back when its own process is killed", async () => {
+    const first = await agent();
+    await kill(name, "server");
+    await waitFor("another agent runs", 60, async () => !["", first].includes(await agent()) || undefined);
+    await waitFor("a pod runs", 60, async () => {
+      await create(pod("again", [{ command: ["/bin/sleep", "infinity"] }])).catch(() => undefined);
+      return (await ask("again", ".status.phase").catch(() => "")) === "Running" || undefined;
+    });
+    await remove("again");
+  });
+});
+
+/** Asks the API through a proxy of kubectl's. */
+class Api {
+  #process?: ResultPromise;
+  #url = "";
+
+  async open(): Promise<void> {
+    this.#process = kubectlProcess(name, ["proxy", "--port=0", "--reject-paths=^$"], { timeout: 0, reject: false });
+    const said = await new Promise<string>((resolve) =>
+      this.#process!.stdout!.once("data", (data) => resolve(String(data))),
+    );
+    this.#url = `http://${/127\.0\.0\.1:\d+/.exec(said)![0]}`;
+  }
+
+  async close(): Promise<void> {
+    this.#process?.kill();
+    await this.#process;
+  }
+
+  /** @returns what the API says, and whether it did what it was asked; one that does not answer is an error */
+  async ask<T>(method: string, path: string, body?: object): Promise<{ done: boolean; said: T }> {
+    const type = method === "PATCH" ? "application/strategic-merge-patch+json" : "application/json";
+    const response = await fetch(`${this.#url}${path}`, {
+      method,
+      headers: { "content-type": type },
+      ...(body && { body: JSON.stringify(body) }),
+    });
+    const text = await response.text();
+    if ([502, 503].includes(response.status) && !text.includes('"kind"')) throw new Error(`${method} ${path}: ${text}`);
+    const json = response.headers.get("content-type")?.includes("json");
+    return { done: response.ok, said: (json ? JSON.parse(text) : text) as T };
+  }
+}
+
+interface Pod {
+  metadata: { name: string; generation?: number; deletionTimestamp?: string };
+  status: {
+    phase?: string;
+    startTime?: string;
+    observedGeneration?: number;
+    conditions?: { type: string; status: string }[];
+  };
+}
+
+const pods = "/api/v1/namespaces/default/pods";
+const node = `/api/v1/nodes/${name}`;
+const core = (kind: string) => `io.k8s.api.core.v1.${kind}`;
+
+/** Pods of which each has one field set that the last one has not. */
+function everyPod(schemas: Schemas): { path: string; pod: object }[] {
+  const main = { command: ["/bin/sleep", "infinity"], volumeMounts: [{ name: "a", mountPath: "/a" }] };
+  const base = { volumes: [{ name: "a", emptyDir: {} }], restartPolicy: "Always" };
+  const found: { path: string; pod: object }[] = [];
+  const add = (path: string, containers: Container[], spec: object) =>
+    found.push({ path, pod: pod(`every-${found.length}`, containers, { ...base, ...spec }) });
+  const own = ["containers", "initContainers", "ephemeralContainers", "volumes"];
+  for (const { path, value } of everyField(schemas, core("PodSpec"), 2)) {
+    const { containers: _, ...spec } = value as Record<string, unknown>;
+    if (!own.some((field) => path.startsWith(`.${field}`))) add(path, [main], spec);
+  }
+  const resources = { limits: { cpu: "100m", memory: "32Mi" }, requests: { cpu: "10m", memory: "16Mi" } };
+  for (const { path, value } of everyField(schemas, core("Container"), 4))
+    add(`.containers[]${path}`, [{ ...main, resources, ...(value as Container), name: "c0" }], {});
+  for (const { path, value } of everyField(schemas, core("Container"), 1)) {
+    const init = { image, imagePullPolicy: "Never", command: ["/bin/cat", "/dev/null"], ...(value as Container) };
+    add(`.initContainers[]${path}`, [main], { initContainers: [{ ...init, name: "i" }] });
+  }
+  for (const { path, value } of everyField(schemas, core("Volume"), 4))
+    add(`.volumes[]${path}`, [main], { volumes: [{ ...(value as object), name: "a" }] });
+  return found;
+}
+
+describe("whatever is asked of pods and of the node", () => {
+  const api = new Api();
+  let schemas: Schemas;
+  let before: string[];
+
+  beforeAll(async () => {
+    await api.open();
+    const { said } = await api.ask<{ components: { schemas: Schemas } }>("GET", "/openapi/v3/api/v1");
+    schemas = said.components.schemas;
+    before = [await server(), await agent()];
+  });
+
+  afterAll(async () => {
+    await api.close();
+    await kubectl(name, "delete", "pods", "--all", "--force", "--grace-period=0");
+  });
+
+  const list = async () => (await api.ask<{ items: Pod[] }>("GET", pods)).said.items;
+
+  /** The kubelet has done what it does with a pod's first sight, or nobody wants it there. */
+  const isSeen = ({ status: { phase, startTime, conditions = [] } }: Pod) =>
+    phase !== "Pending" ||
+    startTime !== undefined ||
+    conditions.some(({ type, status }) => type === "PodScheduled" && status === "False");
+
+  it("the server goes on: every field of a pod, and a resize of each", { timeout: 900_000 }, async () => {
+    const all = everyPod(schemas);
+    let accepted = 0;
+    for (let at = 0; at < all.length; at += 30) {
+      const asked = all.slice(at, at + 30);
+      for (const { pod } of asked) if ((await api.ask("POST", pods, pod)).done) accepted++;
+      await waitFor(`what became of ${asked[0]!.path} to ${asked.at(-1)!.path} is seen`, 120, async () => {
+        const late = (await list()).filter((pod) => !isSeen(pod));
+        return late.length === 0 || undefined;
+      });
+      for (const { metadata } of await list())
+        await api.ask("PATCH", `${pods}/${metadata.name}/resize`, {
+          spec: {
+            containers: [
+              {
+                name: "c0",
+                resources: { limits: { cpu: "200m", memory: "48Mi" }, requests: { cpu: "20m", memory: "24Mi" } },
+              },
+            ],
+          },
+        });
+      await api.ask("DELETE", pods);
+      await waitFor("they are gone", 120, async () => (await list()).length === 0 || undefined);
+      expect([await server(), await agent()], `${asked[0]!.path} to ${asked.at(-1)!.path}`).toEqual(before);
+    }
+    expect(all.length).toBeGreaterThan(300);
+    expect(accepted).toBeGreaterThan(all.length / 3);
+  });
+
+  it("the server goes on: every subresource of a pod", { timeout: 300_000 }, async () => {
+    await create(pod("sub", [{ command: ["/bin/sleep", "infinity"] }]));
+    await ready("sub");
+    for (const [i, { value }] of everyField(schemas, core("EphemeralContainer"), 1).entries())
+      await api.ask("PATCH", `${pods}/sub/ephemeralcontainers`, {
+        spec: { ephemeralContainers: [{ image, imagePullPolicy: "Never", ...(value as object), name: `e${i}` }] },
+      });
+    for (const { value } of everyField(schemas, core("PodStatus"), 3))
+      await api.ask("PATCH", `${pods}/sub/status`, { status: value });
+    for (const [method, path, body] of [
+      ["GET", "log?follow=false&previous=true"],
+      ["GET", "log?container=none"],
+      ["GET", "proxy/"],
+      ["GET", "proxy/a/b?c=d"],
+      ["POST", "binding", { target: { name: "nowhere" }, metadata: { name: "sub" } }],
+      ["POST", "exec?command=%00"],
+      ["GET", "attach?stdin=true"],
+      ["GET", "portforward?ports=0"],
+      ["POST", "eviction", { apiVersion: "policy/v1", kind: "Eviction", metadata: { name: "sub" } }],
+    ] as const)
+      await api.ask(method, `${pods}/sub/${path}`, body);
+    expect([await server(), await agent()]).toEqual(before);
+  });
+
+  it("the server goes on: every field of the node, spec and status", { timeout: 300_000 }, async () => {
+    const fields = (kind: string): Field[] => everyField(schemas, core(kind), 3);
+    for (const { path, value } of fields("NodeSpec"))
+      if (path !== ".unschedulable") await api.ask("PATCH", node, { spec: value });
+    for (const { value } of fields("NodeStatus")) await api.ask("PATCH", `${node}/status`, { status: value });
+    await api.ask("PATCH", node, { spec: { taints: null } });
+    for (const path of ["proxy/", "proxy/pods", "proxy/configz", "proxy/stats/summary", "proxy/metrics/cadvisor"])
+      await api.ask("GET", `${node}/${path}`);
+    await create(pod("still", [{ command: ["/bin/sleep", "infinity"] }]));
+    await ready("still");
+    expect([await server(), await agent()]).toEqual(before);
+  });
+});
