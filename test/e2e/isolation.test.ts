@@ -104,9 +104,10 @@ const files = {
   "a link to where the host has nothing": `ln -s ${victim}/made "$1"`,
   "a hard link": 'ln "$1.real" "$1"',
   "a FIFO": 'mkfifo "$1"',
-  // Two without end, where the host alone reads; what the node itself reads there would take all of its memory.
-  "a device": 'case "$1" in /node/run/*) n=3 ;; *) n=5 ;; esac; mknod "$1" c 1 $n || mknod "$1" b 8 0 || echo refused',
-  "a huge file": 'case "$1" in /node/run/*) n=20M ;; *) n=1000G ;; esac; truncate -s $n "$1"',
+  // Without end where the host alone reads; what the node reads itself, as soon as it is there, would take its memory.
+  "a device":
+    'case "$1" in *.log | *.json) n=5 ;; *) n=3 ;; esac; mknod "$1" c 1 $n || mknod "$1" b 8 0 || echo refused',
+  "a huge file": 'case "$1" in *.log | *.json) n=1000G ;; *) n=20M ;; esac; truncate -s $n "$1"',
   "a folder": 'mkdir "$1" && echo > "$1/in-it"',
 };
 const folders = {
@@ -141,7 +142,9 @@ async function restore(): Promise<void> {
     else [ -f "$path" ] && [ "$path" -nt "$path.real" ] && made=1 || made=; fi
     if [ $made ]; then rm -rf "$path.real"; else rm -rf "$path"; mv "$path.real" "$path"; fi
   done`;
-  await inside(name, "/bin/sh", "-c", script, "sh", ...planted);
+  // Its supervisor may be about to start it again.
+  const restored = () => inside(name, "/bin/sh", "-c", `${script}; echo done`, "sh", ...planted).catch(() => undefined);
+  await waitFor("the sandbox takes commands", 120, restored);
   planted = [];
 }
 

@@ -128,7 +128,7 @@ describe("the record of a sandbox", () => {
     const parent = spawn("sh", ["-c", "sleep 60 & echo $!; exec sleep 60"], { stdio: ["ignore", "pipe", "ignore"] });
     const zombie = Number(String((await once(parent.stdout, "data"))[0]));
     const shows = (file: string, text: string) =>
-      vi.waitFor(() => expect(readFileSync(file, "utf8")).toContain(text), { timeout: 4000 });
+      vi.waitFor(() => expect(readFileSync(file, "utf8")).toContain(text), { timeout: 60_000 });
     await shows(`/proc/${parent.pid}/comm`, "sleep");
     process.kill(zombie, "SIGKILL");
     await shows(`/proc/${zombie}/stat`, ") Z ");
