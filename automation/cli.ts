@@ -210,7 +210,7 @@ program
     begin(flags);
     const { doctor, asTable } = await import("./doctor.ts");
     const config = await (await load.workspace()).checkStackConfig(name);
-    const report = await doctor(config, (line) => progress.say(line));
+    const report = await doctor(config, (line) => progress.say(line), name);
     progress.end();
     print(flags.json ? report : asTable(report));
     process.exitCode = report.blockers.length === 0 ? 0 : 3;

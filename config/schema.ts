@@ -90,6 +90,13 @@ export const stackSchema = z.strictObject({
         .min(1, "a context's name is allowed")
         .optional()
         .describe("Which of its contexts is taken. Default: its current one."),
+      exec: z
+        .boolean()
+        .default(false)
+        .describe(
+          "Whether the program may be run that the kubeconfig names for its credentials (`exec`), as those of most " +
+            "clouds do: on this machine, with your rights, by each command. Without, such a kubeconfig is refused.",
+        ),
     })
     .prefault({}),
   quirks: z

@@ -259,6 +259,18 @@ describe("the graph", () => {
     expect(registrations["containerd-apply"]!.inputs.stdin, "what is not secret is shown").toEqual(expect.any(String));
   });
 
+  it("keeps a password in a proxy's address secret, and shows an address without one", async () => {
+    const secret = { "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270" };
+    const { registrations } = await program({ proxy: { https: "http://me:very-secret@proxy.example:3128" } });
+    expect(registrations["containerd-apply"]!.inputs.environment).toMatchObject({ STEP_PARAMS: secret });
+    const plain = { ...registrations, "containerd-apply": {} };
+    expect(JSON.stringify(plain)).not.toContain("very-secret");
+    const open = await program({ proxy: { https: "http://proxy.example:3128" } });
+    expect(open.registrations["containerd-apply"]!.inputs.environment).toMatchObject({
+      STEP_PARAMS: expect.stringContaining("HTTPS_PROXY=http://proxy.example:3128"),
+    });
+  });
+
   it("takes registries and a proxy that are outputs, and keeps a secret one", async () => {
     const secret = { "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270" };
     const { registrations } = await program({}, async () => {

@@ -20,7 +20,9 @@ import { dirname, join } from "node:path";
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { create, Header } from "tar";
 import { afterAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { parse } from "yaml";
 import { knownPatches } from "../../artifacts/artifacts.ts";
+import { externalKubeconfig } from "../../config/external.ts";
 import { InputError } from "../../config/problems.ts";
 import { parseStackConfig, type StackConfigInput } from "../../config/schema.ts";
 import { hostPaths } from "../../machines/paths.ts";
@@ -373,6 +375,45 @@ describe("the sandbox's network", () => {
     expect(refusal({ sandbox: { subnet } })).toEqual([]);
     hostHas({ "gk-other": ["10.107.0.9/30"] });
     expect(refusal({ sandbox: { subnet } })).toEqual(taken("gk-other", "10.107.0.9/30", subnet));
+  });
+});
+
+describe("another's kubeconfig", () => {
+  const kubeconfig = (user: string) =>
+    file(
+      "other/config",
+      `contexts: [{ name: a, context: { user: a } }, { name: b, context: { user: b } }]
+users: [{ name: a, user: { token: t } }, { name: b, user: ${user} }]
+current-context: b
+`,
+    );
+  const of = (external: object) => ({ mode: "external" as const, pod: { enabled: false }, external });
+  const exec = "{ exec: { command: ./bin/login, args: [token] } }";
+
+  it("that has a program run is refused, unless its user allows that or takes another context", () => {
+    const path = kubeconfig(exec);
+    expect(refusal(of({ kubeconfig: path }))).toEqual([
+      `  - external.kubeconfig = "${path}": it has a program run for its credentials (./bin/login), on this machine and ` +
+        "with your rights; set external.exec to true if it may, or give a kubeconfig with a certificate or a token",
+    ]);
+    expect(refusal(of({ kubeconfig: path, exec: true }))).toEqual([]);
+    expect(refusal(of({ kubeconfig: path, context: "a" }))).toEqual([]);
+  });
+
+  it("has its paths beside it, its program's too, but for one on PATH", () => {
+    const command = (user: string) => {
+      const path = kubeconfig(user);
+      const { users } = parse(externalKubeconfig(readFileSync(path, "utf8"), { kubeconfig: path, exec: true }));
+      return users[1].user.exec.command;
+    };
+    expect(command(exec)).toBe(join(folder, "other/bin/login"));
+    expect(command("{ exec: { command: aws } }")).toBe("aws");
+  });
+
+  it("that is a folder, or no YAML, is refused by its path", () => {
+    expect(refusal(of({ kubeconfig: folder }))[0]).toContain(`"${folder}": it cannot be read (EISDIR`);
+    const text = file("other/text", "{ no: yaml");
+    expect(refusal(of({ kubeconfig: text }))[0]).toContain(`"${text}": it is no kubeconfig`);
   });
 });
 
