@@ -45,7 +45,10 @@ export class ContainerdConfig extends pulumi.ComponentResource {
       const source = containerd[program];
       return source ? [{ source, name: fileName[program] }] : [];
     });
-    const takes = { artifacts: (["containerd", "cni"] as const).map((artifact) => wanted({ name: artifact })), own };
+    const takes = {
+      artifacts: (["containerd", "cni", "init"] as const).map((artifact) => wanted({ name: artifact })),
+      own,
+    };
     const pause = imageName("pause");
     const cniPlugins = pathInSandbox({ name: "cni" }, "");
     this.toml = pulumi
@@ -63,6 +66,7 @@ export class ContainerdConfig extends pulumi.ComponentResource {
       containerd: path("containerd"),
       shim: path("shim"),
       ctr: this.ctr,
+      init: pathInSandbox({ name: "init" }, "sandbox-init"),
       ...(credentials ? { credentials: pulumi.secret(credentials) } : {}),
       env: proxyEnvironment(args.proxy, args.direct),
     };

@@ -64,7 +64,7 @@ export function renderKubeletConfig(): string {
     cgroupsPerQOS: true,
     enforceNodeAllocatable: ["none"],
     localStorageCapacityIsolation: false,
-    evictionHard: { "memory.available": "100Mi" },
+    evictionHard: { "memory.available": "12%" },
     imageGCHighThresholdPercent: 100,
     failSwapOn: false,
     makeIPTablesUtilChains: false,
