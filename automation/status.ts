@@ -61,7 +61,8 @@ interface KubernetesPod {
 const NEARLY_FULL = 2 ** 30;
 
 const LIMITS =
-  "of a pod: accounted, not enforced (gVisor's cgroups do not limit); of the whole sandbox: enforced by the host";
+  "memory and processes of a container: enforced (sandbox-init); CPU of a pod: not, gVisor has no quota; " +
+  "of the whole sandbox: enforced by the host";
 
 /**
  * Looks at a cluster, and changes nothing.
@@ -132,7 +133,7 @@ async function services(config: StackConfig, machine: Machine, found: Status): P
     found.problems.push(`the sandbox does not answer: ${(error as Error).message}`);
     return;
   }
-  const expected = ["server", ...(config.mode === "node" ? ["containerd", "proxy"] : [])];
+  const expected = ["server", ...(config.mode === "node" ? ["containerd", "limits", "proxy"] : [])];
   for (const service of expected) {
     const state = found.services[service];
     if (!state) found.problems.push(`${service} was never started`);

@@ -44,7 +44,10 @@ export class ContainerdConfig extends pulumi.ComponentResource {
       const source = containerd[program];
       return source ? [{ source, name: fileName[program] }] : [];
     });
-    const takes = { artifacts: (["containerd", "cni"] as const).map((artifact) => wanted({ name: artifact })), own };
+    const takes = {
+      artifacts: (["containerd", "cni", "init"] as const).map((artifact) => wanted({ name: artifact })),
+      own,
+    };
     const pause = imageName("pause");
     const cniPlugins = pathInSandbox({ name: "cni" }, "");
     this.toml = pulumi
@@ -62,6 +65,7 @@ export class ContainerdConfig extends pulumi.ComponentResource {
       containerd: path("containerd"),
       shim: path("shim"),
       ctr: this.ctr,
+      init: pathInSandbox({ name: "init" }, "sandbox-init"),
       ...(credentials ? { credentials: pulumi.secret(credentials) } : {}),
       env: lift(args.proxy, (proxy) => proxyEnvironment(proxy, args.direct)),
     };

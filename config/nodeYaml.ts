@@ -71,7 +71,7 @@ export function renderKubeletConfig(): string {
     cgroupsPerQOS: true,
     enforceNodeAllocatable: ["none"],
     localStorageCapacityIsolation: false,
-    evictionHard: { "memory.available": "100Mi" },
+    evictionHard: { "memory.available": "12%" },
     failSwapOn: false,
     makeIPTablesUtilChains: false,
   });

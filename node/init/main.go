@@ -25,6 +25,8 @@
 //	sandbox-init flock [--shared] [--nonblock]
 //	                                    take the lock of the file at descriptor 3; exit code 4 if somebody else has it
 //	sandbox-init hold FILE [--shared]   keep a lock as long as standard input lasts (see lock.Hold)
+//	sandbox-init limits SOCKET          have the memory limits of containers hold (see limits.Watcher), and tell
+//	                                    containerd, which answers ttrpc at this socket, of each that is killed
 //	sandbox-init machine start          put a node on this machine, which is a sandbox itself (see machine.Start)
 //	sandbox-init machine stop           take it off again (see machine.Stop)
 //	sandbox-init machine observe        tell how the machine is (see machine.Observe)
@@ -34,11 +36,13 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"time"
@@ -47,10 +51,13 @@ import (
 	"gvisor-k3s/node/init/facade"
 	"gvisor-k3s/node/init/files"
 	"gvisor-k3s/node/init/input"
+	"gvisor-k3s/node/init/limits"
 	"gvisor-k3s/node/init/lock"
 	"gvisor-k3s/node/init/machine"
 	"gvisor-k3s/node/init/probe"
 	"gvisor-k3s/node/init/service"
+
+	"golang.org/x/sys/unix"
 )
 
 var errUsage = errors.New(strings.TrimSpace(`usage: sandbox-init
@@ -64,6 +71,7 @@ var errUsage = errors.New(strings.TrimSpace(`usage: sandbox-init
   can WHAT
   flock [--shared] [--nonblock]
   hold FILE [--shared]
+  limits SOCKET
   machine start | stop | observe`))
 
 // Exit codes that mean something else than an error.
@@ -129,6 +137,13 @@ func dispatch(args []string) error {
 		return flockCommand(rest)
 	case "hold":
 		return holdCommand(rest)
+	case "limits":
+		if len(rest) == 1 {
+			ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+			defer stop()
+			limits.New(limits.Containerd(rest[0])).Run(ctx)
+			return nil
+		}
 	case "machine":
 		if len(rest) == 1 {
 			return machineCommand(rest[0])

@@ -80,9 +80,10 @@ func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
 		// The root file system's size is the host's, so what it says of free space is no ground to evict pods. When images
 		// are deleted that nothing uses is said by the config file (kubelet-arg).
 		LocalStorageCapacityIsolation: &no,
-		EvictionHard:                  map[string]string{"memory.available": "100Mi"},
-		FailSwapOn:                    &no,
-		MakeIPTablesUtilChains:        &no,
+		// Before sandbox-init's limits kill a container for the machine's sake, which they do at a twelfth.
+		EvictionHard:           map[string]string{"memory.available": "12%"},
+		FailSwapOn:             &no,
+		MakeIPTablesUtilChains: &no,
 		// The node is alone: whether it lives is known from its process, so its heartbeats can be rare.
 		NodeStatusUpdateFrequency: metav1.Duration{Duration: 10 * time.Second},
 		EnableServer:              &yes,

@@ -89,7 +89,7 @@ it("has the kubelet settings that gVisor asks for, over the server's own", async
     failCgroupV1: false,
     cgroupsPerQOS: true,
     enforceNodeAllocatable: ["none"],
-    evictionHard: { "memory.available": "100Mi" },
+    evictionHard: { "memory.available": "12%" },
     cgroupDriver: "cgroupfs",
   });
 });

@@ -4,7 +4,18 @@ import type { ResultPromise } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { waitFor } from "../../system/wait.ts";
 import { everyField, type Field, type Schemas } from "./everyField.ts";
-import { endAll, inside, kill, kubectl, kubectlProcess, open, ownHome, services, shellImage } from "./harness.ts";
+import {
+  endAll,
+  inside,
+  kill,
+  kubectl,
+  kubectlProcess,
+  open,
+  ownHome,
+  services,
+  shellImage,
+  supervised,
+} from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-l";
@@ -17,6 +28,7 @@ beforeAll(async () => {
     images: [archive],
     pod: { enabled: false },
     addons: { coredns: { enabled: false }, metricsServer: { enabled: false } },
+    node: { kubeletArgs: ["pod-max-pids=40"] },
   });
   await stack.up();
 });
@@ -315,5 +327,147 @@ describe("whatever is asked of pods and of the node", () => {
     await create(pod("still", [{ command: ["/bin/sleep", "infinity"] }]));
     await ready("still");
     expect([await server(), await agent()]).toEqual(before);
+  });
+});
+
+describe("a memory limit", () => {
+  /** Takes memory, and keeps it: dd reads blocks of that size into one buffer. */
+  const eat = (size: string) => ["/bin/busybox", "dd", "if=/dev/zero", "of=/dev/null", `bs=${size}`, "count=100000000"];
+  const limit = (memory: string) => ({ resources: { limits: { memory } } });
+  const terminated = ".state.terminated";
+  const end = async (pod: string, container = ".status.containerStatuses[0]", state = terminated) =>
+    `${await ask(pod, `${container}${state}.reason`)} ${await ask(pod, `${container}${state}.exitCode`)}`;
+  const killed = async (pod: string, container?: string, state?: string) =>
+    await waitFor(
+      `a container of ${pod} is killed`,
+      60,
+      async () => (await end(pod, container, state)) === "OOMKilled 137" || undefined,
+      async () => await ask(pod, ".status"),
+    );
+
+  it("is kept: who is over it is OOMKilled with exit code 137, and its neighbours live on", async () => {
+    const sleeper = { command: ["/bin/sleep", "infinity"], ...limit("32Mi") };
+    const within = { command: eat("24M"), ...limit("64Mi") };
+    await create(
+      pod("eater", [{ command: eat("200M"), ...limit("128Mi") }, sleeper, within], { restartPolicy: "Never" }),
+    );
+    await killed("eater");
+    const told = await kubectl(name, "describe", "pod", "eater");
+    expect(told).toMatch(/State:\s+Terminated\s+Reason:\s+OOMKilled\s+Exit Code:\s+137/);
+    expect(await ask("eater", ".status.containerStatuses[1].state.running.startedAt")).not.toBe("");
+    expect(await ask("eater", ".status.containerStatuses[2].state.running.startedAt")).not.toBe("");
+    await remove("eater");
+  });
+
+  it("lets a container be started again where its policy says so", async () => {
+    await create(pod("again", [{ command: eat("200M"), ...limit("64Mi") }]));
+    await killed("again", undefined, ".lastState.terminated");
+    await waitFor(
+      "it is restarted",
+      60,
+      async () => Number(await ask("again", ".status.containerStatuses[0].restartCount")) > 0,
+    );
+    await remove("again");
+  });
+
+  it("counts for init containers", async () => {
+    const init = { name: "i", image, imagePullPolicy: "Never", command: eat("200M"), ...limit("64Mi") };
+    await create(pod("init", [{ command: ["/bin/sleep", "1"] }], { initContainers: [init], restartPolicy: "Never" }));
+    await killed("init", ".status.initContainerStatuses[0]");
+    await waitFor("the pod has failed", 60, async () => (await ask("init", ".status.phase")) === "Failed" || undefined);
+    await remove("init");
+  });
+
+  it("of a pod counts for all its containers together: the largest is killed", async () => {
+    const containers = ["96M", "48M"].map((size) => ({ command: eat(size) }));
+    await create(pod("together", containers, { resources: { limits: { memory: "128Mi" } }, restartPolicy: "Never" }));
+    await killed("together");
+    expect(await ask("together", ".status.containerStatuses[1].state.running.startedAt")).not.toBe("");
+    await remove("together");
+  });
+
+  it("counts what lies in a volume in memory", async () => {
+    const write = ["/bin/busybox", "dd", "if=/dev/zero", "of=/mem/f", "bs=1M", "count=100"];
+    const command = ["/bin/sh", "-c", `${write.join(" ")}; sleep 1000000`];
+    const volumes = [{ name: "mem", emptyDir: { medium: "Memory" } }];
+    const container = { command, volumeMounts: [{ name: "mem", mountPath: "/mem" }], ...limit("64Mi") };
+    await create(pod("volume", [container], { volumes, restartPolicy: "Never" }));
+    await killed("volume");
+    await remove("volume");
+  });
+
+  it("that a resize has raised or lowered counts as it is now", async () => {
+    const resources = { requests: { memory: "64Mi" }, limits: { memory: "256Mi" } };
+    await create(pod("lowered", [{ command: eat("96M"), resources }], { restartPolicy: "Never" }));
+    await ready("lowered");
+    const patch = JSON.stringify({ spec: { containers: [{ name: "c0", resources: { limits: { memory: "64Mi" } } }] } });
+    await kubectl(name, "patch", "pod", "lowered", "--subresource=resize", "--patch", patch);
+    // Upstream lowers no limit below what is used, and says so.
+    const condition = '.status.conditions[?(@.type=="PodResizeInProgress")].message';
+    await waitFor(
+      "it is told",
+      60,
+      async () => (await ask("lowered", condition)).includes("below current usage") || undefined,
+    );
+    expect(await ask("lowered", ".status.phase")).toBe("Running");
+    await remove("lowered");
+  });
+});
+
+describe("a limit of processes", () => {
+  it("is kept: a container makes no more, and the others do", async () => {
+    const count = "for p in /proc/[0-9]*; do echo $p; done | grep -c .";
+    const command = ["/bin/sh", "-c", "while :; do sleep 1000000 & done"];
+    await create(pod("forks", [{ command }], { restartPolicy: "Never" }));
+    // The shell ends when it cannot fork, and has told so.
+    await waitFor("it makes no more", 60, async () => {
+      const { stdout } = await kubectlProcess(name, ["logs", "forks"], { reject: false });
+      return String(stdout).includes("can't fork") || undefined;
+    });
+    expect(Number(await inside(name, "/bin/sh", "-c", count))).toBeLessThan(150);
+    await create(pod("other", [{ command: ["/bin/sh", "-c", "sleep 1000000 & sleep 1000000"] }]));
+    await ready("other");
+    await remove("forks", "other");
+  });
+});
+
+describe("a machine whose memory is used up", () => {
+  it("loses the pods that go first, and neither its server nor containerd nor itself", async () => {
+    const before = [
+      await server(),
+      JSON.stringify((await services(name)).containerd),
+      supervised(name).sandbox!.starts,
+    ];
+    const eat = "i=0; while :; do i=$((i+1)); dd if=/dev/zero of=/mem/$i bs=1M count=64; done";
+    const volumes = [{ name: "mem", emptyDir: { medium: "Memory" } }];
+    const hungry = { command: ["/bin/sh", "-c", eat], volumeMounts: [{ name: "mem", mountPath: "/mem" }] };
+    const all = [
+      "/bin/busybox",
+      "dd",
+      "if=/dev/zero",
+      "of=/dev/null",
+      "bs=3500M",
+      "iflag=fullblock",
+      "count=100000000",
+    ];
+    const resources = { requests: { memory: "64Mi", cpu: "10m" }, limits: { memory: "64Mi", cpu: "10m" } };
+    await create(pod("kept", [{ command: ["/bin/sleep", "infinity"], resources }]));
+    await ready("kept");
+    for (const [pod_, container] of [
+      ["greedy", { command: all }],
+      ["hungry", hungry],
+    ] as const) {
+      await create(pod(pod_, [container], { volumes, restartPolicy: "Never" }));
+      await waitFor(`${pod_} has gone`, 120, async () => (await ask(pod_, ".status.phase")) === "Failed" || undefined);
+      expect(await ask(pod_, ".status.containerStatuses[0].state.terminated.reason")).toBe("OOMKilled");
+      await remove(pod_);
+    }
+    expect(await ask("kept", ".status.containerStatuses[0].restartCount")).toBe("0");
+    expect([
+      await server(),
+      JSON.stringify((await services(name)).containerd),
+      supervised(name).sandbox!.starts,
+    ]).toEqual(before);
+    await remove("kept");
   });
 });

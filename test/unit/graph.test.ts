@@ -607,7 +607,7 @@ describe("an option changes the graph", () => {
     // What stays of the built one is ctr.
     expect(paramsOf(own, "containerd-apply")).toMatchObject({
       takes: {
-        artifacts: [{ name: "containerd" }, { name: "cni" }],
+        artifacts: [{ name: "containerd" }, { name: "cni" }, { name: "init" }],
         own: [
           { source: containerd, name: "containerd" },
           { source: shim, name: "containerd-shim-runc-v2" },
