@@ -68,7 +68,7 @@ export class Cluster extends pulumi.ComponentResource {
 export function checkedConfig(options: Record<string, unknown>): StackConfig {
   try {
     const checked = parseStackConfig(options);
-    preflight(checked);
+    preflight(checked, `${pulumi.getProject()}/${pulumi.getStack()}`);
     return checked;
   } catch (error) {
     throw error instanceof InputError ? new pulumi.RunError(error.message) : error;
