@@ -18,6 +18,7 @@ import { homeFolder } from "../system/folders.ts";
 import { run, worked } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
 import { status } from "./status.ts";
+import type { NamedConfig } from "./workspace.ts";
 
 /** The end of a log that is taken, in bytes. */
 const TAIL = 2 * 2 ** 20;
@@ -75,7 +76,7 @@ function kubeconfigSecrets(file: string): string[] {
  * @returns what is in it
  */
 export async function writeBundle(
-  config: StackConfig,
+  config: NamedConfig,
   archive: string,
   say: (line: string) => void,
 ): Promise<string[]> {
