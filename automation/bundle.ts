@@ -10,7 +10,6 @@ import { create } from "tar";
 import { stringify } from "yaml";
 import { conflistPath } from "../config/conflist.ts";
 import { inSandbox } from "../config/paths.ts";
-import type { StackConfig } from "../config/schema.ts";
 import { openMachine } from "../machines/index.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { filesBelow } from "../system/files.ts";
@@ -19,6 +18,7 @@ import { run, worked } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
 import { isTelling, secretsOf } from "./secrets.ts";
 import { status } from "./status.ts";
+import type { NamedConfig } from "./workspace.ts";
 
 /** The end of a log that is taken, in bytes. */
 const TAIL = 2 * 2 ** 20;
@@ -54,7 +54,7 @@ export function redacted(text: string, known: readonly string[]): string {
  * @returns what is in it
  */
 export async function writeBundle(
-  config: StackConfig,
+  config: NamedConfig,
   archive: string,
   say: (line: string) => void,
 ): Promise<string[]> {

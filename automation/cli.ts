@@ -12,8 +12,7 @@ import { join } from "node:path";
 import tab from "@bomb.sh/tab/commander";
 import { Argument, Command, CommanderError, Option } from "commander";
 import { execa } from "execa";
-import { InputError } from "../config/problems.ts";
-import { printable } from "../system/run.ts";
+import { printable, shellWord } from "../system/run.ts";
 import type { Change } from "./changes.ts";
 import { list } from "./list.ts";
 import { Progress, seconds } from "./progress.ts";
@@ -90,7 +89,7 @@ program
     rows.push(["kubeconfig", kubeconfigPath], ["all", progress.elapsed()]);
     print(
       `\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${value}`).join("\n")}\n\nnext:\n  export ` +
-        `KUBECONFIG=${kubeconfigPath}\n  kubectl get pods -A\n  ` +
+        `KUBECONFIG=${shellWord(kubeconfigPath)}\n  kubectl get pods -A\n  ` +
         `${process.env.MAKELEVEL ? `make destroy${name === "dev" ? "" : ` STACK=${name}`}` : `gvisor-k3s destroy ${name}`}\n`,
     );
   });
@@ -387,12 +386,13 @@ await program.parseAsync().catch(async (error: unknown) => {
   }
   progress?.end();
   const verb = program.args[0] ?? "";
-  // Pulumi has printed its diagnostics; its own error only repeats them.
+  // What Pulumi's engine has told of, its own error only repeats.
   const pulumi = PULUMI_VERBS.includes(verb) ? await import("@pulumi/pulumi/automation/index.js") : undefined;
   if (pulumi && error instanceof pulumi.ConcurrentUpdateError)
     console.error(`${verb} did nothing: another run works on this cluster; try again when it has ended`);
-  else if (pulumi && error instanceof pulumi.CommandError)
+  else if (pulumi && error instanceof pulumi.CommandError) {
+    if (!progress.failed) console.error(error.message);
     console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
-  else console.error(error instanceof InputError || (error instanceof Error && !pulumi) ? error.message : error);
+  } else console.error(error instanceof Error ? error.message : error);
   process.exitCode = 1;
 });

@@ -32,13 +32,16 @@ import { credentialsIn } from "../servers/kubeconfig.ts";
 import { lastReady } from "../servers/ready.ts";
 import { importImages, PINNED } from "../steps/images.ts";
 import { reachableKubeconfig } from "../steps/kubeconfig.ts";
+import { runStep } from "../steps/main.ts";
 import { archiveProblem } from "../steps/preflight.ts";
+import { VERSION } from "../steps/versions.ts";
+import { roomFor } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
 import { type Change, changeOf } from "./changes.ts";
 import { forget } from "./kubeconfig.ts";
-import { machineOf } from "./list.ts";
+import { machineOf, machinesOf } from "./list.ts";
 import { isWork, nameOf, type Progress } from "./progress.ts";
-import { checkStackConfig, openStack, readConfig, setRelease } from "./workspace.ts";
+import { checkStackConfig, commandName, type NamedConfig, openStack, readConfig, setRelease } from "./workspace.ts";
 
 /** What `up` tells; the kubeconfig itself is a secret, and no part of it. */
 export interface Cluster {
@@ -65,13 +68,15 @@ interface Options {
  * @throws CommandError (Pulumi's) if a step fails, which {@link Progress} has told; what is done is kept
  */
 export async function up(name: string, { progress, signal }: Options): Promise<Cluster> {
+  await needRoom();
   await checkStackConfig(name);
   const stack = await openStack(name, (line) => progress.say(line));
-  const { outputs, summary } = await stack.up({
-    signal,
-    onEvent: (event) => progress.see(event),
-    color: "never",
-    onError: (text) => progress.error(text.trimEnd()),
+  const watching = { signal, onEvent: (event: EngineEvent) => progress.see(event), color: "never" as const };
+  const running = stack.up({ ...watching, onError: (text) => progress.error(text.trimEnd()) });
+  const { outputs, summary } = await running.catch(async (error: unknown) => {
+    const problem = await fullDisk();
+    if (problem !== undefined) progress.error(`${problem}; make room`);
+    throw error;
   });
   const values = Object.fromEntries(
     Object.entries(outputs)
@@ -106,12 +111,12 @@ export async function upgrade(name: string, to: string | undefined, options: Opt
       "gvisor-k3s";
     refuse([{ option: "--to", value: to, message }]);
   }
-  const putBack = to === undefined ? undefined : setRelease(name, to);
+  const putBack = to === undefined ? undefined : await setRelease(name, to);
   try {
     const cluster = await up(name, options);
     return { from: last!.version, to: lastReady(ref)?.version, ...cluster };
   } catch (error) {
-    putBack?.();
+    await putBack?.();
     throw error;
   }
 }
@@ -121,6 +126,7 @@ export async function upgrade(name: string, to: string | undefined, options: Opt
  * @throws as `up`
  */
 export async function preview(name: string, { progress, signal }: Options): Promise<Change[]> {
+  await needRoom();
   await checkStackConfig(name);
   const stack = await openStack(name, (line) => progress.say(line));
   return await changesIn(progress, async (options) => await stack.preview({ ...options, signal, diff: true }));
@@ -129,7 +135,10 @@ export async function preview(name: string, { progress, signal }: Options): Prom
 /** What {@link destroy} would remove. */
 export async function previewDestroy(name: string, { progress, signal }: Options): Promise<Change[]> {
   const stack = await openStack(name, (line) => progress.say(line));
-  return await changesIn(progress, async (options) => await stack.previewDestroy({ ...options, signal }));
+  const known = await changesIn(progress, async (options) => await stack.previewDestroy({ ...options, signal }));
+  const resource = "sandbox-process";
+  if (machinesOf(name).length === 0 || known.some((change) => change.resource === resource)) return known;
+  return [...known, { resource, operation: "delete", effect: "is removed", diffs: [] }]; // see removeMachines
 }
 
 /** The changes that a preview tells, whose errors are told as they come. */
@@ -154,6 +163,7 @@ async function changesIn(
  * @returns the names of the resources that are not as they were made
  */
 export async function refresh(name: string, { progress, signal }: Options): Promise<string[]> {
+  await needRoom();
   const stack = await openStack(name, (line) => progress.say(line));
   const changed: string[] = [];
   const see = (event: EngineEvent) => {
@@ -181,6 +191,8 @@ export async function destroy(
   if (forgotten && machine?.forget === undefined) {
     throw new Error(`${name} is not on another machine; \`gvisor-k3s destroy ${name}\` removes it`);
   }
+  // On a disk that is full Pulumi could not note that the sandbox is gone, which is what makes room.
+  if (!forgotten && (await fullDisk()) !== undefined) await removeMachines(name, progress);
   const stack = await openStack(name, (line) => progress.say(line));
   await removeDeadTrials(home);
   if (forgotten) {
@@ -193,6 +205,7 @@ export async function destroy(
       if (machine?.forget) progress.error(`if the machine is gone for good, ${advice}`);
       throw error;
     });
+    await removeMachines(name, progress); // of an `up` that was killed before it was noted in Pulumi's state
   }
   await stack.workspace.removeStack(name, { force: forgotten });
   await forget(name);
@@ -203,6 +216,30 @@ export async function destroy(
       await rm(join(home, entry), { recursive: true, force: true });
     }
     await rmdir(home).catch(() => undefined); // something of the user's is in it
+  }
+}
+
+/** What an update takes of the home folder's disk for Pulumi's state and what is noted, in MiB. */
+const NEEDED_MIB = 16;
+
+/** What is said of a disk on which an update could not note what it does; undefined if there is room. */
+async function fullDisk(): Promise<string | undefined> {
+  const { existing, free } = await roomFor(homeFolder());
+  if (free >= NEEDED_MIB) return undefined;
+  return `no space: ${existing} has ${free} MiB free, and ${NEEDED_MIB} MiB are needed to note what is done`;
+}
+
+/** @throws Error that names the disk if it is full */
+async function needRoom(): Promise<void> {
+  const problem = await fullDisk();
+  if (problem !== undefined) throw new Error(`${problem}; nothing was changed. Make room, and run it again`);
+}
+
+/** Removes what is a stack's by what is written down, without Pulumi. */
+async function removeMachines(stack: string, progress: Progress): Promise<void> {
+  for (const machine of machinesOf(stack)) {
+    progress.say(`removing the sandbox ${machine.name}`);
+    await runStep("sandbox-remove", { version: VERSION, machine }, "");
   }
 }
 
@@ -229,10 +266,11 @@ export function kubeconfigOf(config: StackConfig): string {
  * The same, of a cluster that must be there.
  * @throws Error that says what to do if it is not
  */
-export function kubeconfigThere(config: StackConfig): string {
+export function kubeconfigThere(config: NamedConfig): string {
   const file = kubeconfigOf(config);
   if (existsSync(file)) return file;
-  throw new Error(`${config.name} has no kubeconfig yet; run \`gvisor-k3s up ${config.name}\` first`);
+  const name = commandName(config);
+  throw new Error(`${name} has no kubeconfig yet; run \`gvisor-k3s up ${name}\` first`);
 }
 
 /**
@@ -240,7 +278,7 @@ export function kubeconfigThere(config: StackConfig): string {
  * again if it is gone.
  */
 export async function kubectl(
-  config: StackConfig,
+  config: NamedConfig,
   say: (line: string) => void,
 ): Promise<[program: string, ...args: string[]]> {
   const file = kubeconfigThere(config);
@@ -267,7 +305,7 @@ async function kubectlProgram(config: StackConfig, say: (line: string) => void):
  * @throws InputError that names every file that is no archive of images
  */
 export async function importArchives(
-  config: StackConfig,
+  config: NamedConfig,
   archives: readonly string[],
   progress: Progress,
 ): Promise<void> {
@@ -329,8 +367,8 @@ export async function pruneImages(config: StackConfig, imported: boolean, progre
 const PRUNE = 6 * 60_000;
 
 /** @throws Error that says what to do if the cluster's machine does not run */
-export async function needRunning(config: StackConfig): Promise<Machine> {
-  const { name } = config;
+export async function needRunning(config: NamedConfig): Promise<Machine> {
+  const name = commandName(config);
   const machine = openMachine(refOf(config));
   const { state } = await machine.observe();
   if (state === "running") return machine;

@@ -4,22 +4,11 @@
  * @module
  */
 import { createHash } from "node:crypto";
-import {
-  chownSync,
-  closeSync,
-  existsSync,
-  lstatSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  readlinkSync,
-  rmSync,
-  statSync,
-} from "node:fs";
+import { chownSync, closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from "node:fs";
 import { homedir } from "node:os";
-import { delimiter, dirname, join, resolve } from "node:path";
+import { delimiter, dirname, join } from "node:path";
 import { type Document, isMap, isSeq, parse, parseDocument, type YAMLMap, type YAMLSeq } from "yaml";
-import { readJson, writeWhole } from "../system/files.ts";
+import { readJson, rewrite, writeWhole } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
 import { waitFor } from "../system/wait.ts";
 
@@ -138,7 +127,7 @@ export async function changeUserKubeconfig(
     if (text === undefined) return false;
     const note: Undo = { file, ...(before === undefined ? {} : { before }), after: hash(text) };
     await writeWhole(undoFile(), JSON.stringify(note));
-    await replace(file, text);
+    await rewrite(file, text);
     return true;
   });
 }
@@ -158,7 +147,7 @@ export async function undo(): Promise<string> {
       throw new Error(`${file} was changed since by something else; nothing was changed. ${advice}`);
     }
     if (before === undefined) rmSync(file);
-    else await replace(file, before);
+    else await rewrite(file, before);
   });
   rmSync(undoFile());
   return file;
@@ -172,7 +161,7 @@ export async function forget(cluster: string): Promise<void> {
     const text = content(file) ?? "";
     const rest = inContext(file, () => without(text, cluster));
     if (rest === undefined) rmSync(file);
-    else if (rest !== text) await replace(file, rest);
+    else if (rest !== text) await rewrite(file, rest);
   });
 }
 
@@ -235,24 +224,4 @@ function makeFolder(folder: string): void {
   }
   const { uid, gid } = statSync(dirname(folder));
   chownSync(folder, uid, gid); // the user's, who may be another one under sudo
-}
-
-/** Writes a file in one step: half of a kubeconfig would lock its user out. */
-async function replace(file: string, text: string): Promise<void> {
-  const target = linkTarget(file);
-  const is = statSync(target, { throwIfNoEntry: false }) ?? { ...ownerOf(dirname(target)), mode: 0o600 };
-  await writeWhole(target, text, is.mode & 0o777, is);
-}
-
-const ownerOf = (folder: string) => {
-  const { uid, gid } = statSync(folder);
-  return { uid, gid };
-};
-
-/** The file that a link leads to in the end, whether it is there or not. */
-function linkTarget(file: string, depth = 0): string {
-  const is = lstatSync(file, { throwIfNoEntry: false });
-  if (!is?.isSymbolicLink()) return file;
-  if (depth === 40) throw new Error(`${file} is a link to itself`); // as many as the kernel follows
-  return linkTarget(resolve(dirname(file), readlinkSync(file)), depth + 1);
 }

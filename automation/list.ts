@@ -9,7 +9,7 @@ import { hostPaths } from "../machines/paths.ts";
 import { type MachineRecord, readRecord } from "../machines/record.ts";
 import type { MachineRef } from "../machines/ref.ts";
 import { homeFolder } from "../system/folders.ts";
-import { ownProject } from "./project.ts";
+import { ownerOf, ownProject } from "./project.ts";
 
 /** One of this home's clusters. */
 export interface Listed {
@@ -62,5 +62,16 @@ export function machineOf(stack: string, fallback: string): MachineRef | undefin
   const home = homeFolder();
   const found = list().find(({ name, owner }) => owner !== undefined && name === stack)?.cluster ?? fallback;
   const record = readRecord(found, home);
-  return record && { kind: record.kind, name: found, home };
+  if (record === undefined || (record.owner !== undefined && record.owner !== ownerOf(stack))) return undefined;
+  return refTo(found, record);
+}
+
+/** The machines that are a stack's by what is written down of them, whatever Pulumi knows. */
+export function machinesOf(stack: string): MachineRef[] {
+  const own = list().filter(({ owner }) => owner === ownerOf(stack));
+  return own.map(({ cluster }) => refTo(cluster, readRecord(cluster, homeFolder())!));
+}
+
+function refTo(name: string, { kind, ssh }: MachineRecord): MachineRef {
+  return { kind, name, home: homeFolder(), ...(ssh ? { ssh } : {}) };
 }

@@ -16,6 +16,8 @@ export class Progress {
   readonly #took = new Map<string, number>();
   /** What a resource waits for, as its provider tells it. */
   readonly #status = new Map<string, string>();
+  /** Whether anything was told to have gone wrong. */
+  failed = false;
   readonly #live: ReturnType<typeof createLogUpdate> | undefined;
   readonly #out: NodeJS.WriteStream;
 
@@ -51,6 +53,7 @@ export class Progress {
 
   /** Prints what went wrong, above the live lines. */
   error(text: string): void {
+    this.failed = true;
     this.#live?.clear();
     process.stderr.write(`${text}\n`);
   }

@@ -14,6 +14,9 @@ export function ownProject(): string {
   return String(readYaml(join(root, "Pulumi.yaml")).name);
 }
 
+/** Whose the cluster of a stack of this project is; see `MachineRecord.owner`. */
+export const ownerOf = (stack: string): string => `${ownProject()}/${stack}`;
+
 /** A stack's options: in the folder that the command runs in, or beside the program. */
 export function settingsFile(stack: string): string {
   const files = [process.cwd(), root].map((folder) => join(folder, `Pulumi.${stack}.yaml`));

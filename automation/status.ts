@@ -16,10 +16,14 @@ import { filesBelow } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
 import { printable, run } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
+import { commandName, type NamedConfig } from "./workspace.ts";
 
 /** What `status` prints with `--json`. */
 export interface Status {
+  /** What commands call it: its stack. */
   name: string;
+  /** The option `name`, which is the node's name and the sandbox's. */
+  cluster: string;
   mode: StackConfig["mode"];
   target: StackConfig["target"];
   state: "running" | "stopped" | "absent";
@@ -68,10 +72,11 @@ const LIMITS =
  * Looks at a cluster, and changes nothing.
  * @throws InputError if the machine that it is on is not reached
  */
-export async function status(config: StackConfig, say: (line: string) => void = () => {}): Promise<Status> {
+export async function status(config: NamedConfig, say: (line: string) => void = () => {}): Promise<Status> {
   const { name, mode, target } = config;
   const found: Status = {
-    name,
+    name: commandName(config),
+    cluster: name,
     mode,
     target,
     state: "running",
@@ -224,9 +229,10 @@ export function asText(found: Status): string {
 
 type Row = [key: string, value: string];
 
-function clusterRow({ name, state, mode, target }: Status): Row {
+function clusterRow({ name, cluster, state, mode, target }: Status): Row {
+  const known = name === cluster ? name : `${name} (${cluster})`;
   const where = mode === "external" ? "" : `, target ${target}`;
-  return ["cluster", `${name}, ${state}; mode ${mode}${where}`];
+  return ["cluster", `${known}, ${state}; mode ${mode}${where}`];
 }
 
 function sandboxRows({ sandbox }: Status): Row[] {

@@ -7,19 +7,19 @@ import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync,
 import { createRequire } from "node:module";
 import { hostname } from "node:os";
 import { dirname, extname, join } from "node:path";
-import { LocalWorkspace, PulumiCommand, Stack } from "@pulumi/pulumi/automation/index.js";
+import { LocalWorkspace, PulumiCommand, Stack, StackAlreadyExistsError } from "@pulumi/pulumi/automation/index.js";
 import { gte } from "semver";
 import { parseDocument, stringify } from "yaml";
 import { manifest, provide, wanted } from "../artifacts/artifacts.ts";
 import { parseStackConfig, type StackConfig } from "../config/schema.ts";
 import { readStackConfig } from "../config/stackConfig.ts";
 import { preflight, preflightThere } from "../steps/preflight.ts";
-import { readFile, readJson, writeOnce, writeWhole } from "../system/files.ts";
+import { keepWhole, readFile, readJson, rewrite, writeOnce } from "../system/files.ts";
 import { cacheFolder, homeFolder } from "../system/folders.ts";
 import { processStart } from "../system/processes.ts";
 import { run, runsWell } from "../system/run.ts";
 import { compileCache } from "./compileCache.ts";
-import { ownProject, readYaml, root, settingsFile } from "./project.ts";
+import { ownerOf, ownProject, readYaml, root, settingsFile } from "./project.ts";
 
 /**
  * Opens a stack, making it if it is new. Its state and its passphrase lie in the home folder unless Pulumi's own
@@ -35,6 +35,9 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   const envVars: Record<string, string> = {
     PULUMI_SKIP_UPDATE_CHECK: "true",
     NODE_COMPILE_CACHE: compileCache,
+    // Relative ones are relative to the command's folder, and what Pulumi starts is in others.
+    GVISOR_K3S_HOME: home,
+    GVISOR_K3S_CACHE: cacheFolder(),
     GVISOR_K3S_MANIFEST: process.env.GVISOR_K3S_MANIFEST!,
     ...env,
   };
@@ -53,7 +56,11 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   // Pulumi would have to try whether there is such a stack, which is a process more.
   const isNew =
     envVars.PULUMI_BACKEND_URL && !existsSync(join(home, "pulumi/.pulumi/stacks", ownProject(), `${name}.json`));
-  return await (isNew ? Stack.create(name, workspace) : Stack.createOrSelect(name, workspace));
+  if (!isNew) return await Stack.createOrSelect(name, workspace);
+  return await Stack.create(name, workspace).catch((error: unknown) => {
+    if (error instanceof StackAlreadyExistsError) return Stack.select(name, workspace); // another run was faster
+    throw error;
+  });
 }
 
 /**
@@ -93,13 +100,19 @@ function isPulumi(pid: number): boolean {
   return processStart(pid) !== undefined && readFileSync(`/proc/${pid}/comm`, "utf8").trim() === "pulumi";
 }
 
+/** A cluster's options, and what commands call it where that is not its option `name`: its stack. */
+export type NamedConfig = StackConfig & { stack?: string };
+
+/** What commands call a cluster. */
+export const commandName = ({ name, stack = name }: NamedConfig): string => stack;
+
 /**
  * Checks the options of a stack before anything is made, its surroundings included, and the machine that it is for.
  * @throws InputError that lists every problem at once
  */
-export async function checkStackConfig(name: string): Promise<StackConfig> {
+export async function checkStackConfig(name: string): Promise<NamedConfig> {
   const checked = await readConfig(name);
-  preflight(checked);
+  preflight(checked, ownerOf(name));
   await preflightThere(checked);
   return checked;
 }
@@ -109,11 +122,11 @@ export async function checkStackConfig(name: string): Promise<StackConfig> {
  * read them.
  * @throws InputError that lists everything that is wrong with them by themselves
  */
-export async function readConfig(name: string): Promise<StackConfig> {
+export async function readConfig(name: string): Promise<NamedConfig> {
   const { config = {} } = readYaml(settingsFile(name)) as { config?: Record<string, unknown> };
   const secret = Object.values(config).some(isSecure);
   const all = secret ? await decrypted(name) : config;
-  return parseStackConfig(readStackConfig(all, ownProject(), name, readFile));
+  return { ...parseStackConfig(readStackConfig(all, ownProject(), name, readFile)), stack: name };
 }
 
 /** Whether a value, or one within it, is encrypted: Pulumi writes `{secure: …}` in its place. */
@@ -132,7 +145,7 @@ async function decrypted(name: string): Promise<Record<string, unknown>> {
  * Sets the release of k3s in a stack's options, whatever else is in their file.
  * @returns what puts the file back as it was
  */
-export function setRelease(name: string, version: string): () => void {
+export async function setRelease(name: string, version: string): Promise<() => Promise<void>> {
   const file = settingsFile(name);
   const before = readFileSync(file, "utf8");
   const document = parseDocument(before);
@@ -140,8 +153,8 @@ export function setRelease(name: string, version: string): () => void {
   const given = document.getIn(path);
   if (typeof given === "string") document.setIn(path, document.createNode(JSON.parse(given))); // as `pulumi config set` writes it
   document.setIn([...path, "version"], version);
-  writeFileSync(file, document.toString({ lineWidth: 0 }));
-  return () => writeFileSync(file, before);
+  await rewrite(file, document.toString({ lineWidth: 0 }));
+  return async () => await rewrite(file, before);
 }
 
 /**
@@ -156,8 +169,8 @@ async function projectFolder(home: string, stack: string): Promise<string> {
   // What is encrypted in the user's file is so with that file's salt.
   const salted = { ...(salt ? { encryptionsalt: salt } : {}), ...own };
   const project = { ...readYaml(join(root, "Pulumi.yaml")), main: join(root, `index${extname(import.meta.filename)}`) };
-  await writeWhole(join(folder, "Pulumi.yaml"), stringify(project));
-  await writeWhole(settings, stringify(salted));
+  await keepWhole(join(folder, "Pulumi.yaml"), stringify(project));
+  await keepWhole(settings, stringify(salted));
   return folder;
 }
 

@@ -69,7 +69,7 @@ export class Cluster extends pulumi.ComponentResource {
 export function checkedConfig(options: Record<string, unknown>): StackConfig {
   return told(() => {
     const checked = parseStackConfig(options);
-    preflight(checked);
+    preflight(checked, `${pulumi.getProject()}/${pulumi.getStack()}`);
     return checked;
   });
 }

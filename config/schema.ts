@@ -187,7 +187,7 @@ export const stackSchema = z.strictObject({
         .describe(
           "The link between host and sandbox: an IPv4 network of 4 to 256 addresses; the host takes the " +
             "first address, the node the second. Default: four addresses of 10.107.0.0/16, chosen by `name`. " +
-            "Changing it replaces the sandbox.",
+            "Changing it replaces the sandbox, and the cluster in it is lost.",
         ),
       memory: quantity
         .nullable()
@@ -348,7 +348,13 @@ export const stackSchema = z.strictObject({
         .ipv4("an IPv4 address is allowed")
         .optional()
         .describe("The address of the cluster's DNS Service, inside `serviceCidr`. Default: its tenth address."),
-      labels: z.record(z.string(), z.string()).default({}).describe("Labels that the node registers with."),
+      labels: z
+        .record(z.string(), z.string())
+        .default({})
+        .describe(
+          "Labels that the node registers with; one that is registered keeps those that it has, which `kubectl label` " +
+            "changes. Changing them restarts the node's server; pods live on.",
+        ),
       pruneImagesAt: wholeNumber(1, 99)
         .nullable()
         .default(95)

@@ -26,14 +26,26 @@ export function withTable(file: string): string {
 }
 
 function optionsTable(): string {
-  return markdown(["Option", "Default", "What it does"], optionRows(stackSchema, ""));
+  const rows = optionDocs().map(({ option, fallback, doc }) => [`\`${option}\``, fallback, doc]);
+  return markdown(["Option", "Default", "What it does"], rows);
 }
 
-function optionRows(object: z.ZodObject, prefix: string): string[][] {
+/** An option by its full name, its default as it is shown, and its doc. */
+export interface OptionDoc {
+  option: string;
+  fallback: string;
+  doc: string;
+}
+
+/** Every option that there is. */
+export const optionDocs = (): OptionDoc[] => docsIn(stackSchema, "");
+
+function docsIn(object: z.ZodObject, prefix: string): OptionDoc[] {
   return Object.entries(object.shape as Record<string, z.ZodType>).flatMap(([key, schema]) => {
     const inner = unwrap(schema);
-    if (inner instanceof z.ZodObject && schema.description === undefined) return optionRows(inner, `${prefix}${key}.`);
-    return [[`\`${prefix}${key}\``, defaultOf(schema), linked(schema.description ?? inner.description ?? "")]];
+    if (inner instanceof z.ZodObject && schema.description === undefined) return docsIn(inner, `${prefix}${key}.`);
+    const doc = linked(schema.description ?? inner.description ?? "");
+    return [{ option: `${prefix}${key}`, fallback: defaultOf(schema), doc }];
   });
 }
 

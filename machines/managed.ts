@@ -6,7 +6,7 @@
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { mkdir, rm, rmdir, statfs } from "node:fs/promises";
+import { mkdir, rm, rmdir } from "node:fs/promises";
 import { networkInterfaces } from "node:os";
 import { dirname, join } from "node:path";
 import type { Readable } from "node:stream";
@@ -26,7 +26,7 @@ import { sandboxSpec } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { Problem } from "../config/problems.ts";
 import { bytes, needsEgress, type StackConfig } from "../config/schema.ts";
-import { readJson, writeWhole } from "../system/files.ts";
+import { readJson, roomFor, writeWhole } from "../system/files.ts";
 import { endProcess, isAlive, killProcesses, type ProcessId, signalTo } from "../system/processes.ts";
 import { isExecutable, says } from "../system/programs.ts";
 import { type Output, run, worked } from "../system/run.ts";
@@ -287,26 +287,28 @@ class ManagedSandbox extends BaseMachine implements Machine {
       return await this.#note({ ...previous, owner, repairs, programs: programsOf(spec) });
     }
     const isNew = !existsSync(this.#paths.state);
+    const record = {
+      version: 2 as const,
+      kind: "managed" as const,
+      owner,
+      incarnation: Math.max((previous?.incarnation ?? 0) + 1, incarnation),
+      revision,
+      repairs,
+      programs: programsOf(spec),
+    };
     await needDiskSpace(home);
     try {
       await this.#end(STOP);
       await this.#writeBundle(spec);
+      // Before there is anything to end: whoever comes after a kill finds it, and knows whose it is.
+      await writeRecord(name, home, { ...record, pid: 0, startTime: "" });
       await this.#launch(spec.host);
     } catch (error) {
       await this.#clear();
       if (isNew) await this.#removeState();
       throw error;
     }
-    const next = Math.max((previous?.incarnation ?? 0) + 1, incarnation);
-    return await this.#note({
-      version: 2,
-      kind: "managed",
-      owner,
-      incarnation: next,
-      revision,
-      repairs,
-      programs: programsOf(spec),
-    });
+    return await this.#note(record);
   }
 
   async #note(record: Omit<MachineRecord, "pid" | "startTime">): Promise<MachineRecord> {
@@ -444,9 +446,9 @@ class ManagedSandbox extends BaseMachine implements Machine {
 
   /** Removes what a sandbox has outside its folder: processes, network, cgroups. It does not need a runsc that works. */
   async #clear(): Promise<void> {
-    const { state, runsc, link, networkNamespace, supervisor } = this.#paths;
-    const watching = this.#supervisor();
-    if (isAlive(watching)) await killAndWait(watching!); // first, or it would start the sandbox again
+    const { state, runsc, link, networkNamespace, spec, supervisor } = this.#paths;
+    // First, or it would start the sandbox again. One that has just begun has not told yet that it is there.
+    await killProcesses("supervise", spec);
     await killProcesses(`--root=${runsc}`);
     await killProcesses(`-netns=${networkNamespace}`); // an egress of a release up to 0.2
     await unmountBelow(state);
@@ -535,10 +537,7 @@ function resolvConf(egress: boolean): string {
 }
 
 async function needDiskSpace(home: string): Promise<void> {
-  let existing = home;
-  while (!existsSync(existing)) existing = dirname(existing);
-  const { bavail, bsize } = await statfs(existing);
-  const free = Math.floor((bavail * bsize) / 2 ** 20);
+  const { existing, free } = await roomFor(home);
   if (free >= NEEDED_MIB) return;
   throw new Error(
     `no space: ${existing} has ${free} MiB free and a sandbox needs ${NEEDED_MIB} MiB; make room, or set ` +

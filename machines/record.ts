@@ -58,12 +58,16 @@ export function readRecord(name: string, home: string): MachineRecord | undefine
  * Sees to it that a machine has one owner.
  * @throws Error that names the other one
  */
-export function checkOwner({ name }: MachineRef, record: MachineRecord | undefined, owner: string): void {
-  if (record?.owner === undefined || record.owner === owner) return;
-  throw new Error(
-    `${name} is the cluster of ${record.owner}, and ${owner} asks for one of the same name; give one of them another ` +
-      "with the option name",
-  );
+export function checkOwner(ref: MachineRef, record: MachineRecord | undefined, owner: string): void {
+  const taken = takenBy(ref, record, owner);
+  if (taken !== undefined) throw new Error(taken);
+}
+
+/** What is said of a machine of somebody else's; undefined if it is nobody else's. */
+export function takenBy({ name }: MachineRef, record: MachineRecord | undefined, owner: string): string | undefined {
+  if (record?.owner === undefined || record.owner === owner) return undefined;
+  const advice = "give one of them another with the option name";
+  return `${name} is the cluster of ${record.owner}, and ${owner} asks for one of the same name; ${advice}`;
 }
 
 /** Writes it down. */

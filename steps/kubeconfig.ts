@@ -3,7 +3,7 @@ import type { Machine } from "../machines/machine.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { noteWritten } from "../machines/written.ts";
 import { type Credentials, credentialsIn, decoded, renderKubeconfig } from "../servers/kubeconfig.ts";
-import { writeWhole } from "../system/files.ts";
+import { keepWhole } from "../system/files.ts";
 import type { OnMachine, Step } from "./step.ts";
 
 export interface KubeconfigParams extends OnMachine {
@@ -34,6 +34,6 @@ export async function reachableKubeconfig(
   const { name, home } = machine.ref;
   const reached = await machine.reach({ address, port, ca: decoded(credentials.ca) });
   const text = renderKubeconfig(name, credentials, reached);
-  await writeWhole(hostPaths(name, home).kubeconfig, text);
+  await keepWhole(hostPaths(name, home).kubeconfig, text);
   return text;
 }

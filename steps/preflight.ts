@@ -13,6 +13,8 @@ import { tlsFiles } from "../config/registries.ts";
 import { CRUN, type StackConfig } from "../config/schema.ts";
 import { driverOf, openMachine } from "../machines/index.ts";
 import type { Observed } from "../machines/observe.ts";
+import { readRecord, takenBy } from "../machines/record.ts";
+import type { MachineRef } from "../machines/ref.ts";
 import { externalProblems } from "../servers/external.ts";
 import { distributionOf } from "../servers/index.ts";
 import { lastReady, versionProblems } from "../servers/ready.ts";
@@ -21,9 +23,10 @@ import { isExecutable, says } from "../system/programs.ts";
 
 /**
  * Checks what only this machine can tell.
+ * @param owner who asks, as "PROJECT/STACK": a name that is another one's here is refused
  * @throws InputError that lists every problem at once
  */
-export function preflight(config: StackConfig): void {
+export function preflight(config: StackConfig, owner?: string): void {
   if (config.mode === "external") {
     refuse(externalProblems(config.external));
     return;
@@ -31,6 +34,7 @@ export function preflight(config: StackConfig): void {
   const driver = driverOf(config);
   const ref = driver.refOf(config, homeFolder());
   refuse([
+    ...ownerProblems(ref, owner),
     ...driver.problemsOf(config, ref),
     ...patchProblems(config),
     ...distributionOf(config).problemsOf(config),
@@ -56,6 +60,11 @@ export async function preflightThere(config: StackConfig): Promise<void> {
 export function needMachine(config: StackConfig, observed: Observed): void {
   const driver = driverOf(config);
   refuse(driver.problemsThere(config, driver.refOf(config, homeFolder()), observed));
+}
+
+function ownerProblems(ref: MachineRef, owner: string | undefined): Problem[] {
+  const taken = owner === undefined ? undefined : takenBy(ref, readRecord(ref.name, ref.home), owner);
+  return taken === undefined ? [] : [{ option: "name", value: ref.name, message: taken }];
 }
 
 function patchProblems({ runtime: { patches } }: StackConfig): Problem[] {

@@ -45,14 +45,18 @@ export async function endProcess(ended: ProcessId | undefined | null, seconds: n
   }
 }
 
-/** Kills every process that was started with this very argument, and waits until they are gone. */
-export async function killProcesses(argument: string): Promise<void> {
+/** Kills every process that was started with these very arguments among others, and waits until they are gone. */
+export async function killProcesses(...all: string[]): Promise<void> {
   const matching = () =>
     readdirSync("/proc")
       .filter((entry) => /^\d+$/.test(entry))
       .map(Number)
-      .filter((pid) => pid !== process.pid && processStart(pid) !== undefined && argumentsOf(pid).includes(argument));
-  await waitFor(`processes with ${argument} end`, 20, () => {
+      .filter((pid) => pid !== process.pid && processStart(pid) !== undefined)
+      .filter((pid) => {
+        const given = argumentsOf(pid);
+        return all.every((argument) => given.includes(argument));
+      });
+  await waitFor(`processes with ${all.join(" ")} end`, 20, () => {
     const pids = matching();
     for (const pid of pids) signalTo(pid, "SIGKILL");
     return pids.length === 0 || undefined;

@@ -121,6 +121,11 @@ function ending(error: Failure): string {
   return `exit code ${error.exitCode}`;
 }
 
+/** A word as a shell reads it back. */
+export function shellWord(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+}
+
 /** The end of a text, which is where programs say what went wrong, as a terminal may show it. */
 export function lastLines(text: string, count = 20): string {
   return printable(text).trimEnd().split("\n").slice(-count).join("\n");

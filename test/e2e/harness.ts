@@ -34,13 +34,15 @@ export const root = join(import.meta.dirname, "../..");
 export async function ownHome(): Promise<string> {
   const file = basename(expect.getState().testPath!, ".test.ts");
   const home = join(tmpdir(), `gvisor-k3s-e2e-${file}`);
-  process.env.GVISOR_K3S_HOME = home;
   if (existsSync(join(home, "kept"))) {
     throw new Error(`${home} was kept with KEEP=1; destroy what is in it (GVISOR_K3S_HOME=${home}), and delete it`);
   }
-  for (const { name } of list()) {
-    const { exitCode, all } = await cli("destroy", name);
-    if (exitCode !== 0) throw new Error(`${name}, which an earlier run left, cannot be destroyed\n${all}`);
+  for (const folder of [...entriesOf(home).map((entry) => join(home, entry)), home]) {
+    process.env.GVISOR_K3S_HOME = folder; // some tests have homes of their own in it
+    for (const { name } of list()) {
+      const { exitCode, all } = await cli("destroy", name);
+      if (exitCode !== 0) throw new Error(`${name}, which an earlier run left, cannot be destroyed\n${all}`);
+    }
   }
   await unmountBelow(home); // of a test with a disk of its own
   removeHome(home);
@@ -58,8 +60,8 @@ export async function endAll(home: string, ...names: string[]): Promise<void> {
   removeHome(home);
 }
 
-/** Where a sandbox of this file's home has things on the host. */
-export const pathsOf = (name: string) => hostPaths(name, homeFolder());
+/** Where a sandbox has things on the host, by default one of this file's home. */
+export const pathsOf = (name: string, home = homeFolder()) => hostPaths(name, home);
 
 /** Makes an image with a shell in it, and the few other programs that the tests call. */
 export async function shellImage(image: string, archive: string): Promise<void> {

@@ -7,6 +7,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -29,8 +30,10 @@ import {
   userKubeconfig,
   without,
 } from "../../automation/kubeconfig.ts";
+import { machineOf, machinesOf } from "../../automation/list.ts";
 import { statesInClear } from "../../automation/secrets.ts";
 import { dropOldCopies, readConfig, setRelease } from "../../automation/workspace.ts";
+import { hostPaths } from "../../machines/paths.ts";
 
 const own = (key: string) => `apiVersion: v1
 kind: Config
@@ -211,12 +214,20 @@ describe("a release of k3s", () => {
       `'{"version":"v1.36.4+k3s1","mirror":"http://m"}'`,
     ]) {
       writeFileSync(file, `# mine\nconfig:\n  gvisor-k3s:distribution: k3s\n  gvisor-k3s:k3s: ${given}\n`);
-      const putBack = setRelease("dev", "v1.37.0+k3s1");
+      const putBack = await setRelease("dev", "v1.37.0+k3s1");
       expect(readFileSync(file, "utf8")).toContain("# mine");
       expect((await readConfig("dev")).k3s).toEqual({ version: "v1.37.0+k3s1", mirror: "http://m" });
-      putBack();
+      await putBack();
       expect(readFileSync(file, "utf8")).toContain(given);
     }
+    // It is the user's own: a link stays one.
+    const real = join(folder, "elsewhere.yaml");
+    renameSync(file, real);
+    chmodSync(real, 0o640);
+    symlinkSync(real, file);
+    await setRelease("dev", "v1.37.0+k3s1");
+    expect([lstatSync(file).isSymbolicLink(), statSync(real).mode & 0o777]).toEqual([true, 0o640]);
+    expect(readFileSync(real, "utf8")).toContain("v1.37.0+k3s1");
     process.chdir(before);
     rmSync(folder, { recursive: true });
   });
@@ -288,6 +299,52 @@ describe("a state with secrets in clear", () => {
     expect(told).toMatch(
       /\n! secrets are in clear in the stack's state: .*`gvisor-k3s up`.*\n {2}\/home\/state\.json\n$/,
     );
+  });
+});
+
+describe("the machines of a stack", () => {
+  const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-machines-"));
+  const ssh = { host: "192.0.2.1", port: 22, user: "root", knownHosts: "/nowhere", sudo: false };
+
+  function made(name: string, more: object): void {
+    const known = {
+      version: 2,
+      incarnation: 1,
+      revision: "",
+      pid: 0,
+      startTime: "",
+      repairs: 0,
+      programs: { init: "" },
+    };
+    const { record } = hostPaths(name, home);
+    mkdirSync(dirname(record), { recursive: true });
+    writeFileSync(record, JSON.stringify({ ...known, ...more }));
+  }
+
+  beforeEach(() => {
+    vi.stubEnv("GVISOR_K3S_HOME", home);
+    made("own", { kind: "managed", owner: "gvisor-k3s/dev" });
+    made("elsewhere", { kind: "ssh", owner: "gvisor-k3s/dev", ssh });
+    made("theirs", { kind: "managed", owner: "gvisor-k3s/other" });
+  });
+
+  afterEach(() => {
+    vi.unstubAllEnvs();
+    rmSync(home, { recursive: true });
+  });
+
+  it("are those that were made for it, and how they are reached is known", () => {
+    expect(machinesOf("dev")).toEqual([
+      { kind: "ssh", name: "elsewhere", home, ssh },
+      { kind: "managed", name: "own", home },
+    ]);
+    expect(machinesOf("own")).toEqual([]);
+  });
+
+  it("are no other stack's, whatever the option name says", () => {
+    expect(machineOf("dev", "theirs")?.name).not.toBe("theirs");
+    expect(machineOf("another", "theirs")).toBeUndefined();
+    expect(machineOf("other", "theirs")).toEqual({ kind: "managed", name: "theirs", home });
   });
 });
 

@@ -649,6 +649,7 @@ describe("what is wrong stops the program before it registers anything", () => {
     });
     expect(preflight).toHaveBeenLastCalledWith(
       expect.objectContaining({ name: "graph", network: { bridge: "cni0", mtu: 1500 } }),
+      "gvisor-k3s/graph",
     );
   });
 });

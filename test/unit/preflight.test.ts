@@ -120,6 +120,30 @@ it("a machine with nothing in the way is taken", () => {
   expect(refusal()).toEqual([]);
 });
 
+it("a name that is another stack's is refused, before anything is made", () => {
+  const home = join(folder, "home");
+  vi.stubEnv("GVISOR_K3S_HOME", home);
+  const programs = { init: "/opt/init" };
+  const known = {
+    version: 2,
+    kind: "managed",
+    incarnation: 1,
+    revision: "",
+    pid: 0,
+    startTime: "",
+    repairs: 0,
+    programs,
+  };
+  file("home/sandboxes/preflight/machine.json", JSON.stringify({ ...known, owner: "gvisor-k3s/first" }));
+  const checked = (owner?: string) => preflight(parseStackConfig({ name }), owner);
+  expect(() => checked("gvisor-k3s/second")).toThrow(
+    'name = "preflight": preflight is the cluster of gvisor-k3s/first, and gvisor-k3s/second asks for one of the same name',
+  );
+  expect(() => checked("gvisor-k3s/first")).not.toThrow();
+  expect(() => checked()).not.toThrow(); // a program that says nothing of itself
+  vi.unstubAllEnvs();
+});
+
 /** A program's head: 64 bits, little-endian, for a machine; with the loader that it asks for, if any. */
 function elf(path: string, machine: number, loader = ""): string {
   const bytes = Buffer.alloc(64 + 56 + loader.length + 1);

@@ -17,9 +17,9 @@ import { afterAll, describe, expect, it, vi } from "vitest";
 import { incarnationOf, type Observed } from "../../machines/observe.ts";
 import type { MachineRecord } from "../../machines/record.ts";
 import { driftIn, noteWritten, repairsOf } from "../../machines/written.ts";
-import { readJson, writeOnce, writeWhole } from "../../system/files.ts";
+import { keepWhole, readJson, writeOnce, writeWhole } from "../../system/files.ts";
 import { isAlive, processStart } from "../../system/processes.ts";
-import { CommandError, run, runsWell } from "../../system/run.ts";
+import { CommandError, run, runsWell, shellWord } from "../../system/run.ts";
 import { waitFor } from "../../system/wait.ts";
 
 describe("a program that fails", () => {
@@ -41,6 +41,12 @@ describe("a program that fails", () => {
   it("can be run again by pasting its command line", async () => {
     const error = await failure("sh", ["-c", 'printf "[%s]" "$@"; exit 1', "sh", "it's", "a b", "$HOME", "*", ""]);
     expect((await failure("sh", ["-c", error.command])).output).toBe("[it's][a b][$HOME][*][]");
+  });
+
+  it("has words that a shell reads back as they are", async () => {
+    for (const word of ["plain/path-1.2", "it's", "a b", "$HOME", "*", "", "a\nb"])
+      expect((await run("sh", ["-c", `printf %s ${shellWord(word)}`])).stdout).toBe(word);
+    expect(shellWord("/var/lib/gvisor-k3s/kubeconfig")).toBe("/var/lib/gvisor-k3s/kubeconfig");
   });
 
   it("whose output goes to a file is told with the file's end", async () => {
@@ -181,19 +187,31 @@ describe("a file that matters", () => {
     expect(statSync(join(folder, "new")).mode & 0o777).toBe(0o700);
   });
 
-  it("stays as it was where the disk is full", async () => {
+  it("stays as it was where the disk is full, and the error names it", async () => {
     const small = join(folder, "small");
     mkdirSync(small);
     await run("mount", ["-t", "tmpfs", "-o", "size=64k", "tmpfs", small]);
     try {
       const file = join(small, "file");
       await writeWhole(file, "before");
-      await expect(writeWhole(file, "x".repeat(2 ** 20))).rejects.toThrow("ENOSPC");
+      const error = `cannot be written: the disk of ${small} is full (ENOSPC); make room, and try again`;
+      await expect(writeWhole(file, "x".repeat(2 ** 20))).rejects.toThrow(`${file} ${error}`);
+      expect(() => writeOnce(join(small, "once"), "x".repeat(2 ** 20))).toThrow(`${small}/once ${error}`);
       expect(readFileSync(file, "utf8")).toBe("before");
       expect(readdirSync(small)).toEqual(["file"]);
     } finally {
       await run("umount", [small]);
     }
+  });
+
+  it("that holds already what it is to hold is left alone", async () => {
+    const file = join(folder, "kept");
+    await keepWhole(file, "content");
+    const { ino } = statSync(file);
+    await keepWhole(file, "content");
+    expect(statSync(file).ino).toBe(ino);
+    await keepWhole(file, "other");
+    expect(readFileSync(file, "utf8")).toBe("other");
   });
 
   it("that is half is told by its name, with the remedy", () => {
