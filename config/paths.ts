@@ -37,6 +37,7 @@ export const inSandbox = {
 export const places = [
   "/etc/containerd",
   "/etc/cni/net.d",
+  "/etc/kubernetes",
   "/etc/rancher/k3s",
   "/etc/passwd",
   "/etc/group",
@@ -46,6 +47,7 @@ export const places = [
   "/etc/os-release",
   "/run/gvisor-k3s",
   "/usr/local/bin",
+  "/var/lib/kubelet/seccomp",
   "/var/lib/rancher/k3s",
   "/var/log/gvisor-k3s",
 ] as const;

@@ -220,6 +220,13 @@ export const stackSchema = z.strictObject({
             "listen on every address; the host reaches the sandbox either way. `all` filters nothing, for " +
             "hosts whose kernel lacks nftables' egress hook (Linux 5.16). Changing it restarts nothing.",
         ),
+      setuid: z
+        .boolean()
+        .default(true)
+        .describe(
+          "Whether programs with the setuid or setgid bit (`sudo`, `ping`, `su`) run as who owns them, as they do " +
+            "everywhere, unless a pod says `allowPrivilegeEscalation: false`. Changing it restarts the sandbox.",
+        ),
       restart: z
         .boolean()
         .default(true)
@@ -263,8 +270,8 @@ export const stackSchema = z.strictObject({
         .default([])
         .describe(
           "Changes to every container's OCI spec, in order, after those that the quirks ask for: " +
-            "`{dropNamespace}`, `{dropMaskedPath}`, `{dropMount}`, `{unset}` or `{set, value}`. Without any " +
-            "there is no wrapper.",
+            "`{dropNamespace}`, `{dropMaskedPath}`, `{dropMount}`, `{unset}`, `{set, value}`, or `{sysctls: show}`, with " +
+            "which a pod's sysctls are shown to it and have no effect. Without any there is no wrapper.",
         ),
     })
     .prefault({}),
@@ -346,6 +353,23 @@ export const stackSchema = z.strictObject({
       apiServerArgs: componentArguments("kube-apiserver"),
       controllerManagerArgs: componentArguments("kube-controller-manager"),
       schedulerArgs: componentArguments("kube-scheduler"),
+      files: z
+        .record(
+          z
+            .string()
+            .regex(
+              /^(\/etc\/kubernetes|\/var\/lib\/kubelet\/seccomp)(\/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$/,
+              "a path below /etc/kubernetes or /var/lib/kubelet/seccomp is allowed",
+            ),
+          absolutePath,
+        )
+        .default({})
+        .describe(
+          "Files of the host's that the server or the kubelet is to have, by their paths in the sandbox: what arguments " +
+            "name (`audit-policy-file`, `encryption-provider-config`, `oidc-ca-file`) below `/etc/kubernetes`, and seccomp " +
+            "profiles below `/var/lib/kubelet/seccomp`. They are secrets of the stack. Changing them restarts the node's " +
+            "server; pods live on.",
+        ),
     })
     .prefault({}),
   network: z

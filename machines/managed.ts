@@ -67,6 +67,8 @@ export interface ManagedSpec {
   subnet: string;
   platform: StackConfig["sandbox"]["platform"];
   network: StackConfig["sandbox"]["network"];
+  /** Whether programs with the setuid bit run as who owns them; not where runsc does not know of it. */
+  setuid: boolean;
   /** The way out; a change of the pods' network restarts that alone. */
   egress: { pods: string } | null;
   // What follows takes effect while it runs.
@@ -102,6 +104,7 @@ export const managed: Driver<ManagedSpec> = {
 
   specOf(config) {
     const { subnet, memory, cpus, platform, network, hostPorts, runsc } = config.sandbox;
+    const setuid = config.sandbox.setuid && (runsc === undefined || knowsSetuid(runsc));
     const own = (runsc === undefined ? (["runsc", "init", "host"] as const) : (["init", "host"] as const)).map((name) =>
       wanted({ name }),
     );
@@ -120,6 +123,7 @@ export const managed: Driver<ManagedSpec> = {
       subnet,
       platform,
       network,
+      setuid,
       egress: needsEgress(config) ? { pods: config.node.clusterCidr } : null,
       limits: { memory, cpus },
       hostPorts,
@@ -127,9 +131,9 @@ export const managed: Driver<ManagedSpec> = {
     };
   },
 
-  revisionOf({ runsc, runscDigest, init, base, subnet, platform, network, egress }, { name, home }) {
+  revisionOf({ runsc, runscDigest, init, base, subnet, platform, network, setuid, egress }, { name, home }) {
     const spec = ociSpec({ name, home }, { init, base }, NO_LIMITS);
-    const started = [runsc, runscDigest, subnet, platform, network, egress !== null, spec];
+    const started = [runsc, runscDigest, subnet, platform, network, setuid, egress !== null, spec];
     return createHash("sha256").update(JSON.stringify(started)).digest("hex");
   },
 
@@ -147,7 +151,8 @@ export const managed: Driver<ManagedSpec> = {
   problemsThere: () => [],
 
   takesOf: ({ takes }) => takes,
-  gvisorOf: ({ runsc, runscDigest = "", platform, network }) => [runsc, runscDigest, platform, network],
+  gvisorOf: ({ runsc, runscDigest = "", platform, network, setuid }) =>
+    setuid ? [runsc, runscDigest, platform, network, SETUID] : [runsc, runscDigest, platform, network],
 
   trialOf(spec) {
     if (!existsSync(spec.runsc) || !existsSync(spec.host)) throw new Error("it is not built yet");
@@ -158,6 +163,11 @@ export const managed: Driver<ManagedSpec> = {
 
   open: (ref) => new ManagedSandbox(ref),
 };
+
+/** runsc's flag, which gVisor has since 2026; "runsc flags" names every one. */
+const SETUID = "--allow-suid";
+
+const knowsSetuid = (runsc: string) => isExecutable(runsc) && says(runsc, "flags").includes(SETUID.slice(2));
 
 const NO_LIMITS = { memory: null, cpus: null };
 
@@ -365,7 +375,13 @@ class ManagedSandbox extends BaseMachine implements Machine {
         root: runsc,
         // Without an overlay of runsc's own the root is the host's folder: it keeps the cluster over restarts, and it
         // can carry containerd's overlays.
-        flags: [`--platform=${spec.platform}`, `--network=${spec.network}`, "--overlay2=none", "--cpu-num-from-quota"],
+        flags: [
+          `--platform=${spec.platform}`,
+          `--network=${spec.network}`,
+          "--overlay2=none",
+          "--cpu-num-from-quota",
+          ...(spec.setuid ? [SETUID] : []),
+        ],
         bundle,
       },
       boot: {

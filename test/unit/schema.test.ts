@@ -39,7 +39,7 @@ describe("each bad input has its own message", () => {
     "containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
   const rules =
     "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: " +
-    "FIELD, value: JSON} is allowed";
+    "FIELD, value: JSON}, {sysctls: show} is allowed";
   const apart = "choose networks that share no address";
 
   it.each<[Record<string, unknown>, string]>([
@@ -74,8 +74,13 @@ describe("each bad input has its own message", () => {
     [{ distribution: "k0s" }, 'distribution = "k0s": allowed: embedded, k3s'],
     [{ sandbox: null }, "sandbox = null: a value of type object is allowed"],
     [
+      { node: { files: { "/etc/shadow": "/x" } } },
+      "node.files./etc/shadow: a path below /etc/kubernetes or /var/lib/kubelet/seccomp is allowed",
+    ],
+    [
       { sandbox: { foo: 1 } },
-      "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, hostPorts, restart, runsc",
+      "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, hostPorts, " +
+        "setuid, restart, runsc",
     ],
     [{ sandbox: { subnet: "10.0.0.1/24" } }, `sandbox.subnet = "10.0.0.1/24": ${network}`],
     [{ sandbox: { memory: 4 } }, "sandbox.memory = 4: a value of type string is allowed"],
@@ -274,7 +279,7 @@ describe("each bad input has its own message", () => {
       '  - name = "Dev_": up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last',
       "  - sandbox.memory = 4: a value of type string is allowed",
       "  - sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, " +
-        "network, hostPorts, restart, runsc",
+        "network, hostPorts, setuid, restart, runsc",
       '  - containerd.snapshotter = "zfs": allowed: auto, overlayfs, native',
       `  - bar: there is no such option; ${options}`,
     ]);
