@@ -25,7 +25,7 @@ import { linkAddresses, overlap, parseNetwork } from "../config/network.ts";
 import { sandboxSpec } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { Problem } from "../config/problems.ts";
-import { bytes, needsEgress, type StackConfig } from "../config/schema.ts";
+import { bytes, needsEgress, publishedPort, type StackConfig } from "../config/schema.ts";
 import { readJson, writeWhole } from "../system/files.ts";
 import { endProcess, isAlive, killProcesses, type ProcessId, signalTo } from "../system/processes.ts";
 import { isExecutable, says } from "../system/programs.ts";
@@ -75,6 +75,8 @@ export interface ManagedSpec {
   limits: Pick<StackConfig["sandbox"], "memory" | "cpus">;
   /** The host's ports that it reaches; null filters nothing, as for a sandbox that is only probed. */
   hostPorts: StackConfig["sandbox"]["hostPorts"] | null;
+  /** Ports of it that are answered at the host; see the option `ports`. */
+  ports: string[];
   /** Whether its supervisor starts it again when it died. */
   restart: boolean;
 }
@@ -127,6 +129,7 @@ export const managed: Driver<ManagedSpec> = {
       egress: needsEgress(config) ? { pods: config.node.clusterCidr } : null,
       limits: { memory, cpus },
       hostPorts,
+      ports: config.ports,
       restart: config.sandbox.restart,
     };
   },
@@ -158,7 +161,7 @@ export const managed: Driver<ManagedSpec> = {
     if (!existsSync(spec.runsc) || !existsSync(spec.host)) throw new Error("it is not built yet");
     // A link-local network, which no stack has; two trials at once are told apart by their processes.
     const subnet = `169.254.107.${(process.pid % 64) * 4}/30`;
-    return { ...spec, subnet, limits: NO_LIMITS, egress: null, hostPorts: null, restart: false };
+    return { ...spec, subnet, limits: NO_LIMITS, egress: null, hostPorts: null, ports: [], restart: false };
   },
 
   open: (ref) => new ManagedSandbox(ref),
@@ -405,6 +408,10 @@ class ManagedSandbox extends BaseMachine implements Machine {
       filter: spec.hostPorts && { ports: spec.hostPorts },
       limits: { memory: memory === null ? 0 : bytes(memory), cpus: cpus ?? 0 },
       egress: spec.egress && { pods: spec.egress.pods, resolvConf: "/etc/resolv.conf" },
+      publish: spec.ports.map((text) => {
+        const { address, port, to } = publishedPort(text);
+        return { listen: `${address}:${port}`, to: `${node}:${to}` };
+      }),
       restart: spec.restart,
       stopSeconds: STOP,
     });
