@@ -36,7 +36,7 @@ describe("each bad input has its own message", () => {
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
   const options =
     "allowed here: name, mode, external, quirks, target, ssh, distribution, k3s, sandbox, runtime, " +
-    "containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
+    "containerd, registries, proxy, node, network, egress, addons, ports, manifests, images, pod";
   const rules =
     "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: " +
     "FIELD, value: JSON}, {sysctls: show} is allowed";
@@ -73,6 +73,18 @@ describe("each bad input has its own message", () => {
     ],
     [{ distribution: "k0s" }, 'distribution = "k0s": allowed: embedded, k3s'],
     [{ sandbox: null }, "sandbox = null: a value of type object is allowed"],
+    [
+      { ports: ["80"] },
+      'ports[0] = "80": HOST_PORT:PORT or ADDRESS:HOST_PORT:PORT is allowed, such as 8080:80 or 0.0.0.0:8080:80',
+    ],
+    [
+      { ports: ["127.0.0.1:8080:70000"] },
+      'ports = "127.0.0.1:8080:70000": a port from 1 to 65535, and an IPv4 address, is allowed',
+    ],
+    [
+      { target: "inside", ports: ["8080:80"] },
+      'ports = ["8080:80"]: a sandbox that is made here has them, and none is made with target: inside; leave it out',
+    ],
     [
       { node: { files: { "/etc/shadow": "/x" } } },
       "node.files./etc/shadow: a path below /etc/kubernetes or /var/lib/kubelet/seccomp is allowed",

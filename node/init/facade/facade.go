@@ -187,7 +187,7 @@ func share(folder string, others []string) error {
 
 // unshared are the mounts that share makes shared.
 func unshared(folder string, others []string) ([]string, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(folder))
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(strings.TrimSuffix(folder, "/"))) // "" for /
 	var list []string
 	for _, mount := range mounts {
 		within := func(other string) bool {

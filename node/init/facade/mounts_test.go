@@ -3,6 +3,7 @@ package facade
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -78,5 +79,23 @@ func TestLinksAndSharedMounts(t *testing.T) {
 	}
 	if _, err := os.Lstat(link.Path); err == nil {
 		t.Error("the link is left")
+	}
+}
+
+// Below the root is everything.
+func TestSharesAllBelowTheRoot(t *testing.T) {
+	folder := t.TempDir()
+	if err := unix.Mount("tmpfs", folder, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(folder, unix.MNT_DETACH) })
+	if err := unix.Mount("", folder, "", unix.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := unshared("/", nil); err != nil || !slices.Contains(got, folder) {
+		t.Errorf("not shared are %v, %v", got, err)
+	}
+	if got, err := unshared("/", []string{filepath.Dir(folder)}); err != nil || slices.Contains(got, folder) {
+		t.Errorf("what is private is among %v, %v", got, err)
 	}
 }
