@@ -51,7 +51,7 @@ async function startServer(context: ServerContext, ref: ServerRef, config: strin
   const { machine, repairs } = context;
   const server = openServer(ref);
   const { service, files } = server.service(config);
-  await writeFiles(context, "server", files);
+  await writeFiles(context, "server", files, service.name);
   await ensureService(machine, {
     ...service,
     config: `${files.map(({ content }) => content).join()}${repairs}${context.files}`,
