@@ -23,8 +23,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// loadBalancers gives Services of type LoadBalancer the node's address, as k3s's servicelb does: Services with different
-// ports share it, and one whose port somebody else has waits until it is free. The service proxy serves them then.
+// loadBalancers gives Services of type LoadBalancer the node's address, as k3s's servicelb does: Services with
+// different ports share it, and one whose port somebody else has waits until it is free. The service proxy serves them then.
 type loadBalancers struct {
 	client   kubernetes.Interface
 	address  string
@@ -229,7 +229,8 @@ func (l *loadBalancers) write(ctx context.Context, s *corev1.Service, status cor
 	if ingress == nil {
 		ingress = []corev1.LoadBalancerIngress{}
 	}
-	patch, err := json.Marshal(map[string]any{"status": map[string]any{"loadBalancer": map[string]any{"ingress": ingress}}})
+	balancer := map[string]any{"loadBalancer": map[string]any{"ingress": ingress}}
+	patch, err := json.Marshal(map[string]any{"status": balancer})
 	if err != nil {
 		return err
 	}

@@ -91,7 +91,8 @@ func TestShowsNothingWhereNothingIsAsked(t *testing.T) {
 
 func TestShowRefusesWhatIsNoSysctl(t *testing.T) {
 	bundle := bundleWith(t, t.TempDir(), "pod", "sandbox", `,"sysctl":{"//etc/passwd":"1"}`)
-	if err := rewrite(bundle, []Rule{{Sysctls: "show"}}, "/w"); err == nil || !strings.Contains(err.Error(), "//etc/passwd") {
+	err := rewrite(bundle, []Rule{{Sysctls: "show"}}, "/w")
+	if err == nil || !strings.Contains(err.Error(), "//etc/passwd") {
 		t.Errorf("it took a path: %v", err)
 	}
 }

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Plan is what a sandbox lacks and gets: settings of its kernel first, then files, mounts in order, device nodes, links,
-// and mounts that are shared.
+// Plan is what a sandbox lacks and gets: settings of its kernel first, then files, mounts in order, device nodes,
+// links, and mounts that are shared.
 // Everything that is there already is left as it is, so a plan can be applied again at any time.
 type Plan struct {
 	Settings []File  `json:"settings"` // written unless they read so already
