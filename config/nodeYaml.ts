@@ -70,7 +70,7 @@ export function renderKubeletConfig(): string {
     failCgroupV1: false,
     cgroupsPerQOS: true,
     enforceNodeAllocatable: ["none"],
-    localStorageCapacityIsolation: false,
+    localStorageCapacityIsolation: true,
     evictionHard: { "memory.available": "12%" },
     failSwapOn: false,
     makeIPTablesUtilChains: false,

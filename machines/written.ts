@@ -52,6 +52,11 @@ export function writtenFiles(ref: MachineRef): string[] {
   return Object.values(notesOf(ref)).flatMap(({ files }) => Object.keys(files));
 }
 
+/** The files that a step has written last. */
+export function writtenBy(ref: MachineRef, step: string): string[] {
+  return Object.keys(notesOf(ref)[step]?.files ?? {});
+}
+
 /** Every file that is not as it was written, by what the machine tells of them. */
 export function driftIn(ref: MachineRef, hashes: Hashes): Drift[] {
   return Object.entries(notesOf(ref)).flatMap(([step, { files }]) =>

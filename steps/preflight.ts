@@ -2,7 +2,7 @@
  * What stands in the way of a configuration on this machine, before anything is made.
  * @module
  */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
 import { arch } from "node:os";
 import { parseAllDocuments } from "yaml";
 import { entriesOf } from "../artifacts/archive.ts";
@@ -43,6 +43,7 @@ export function preflight(config: StackConfig, owner?: string): void {
     ...config.images.flatMap(archiveProblem),
     ...config.manifests.flatMap(manifestProblems),
     ...tlsFiles(config.registries).flatMap(tlsProblems),
+    ...Object.entries(config.node.files).flatMap(fileProblems),
   ]);
 }
 
@@ -134,6 +135,9 @@ function version(program: string, flag: string): string {
   return found?.replace(/^v/, "") ?? "of no known version";
 }
 
+/** Bytes that a file for the server may have; a step's content passes through the stack's state. */
+const LARGEST_FILE = 2 ** 20;
+
 /** Looks at the archive as far as it is a tar archive; containerd is the judge of what is in it. */
 export function archiveProblem(path: string): Problem[] {
   const problem = (message: string): Problem[] => [{ option: "images", value: path, message }];
@@ -154,6 +158,15 @@ function tlsProblems({ option, path }: { option: string; path: string }): Proble
   if (!existsSync(path)) return [{ option, value: path, message: "there is no such file" }];
   if (readFileSync(path, "utf8").includes("-----BEGIN ")) return [];
   return [{ option, value: path, message: "it is no PEM file; give one that has a -----BEGIN line" }];
+}
+
+/** A file for the server that cannot be brought in. */
+function fileProblems([path, source]: [string, string]): Problem[] {
+  const problem = (message: string): Problem[] => [{ option: `node.files.${path}`, value: source, message }];
+  const stat = statSync(source, { throwIfNoEntry: false });
+  if (stat === undefined) return problem("there is no such file");
+  if (!stat.isFile()) return problem("it is no regular file");
+  return stat.size > LARGEST_FILE ? problem(`it is larger than ${LARGEST_FILE} bytes`) : [];
 }
 
 /** What is no Kubernetes object in a manifest; whether the cluster takes it, the cluster tells. */

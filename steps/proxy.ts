@@ -31,6 +31,7 @@ export const ensureProxy: Step<ProxyParams> = {
       node: machine.ref.name,
       link,
       "node-addresses": `${address},127.0.0.1`,
+      "host-ports": inSandbox.hostPorts,
       status,
     };
     const command = [proxy, ...Object.entries(options).flatMap(([name, value]) => [`-${name}`, value])];

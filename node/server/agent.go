@@ -133,6 +133,8 @@ func runAgent(ctx context.Context, config *Config, input io.Reader) error {
 	if !config.DisableAgent {
 		components.start(ctx, "kubelet", components.kubelet)
 		components.start(ctx, "network policies", components.tellOfPolicies)
+		components.start(ctx, "load balancers", components.loadBalancers)
+		components.start(ctx, "the node's labels", components.labelNode)
 		if !slices.Contains(config.Disable, localStorage) {
 			if err := writeLocalStorage(config); err != nil {
 				return err

@@ -37,13 +37,18 @@ func (c *components) kubelet(ctx context.Context) error {
 		// it would answer anybody on 10255.
 		"read-only-port": "0",
 	}
-	if len(c.config.NodeLabels) > 0 {
-		flags["node-labels"] = strings.Join(c.config.NodeLabels, ",")
-	}
+	flags["provider-id"] = "gvisor-k3s://" + c.config.NodeName
+	own, _ := labelsOf(c.config)
+	flags["node-labels"] = labelList(own)
 	if len(c.config.NodeTaints) > 0 {
 		flags["register-with-taints"] = strings.Join(c.config.NodeTaints, ",")
 	}
 	readGVisorCgroups("/sys/fs/cgroup")
+	if !hasPodTunables() { // which is gVisor
+		if err := unmountLazily(c.config.path("agent", "bin")); err != nil {
+			return err
+		}
+	}
 	if err := lookEagerly(); err != nil {
 		return err
 	}
@@ -77,9 +82,10 @@ func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
 		FailCgroupV1:           &no,
 		CgroupsPerQOS:          &yes,
 		EnforceNodeAllocatable: []string{"none"}, // an empty list is left out of the file and means the default
-		// The root file system's size is the host's, so what it says of free space is no ground to evict pods. When images
-		// are deleted that nothing uses is said by the config file (kubelet-arg).
-		LocalStorageCapacityIsolation: &no,
+		// The node has ephemeral storage to ask for, and a pod that is over its own limit of it is evicted. The root file
+		// system's size is the host's, so what it says of free space is no ground to evict pods. When images are deleted
+		// that nothing uses is said by the config file (kubelet-arg).
+		LocalStorageCapacityIsolation: &yes,
 		// Before sandbox-init's limits kill a container for the machine's sake, which they do at a twelfth.
 		EvictionHard:           map[string]string{"memory.available": "12%"},
 		FailSwapOn:             &no,

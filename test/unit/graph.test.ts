@@ -374,6 +374,12 @@ describe("an update touches only what an option is about", () => {
     [{ pod: { args: ["-v"] } }, ["testpod-pod.spec"]],
     [{ egress: { enabled: false } }, ["sandbox-process.environment"]],
     [{ sandbox: { restart: false } }, ["sandbox-process.environment"]],
+    [{ ports: ["8080:80"] }, ["sandbox-process.environment"]],
+    [{ sandbox: { setuid: false } }, ["quirks-ask.environment", "sandbox-process.environment"]],
+    [
+      { node: { files: { "/etc/kubernetes/self.ts": import.meta.filename } } },
+      ["node-files", "node-server.environment"],
+    ],
     [{ addons: { coredns: { enabled: false } } }, ["coredns", "coredns-apply", "coredns-image"]],
     [
       { addons: { metricsServer: { enabled: false } } },

@@ -364,6 +364,11 @@ it("a manifest that is not there, no YAML, or of something else is refused by it
     file("broken.yaml", "a: [\n"),
     file("other.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\nkind: ConfigMap\n"),
   ];
+  const files = { "/etc/kubernetes/a": "/nowhere", "/etc/kubernetes/b": "/etc" };
+  expect(refusal({ node: { files } })).toEqual([
+    '  - node.files./etc/kubernetes/a = "/nowhere": there is no such file',
+    '  - node.files./etc/kubernetes/b = "/etc": it is no regular file',
+  ]);
   const lines = refusal({ manifests: [good, "/nowhere.yaml", broken, other] });
   expect(lines).toEqual([
     '  - manifests = "/nowhere.yaml": there is no such file',
