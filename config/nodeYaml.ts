@@ -60,7 +60,8 @@ function imageCollection({ pruneImagesAt: percent, kubeletArgs }: StackConfig["n
 
 /**
  * The kubelet's settings that gVisor asks for, as a drop-in over k3s's own (k3s's docs, "Advanced options",
- * kubelet.conf.d, from v1.32 on). The embedded server has the same, and why, in node/server/kubelet.go.
+ * kubelet.conf.d, from v1.32 on). The embedded server has the same, and why, in node/server/kubelet.go, but for the
+ * limits of local storage, which nobody has tried with k3s.
  */
 export function renderKubeletConfig(): string {
   return stringify({
@@ -70,7 +71,7 @@ export function renderKubeletConfig(): string {
     failCgroupV1: false,
     cgroupsPerQOS: true,
     enforceNodeAllocatable: ["none"],
-    localStorageCapacityIsolation: true,
+    localStorageCapacityIsolation: false,
     evictionHard: { "memory.available": "12%" },
     failSwapOn: false,
     makeIPTablesUtilChains: false,
