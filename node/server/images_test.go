@@ -87,7 +87,10 @@ func someImages() *runtimeOfImages {
 }
 
 func TestPrune(t *testing.T) {
-	usual := []string{"--own", "own.test/", "--keep", "own.test/dns:2", "--keep", "own.test/pause:2", "--keep", "a.test/kept:1"}
+	usual := []string{"--own", "own.test/"}
+	for _, name := range []string{"own.test/dns:2", "own.test/pause:2", "a.test/kept:1"} {
+		usual = append(usual, "--keep", name)
+	}
 	for _, c := range []struct {
 		more []string
 		want string

@@ -84,13 +84,11 @@ it.each<["module" | "commonjs", ...string[]]>([
   expect(exitCode, all).toBe(0);
 });
 
-it("tells a program of either kind what is wrong in it", async () => {
-  for (const type of ["module", "commonjs"] as const) {
-    const wrong = `${text}new Sandbox("sandbox", { config: 1 });\n`;
-    const { exitCode, all } = await tsc(program(type, wrong), "--module", "nodenext");
-    expect(exitCode).not.toBe(0);
-    expect(all).toContain("program.ts(6,26): error TS2322: Type 'number' is not assignable to type");
-  }
+it.each(["module", "commonjs"] as const)("tells a program of the kind %s what is wrong in it", async (type) => {
+  const wrong = `${text}new Sandbox("sandbox", { config: 1 });\n`;
+  const { exitCode, all } = await tsc(program(type, wrong), "--module", "nodenext");
+  expect(exitCode).not.toBe(0);
+  expect(all).toContain("program.ts(6,26): error TS2322: Type 'number' is not assignable to type");
 });
 
 it("is one library, however it is loaded", async () => {
