@@ -117,7 +117,7 @@ export const stackSchema = z.strictObject({
         .optional()
         .describe(
           "The machine, with `target: ssh`; it needs an SSH server and what [a node " +
-            "takes](#on-another-machine). Changing it, or the port, replaces the sandbox, and the cluster in " +
+            "takes](docs/targets.md#on-another-machine). Changing it, or the port, replaces the sandbox, and the cluster in " +
             "it is lost.",
         ),
       port: port.default(22).describe("The port of its SSH server."),

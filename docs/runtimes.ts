@@ -21,7 +21,7 @@ import { checkExec, checkRuntime } from "../steps/runtime.ts";
 import { CommandError, run } from "../system/run.ts";
 import { generations } from "../test/generations.ts";
 import { moduleVersion } from "../toolchain/builds.ts";
-import { markdown, putTable } from "./tables.ts";
+import { markdown, putTable } from "./markdown.ts";
 
 /** A runtime with what it takes on a sandbox with these quirks. */
 interface Candidate {

@@ -46,6 +46,7 @@ import type { Observed } from "./observe.ts";
 import { hostPaths } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
+import { serviceStates } from "./services.ts";
 import { driftIn, repairsOf } from "./written.ts";
 
 /** What a managed sandbox is started with. */
@@ -240,12 +241,13 @@ class ManagedSandbox extends BaseMachine implements Machine {
     const repairs = { sandbox: record.repairs + (problems.length > 0 ? 1 : 0) };
     const memory = memoryOf(name);
     try {
-      const drift = driftIn(this.ref, await this.hashes());
+      const [hashes, services] = await Promise.all([this.hashes(), serviceStates(this)]);
+      const drift = driftIn(this.ref, hashes);
       return {
         state: "running",
         record,
         drift,
-        repairs: { ...repairsOf(this.ref, drift), ...repairs },
+        repairs: { ...repairsOf(this.ref, drift, services), ...repairs },
         healed,
         memory,
         problems,

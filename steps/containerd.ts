@@ -42,10 +42,11 @@ export const ensureContainerd: Step<ContainerdParams> = {
   async run({ takes, containerd, shim, ctr, init, credentials = "version = 3\n", env }, context) {
     const { machine, content: config, repairs, say } = context;
     await provideTo(machine, takes, say);
-    await writeFiles(context, "containerd", [
+    const files = [
       { path: inSandbox.containerdConfig, content: config, mode: 0o644 },
       { path: inSandbox.containerdCredentials, content: credentials, mode: 0o600 },
-    ]);
+    ];
+    await writeFiles(context, "containerd", files, "containerd");
     // First on PATH, so that a shim of another version is never taken.
     const path = `PATH=${[dirname(shim), SANDBOX_PATH].join(":")}`;
     await ensureService(machine, {

@@ -45,7 +45,7 @@ async function startServer(context: Context, ref: ServerRef, config: string): Pr
   const { machine, repairs } = context;
   const server = openServer(ref);
   const { service, files } = server.service(config);
-  await writeFiles(context, "server", files);
+  await writeFiles(context, "server", files, service.name);
   await ensureService(machine, { ...service, config: `${files.map(({ content }) => content).join()}${repairs}` });
   await server.reached(machine, "api");
 }

@@ -221,8 +221,9 @@ function everyPod(schemas: Schemas): { path: string; pod: object }[] {
   const found: { path: string; pod: object }[] = [];
   const add = (path: string, containers: Container[], spec: object) =>
     found.push({ path, pod: pod(`every-${found.length}`, containers, { ...base, ...spec }) });
-  // Those of a group wait for the others of it, and nothing is told of them.
-  const own = ["containers", "initContainers", "ephemeralContainers", "volumes", "schedulingGroup"];
+  // Those of a group or with a claim wait for others that nobody makes, and nothing is told of them.
+  const others = ["schedulingGroup", "resourceClaims"];
+  const own = ["containers", "initContainers", "ephemeralContainers", "volumes", ...others];
   for (const { path, value } of everyField(schemas, core("PodSpec"), 2)) {
     const { containers: _, ...spec } = value as Record<string, unknown>;
     if (!own.some((field) => path.startsWith(`.${field}`))) add(path, [main], spec);

@@ -1,4 +1,5 @@
 import { spawn } from "node:child_process";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import {
   copyFileSync,
@@ -15,6 +16,7 @@ import { join } from "node:path";
 import { afterAll, describe, expect, it, vi } from "vitest";
 import { incarnationOf, type Observed } from "../../machines/observe.ts";
 import type { MachineRecord } from "../../machines/record.ts";
+import { driftIn, noteWritten, repairsOf } from "../../machines/written.ts";
 import { readJson, writeOnce, writeWhole } from "../../system/files.ts";
 import { isAlive, processStart } from "../../system/processes.ts";
 import { CommandError, run, runsWell } from "../../system/run.ts";
@@ -126,7 +128,7 @@ describe("the record of a sandbox", () => {
     const parent = spawn("sh", ["-c", "sleep 60 & echo $!; exec sleep 60"], { stdio: ["ignore", "pipe", "ignore"] });
     const zombie = Number(String((await once(parent.stdout, "data"))[0]));
     const shows = (file: string, text: string) =>
-      vi.waitFor(() => expect(readFileSync(file, "utf8")).toContain(text), { timeout: 4000 });
+      vi.waitFor(() => expect(readFileSync(file, "utf8")).toContain(text), { timeout: 60_000 });
     await shows(`/proc/${parent.pid}/comm`, "sleep");
     process.kill(zombie, "SIGKILL");
     await shows(`/proc/${zombie}/stat`, ") Z ");
@@ -206,5 +208,23 @@ describe("a file that matters", () => {
     expect(writeOnce(file, "first")).toBe("first");
     expect(writeOnce(file, "second")).toBe("first");
     expect(readdirSync(folder).filter((name) => name.startsWith("once"))).toEqual(["once"]);
+  });
+});
+
+describe("what a step has left", () => {
+  it("is made again when a file of it was edited, and when its service is gone", async () => {
+    const ref = { kind: "managed", name: "left", home: mkdtempSync(join(tmpdir(), "gvisor-k3s-left-")) } as const;
+    const file = { path: "/etc/containerd/config.toml", content: "version = 3\n", mode: 0o644 };
+    await noteWritten(ref, "containerd", [file], 2, "containerd");
+    await noteWritten(ref, "network", [], 0);
+    const repairs = (content: string, services?: object) => {
+      const sha256 = createHash("sha256").update(content).digest("hex");
+      return repairsOf(ref, driftIn(ref, { [file.path]: { sha256 } }), services as Record<string, unknown>);
+    };
+    expect(repairs(file.content, { containerd: {} })).toEqual({ containerd: 2, network: 0 });
+    expect(repairs("edited", { containerd: {} })).toEqual({ containerd: 3, network: 0 });
+    expect(repairs(file.content, { server: {} })).toEqual({ containerd: 3, network: 0 });
+    expect(repairs(file.content, undefined)).toEqual({ containerd: 2, network: 0 }); // nothing is known of them
+    rmSync(ref.home, { recursive: true });
   });
 });
