@@ -22,7 +22,8 @@ import (
 //
 // What it costs, measured on two cores as five starts of the server with it and five without, in turn, in gVisor: 28 MB
 // of memory that is no file's (a node without pods had 274 MB in place of 246), a third of a second of CPU time at the
-// start, and no time until the node is Ready (5.1 s both), for the second process loads itself while the API server starts.
+// start, and no time until the node is Ready (5.1 s both), for the second process loads itself while the API server
+// starts.
 const agentCommand = "agent"
 
 const (
@@ -95,8 +96,8 @@ func (a *agent) once(ctx context.Context) error {
 	return errors.Join(err, errors.New("it should not"))
 }
 
-// runAgent is the process: it waits for the word to begin, and ends when it is told to, when one of its components does,
-// or at once when the server is gone, which starts another one.
+// runAgent is the process: it waits for the word to begin, and ends when it is told to, when one of its components
+// does, or at once when the server is gone, which starts another one.
 func runAgent(ctx context.Context, config *Config, input io.Reader) error {
 	life, err := certificateLife()
 	if err != nil {

@@ -21,8 +21,9 @@ import (
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 )
 
-// components starts the upstream programs as parts of a process, the server's or the agent's. They are started below their command lines'
-// outermost layer, which would catch signals once per program, and can be caught once per process only.
+// components starts the upstream programs as parts of a process, the server's or the agent's. They are started below
+// their command lines' outermost layer, which would catch signals once per program, and can be caught once per process
+// only.
 type components struct {
 	config  *Config
 	pki     *pki

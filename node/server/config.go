@@ -254,7 +254,8 @@ func argument(args []string, name, value string) string {
 	return value
 }
 
-// awaitPorts is checkPorts with a little patience: the agent of a server that was killed has ports until it has noticed.
+// awaitPorts is checkPorts with a little patience: the agent of a server that was killed has its ports until it has
+// noticed.
 func awaitPorts(ctx context.Context, c *Config) (err error) {
 	_ = wait.PollUntilContextTimeout(ctx, pollEvery, 2*time.Second, true, func(context.Context) (bool, error) {
 		err = checkPorts(c)

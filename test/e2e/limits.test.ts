@@ -221,7 +221,9 @@ function everyPod(schemas: Schemas): { path: string; pod: object }[] {
   const found: { path: string; pod: object }[] = [];
   const add = (path: string, containers: Container[], spec: object) =>
     found.push({ path, pod: pod(`every-${found.length}`, containers, { ...base, ...spec }) });
-  const own = ["containers", "initContainers", "ephemeralContainers", "volumes"];
+  // Those of a group or with a claim wait for others that nobody makes, and nothing is told of them.
+  const others = ["schedulingGroup", "resourceClaims"];
+  const own = ["containers", "initContainers", "ephemeralContainers", "volumes", ...others];
   for (const { path, value } of everyField(schemas, core("PodSpec"), 2)) {
     const { containers: _, ...spec } = value as Record<string, unknown>;
     if (!own.some((field) => path.startsWith(`.${field}`))) add(path, [main], spec);
@@ -268,11 +270,17 @@ describe("whatever is asked of pods and of the node", () => {
     let accepted = 0;
     for (let at = 0; at < all.length; at += 30) {
       const asked = all.slice(at, at + 30);
+      let late: string[] = [];
       for (const { pod } of asked) if ((await api.ask("POST", pods, pod)).done) accepted++;
-      await waitFor(`what became of ${asked[0]!.path} to ${asked.at(-1)!.path} is seen`, 120, async () => {
-        const late = (await list()).filter((pod) => !isSeen(pod));
-        return late.length === 0 || undefined;
-      });
+      await waitFor(
+        `what became of ${asked[0]!.path} to ${asked.at(-1)!.path} is seen`,
+        120,
+        async () => {
+          late = (await list()).filter((pod) => !isSeen(pod)).map(({ metadata }) => metadata.name);
+          return late.length === 0 || undefined;
+        },
+        () => late.map((name) => all[Number(name.replace("every-", ""))]?.path).join(", "),
+      );
       for (const { metadata } of await list())
         await api.ask("PATCH", `${pods}/${metadata.name}/resize`, {
           spec: {
@@ -469,5 +477,20 @@ describe("a machine whose memory is used up", () => {
       supervised(name).sandbox!.starts,
     ]).toEqual(before);
     await remove("kept");
+  });
+});
+
+describe("a node that has lost /run", () => {
+  it("starts again by itself, with its pods", async () => {
+    await create(pod("stays", [{ command: ["/bin/sleep", "infinity"] }]));
+    await ready("stays");
+    const [uid, { starts }] = [await ask("stays", ".metadata.uid"), supervised(name).sandbox!];
+    await inside(name, "/bin/busybox", "umount", "-l", "/run");
+    await waitFor("it is started again", 120, () => (supervised(name).sandbox?.starts ?? 0) > starts || undefined);
+    await waitFor("its pod runs again", 120, async () => {
+      const restarts = await ask("stays", ".status.containerStatuses[0].restartCount").catch(() => "0");
+      return (Number(restarts) > 0 && (await ask("stays", ".status.phase")) === "Running") || undefined;
+    });
+    expect(await ask("stays", ".metadata.uid")).toBe(uid);
   });
 });
