@@ -410,7 +410,7 @@ describe("the sandbox's network", () => {
 describe("another's kubeconfig", () => {
   const kubeconfig = (user: string) =>
     file(
-      "other/config",
+      "foreign/config",
       `contexts: [{ name: a, context: { user: a } }, { name: b, context: { user: b } }]
 users: [{ name: a, user: { token: t } }, { name: b, user: ${user} }]
 current-context: b
@@ -435,13 +435,13 @@ current-context: b
       const { users } = parse(externalKubeconfig(readFileSync(path, "utf8"), { kubeconfig: path, exec: true }));
       return users[1].user.exec.command;
     };
-    expect(command(exec)).toBe(join(folder, "other/bin/login"));
+    expect(command(exec)).toBe(join(folder, "foreign/bin/login"));
     expect(command("{ exec: { command: aws } }")).toBe("aws");
   });
 
   it("that is a folder, or no YAML, is refused by its path", () => {
     expect(refusal(of({ kubeconfig: folder }))[0]).toContain(`"${folder}": it cannot be read (EISDIR`);
-    const text = file("other/text", "{ no: yaml");
+    const text = file("foreign/text", "{ no: yaml");
     expect(refusal(of({ kubeconfig: text }))[0]).toContain(`"${text}": it is no kubeconfig`);
   });
 });
