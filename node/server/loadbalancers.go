@@ -24,7 +24,8 @@ import (
 )
 
 // loadBalancers gives Services of type LoadBalancer the node's address, as k3s's servicelb does: Services with
-// different ports share it, and one whose port somebody else has waits until it is free. The service proxy serves them then.
+// different ports share it, and one whose port somebody else has waits until it is free. The service proxy serves them
+// then.
 type loadBalancers struct {
 	client   kubernetes.Interface
 	address  string
