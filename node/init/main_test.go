@@ -283,8 +283,12 @@ func TestReplay(t *testing.T) {
 	says(t, "", "service", "stop", "gone")
 	killed := func() {
 		t.Helper()
+		services := "^/bin/sh -c trap.*" + journal
+		// What was put last may only be about to run.
+		await(t, "a service runs", func() bool { return exec.Command("pgrep", "-f", services).Run() == nil }, p.log)
 		p.end(unix.SIGKILL)
-		must(t, exec.Command("pkill", "-KILL", "-f", "^/bin/sh -c trap.*"+journal).Run(), os.Remove(journal))
+		must(t, exec.Command("pkill", "-KILL", "-f", services).Run())
+		os.Remove(journal)
 		os.Remove(at("facade"))
 		p.start()
 	}

@@ -8,9 +8,10 @@ import (
 )
 
 // unmountLazily has the kubelet, which unmounts volumes by the program umount, unmount those that gVisor takes for
-// busy: each that was passed on to a pod by mount propagation (mountPropagation: HostToContainer of a folder above), for
-// as long as that pod is there. gVisor expects one reference too many of such a copy (pkg/sentry/vfs, arePropMountsBusy);
-// a pod whose volumes are never unmounted would never be gone. The program lies in a folder that is first on PATH.
+// busy: each that was passed on to a pod by mount propagation (mountPropagation: HostToContainer of a folder above),
+// for as long as that pod is there. gVisor expects one reference too many of such a copy (pkg/sentry/vfs,
+// arePropMountsBusy); a pod whose volumes are never unmounted would never be gone. The program lies in a folder that
+// is first on PATH.
 func unmountLazily(folder string) error {
 	program, err := exec.LookPath("umount")
 	if err != nil {

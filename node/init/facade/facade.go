@@ -23,12 +23,12 @@ type Plan struct {
 	Files    []File  `json:"files"`
 	Mounts   []Mount `json:"mounts"`
 	Nodes    []Node  `json:"nodes"`
-	Links    []Link  `json:"links"`
+	Links    []Link  `json:"links,omitempty"`
 	// Private are folders that are made, with a mount of their own each, which is not shared.
-	Private []string `json:"private"`
+	Private []string `json:"private,omitempty"`
 	// Shared are folders: what is mounted there or below is made shared, as by mount --make-rshared, but for what is
 	// private.
-	Shared []string `json:"shared"`
+	Shared []string `json:"shared,omitempty"`
 }
 
 // File is written if it does not exist; its folders are made.
