@@ -122,11 +122,10 @@ func (m *meter) walk(root string, folders []string) {
 			return nil
 		}
 		stat := info.Sys().(*syscall.Stat_t)
-		if uint64(stat.Dev) != on {
-			if entry.IsDir() {
-				return filepath.SkipDir
-			}
-			return nil
+		// What is mounted here is a folder, but for a few small files; a file of an overlay is often on another device than
+		// the overlay's folders (Linux: Documentation/filesystems/overlayfs.rst, "Inode properties"; gVisor's likewise).
+		if entry.IsDir() && uint64(stat.Dev) != on {
+			return filepath.SkipDir
 		}
 		for _, folder := range folders {
 			if within(path, folder) {
