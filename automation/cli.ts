@@ -13,6 +13,7 @@ import tab from "@bomb.sh/tab/commander";
 import { Argument, Command, CommanderError, Option } from "commander";
 import { execa } from "execa";
 import { InputError } from "../config/problems.ts";
+import { Refusal } from "../system/refusal.ts";
 import type { Change } from "./changes.ts";
 import { list } from "./list.ts";
 import { Progress, seconds } from "./progress.ts";
@@ -376,6 +377,9 @@ await program.parseAsync().catch(async (error: unknown) => {
     console.error(`${verb} did nothing: another run works on this cluster; try again when it has ended`);
   else if (pulumi && error instanceof pulumi.CommandError)
     console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
-  else console.error(error instanceof InputError || (error instanceof Error && !pulumi) ? error.message : error);
+  else {
+    const told = error instanceof InputError || error instanceof Refusal || (error instanceof Error && !pulumi);
+    console.error(told ? error.message : error);
+  }
   process.exitCode = 1;
 });
