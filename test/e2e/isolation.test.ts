@@ -139,7 +139,7 @@ async function plant(how: string, paths: readonly string[]): Promise<void> {
 async function restore(): Promise<void> {
   const script = `for path; do
     if [ -L "$path" ]; then made=; elif [ -d "$path.real" ]; then [ -d "$path" ] && made=1 || made=
-    else [ -f "$path" ] && [ "$path" -nt "$path.real" ] && made=1 || made=; fi
+    else [ -f "$path" ] && [ "$path" -nt "$path.real" ] && [ $(stat -c %s "$path") -lt 10000000 ] && made=1 || made=; fi
     if [ $made ]; then rm -rf "$path.real"; else rm -rf "$path"; mv "$path.real" "$path"; fi
   done`;
   // Its supervisor may be about to start it again.
