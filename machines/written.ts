@@ -15,8 +15,8 @@ import type { MachineFile, MachineRef } from "./ref.ts";
 interface Note {
   /** How often something was found not as it was left, and was made again. */
   repairs: number;
-  /** The service that it keeps running. */
-  service?: string;
+  /** The services that it keeps running; one, as releases before wrote it. */
+  service?: string | string[];
   /** The hash of each by its path on the machine. */
   files: Record<string, string>;
 }
@@ -39,7 +39,7 @@ export async function noteWritten(
   step: string,
   files: readonly MachineFile[],
   repairs: number,
-  service?: string,
+  service?: string | string[],
 ): Promise<void> {
   const hash = (content: string) => createHash("sha256").update(content).digest("hex");
   const hashes = Object.fromEntries(files.map(({ path, content }) => [path, hash(content)]));
@@ -79,7 +79,7 @@ export function repairsOf(
   services: Record<string, unknown> | undefined,
 ): Record<string, number> {
   const drifted = new Set(drift.map(({ step }) => step));
-  const isGone = (service: string | undefined) => services && service !== undefined && !(service in services);
+  const isGone = (service: Note["service"] = []) => services && [service].flat().some((name) => !(name in services));
   const due = (step: string, { service }: Note) => drifted.has(step) || isGone(service);
   const steps = Object.entries(notesOf(ref));
   return Object.fromEntries(steps.map(([step, note]) => [step, note.repairs + (due(step, note) ? 1 : 0)]));

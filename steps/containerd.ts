@@ -46,7 +46,7 @@ export const ensureContainerd: Step<ContainerdParams> = {
       { path: inSandbox.containerdConfig, content: config, mode: 0o644 },
       { path: inSandbox.containerdCredentials, content: credentials, mode: 0o600 },
     ];
-    await writeFiles(context, "containerd", files, "containerd");
+    await writeFiles(context, "containerd", files, ["containerd", "limits"]);
     // First on PATH, so that a shim of another version is never taken.
     const path = `PATH=${[dirname(shim), SANDBOX_PATH].join(":")}`;
     await ensureService(machine, {

@@ -4,13 +4,13 @@ import type { Context } from "./step.ts";
 
 /**
  * Writes the configuration files of a step, and notes what was written, so that an edit by hand is noticed.
- * @param service the one that the step starts with them, so that its end is noticed
+ * @param service what the step starts with them, so that its end is noticed
  */
 export async function writeFiles(
   { machine, repairs }: Context,
   step: string,
   files: MachineFile[],
-  service?: string,
+  service?: string | string[],
 ): Promise<void> {
   if (files.length > 0) await machine.write(files);
   await noteWritten(machine.ref, step, files, repairs, service);

@@ -233,16 +233,20 @@ describe("what a step has left", () => {
   it("is made again when a file of it was edited, and when its service is gone", async () => {
     const ref = { kind: "managed", name: "left", home: mkdtempSync(join(tmpdir(), "gvisor-k3s-left-")) } as const;
     const file = { path: "/etc/containerd/config.toml", content: "version = 3\n", mode: 0o644 };
-    await noteWritten(ref, "containerd", [file], 2, "containerd");
+    await noteWritten(ref, "containerd", [file], 2, ["containerd", "limits"]);
     await noteWritten(ref, "network", [], 0);
     const repairs = (content: string, services?: object) => {
       const sha256 = createHash("sha256").update(content).digest("hex");
       return repairsOf(ref, driftIn(ref, { [file.path]: { sha256 } }), services as Record<string, unknown>);
     };
-    expect(repairs(file.content, { containerd: {} })).toEqual({ containerd: 2, network: 0 });
-    expect(repairs("edited", { containerd: {} })).toEqual({ containerd: 3, network: 0 });
+    expect(repairs(file.content, { containerd: {}, limits: {} })).toEqual({ containerd: 2, network: 0 });
+    expect(repairs("edited", { containerd: {}, limits: {} })).toEqual({ containerd: 3, network: 0 });
+    expect(repairs(file.content, { containerd: {} }), "one of two is gone").toEqual({ containerd: 3, network: 0 });
     expect(repairs(file.content, { server: {} })).toEqual({ containerd: 3, network: 0 });
-    expect(repairs(file.content, undefined)).toEqual({ containerd: 2, network: 0 }); // nothing is known of them
+    await noteWritten(ref, "containerd", [file], 3, "containerd"); // as releases before noted it
+    expect(repairs(file.content, { limits: {} })).toEqual({ containerd: 4, network: 0 });
+    expect(repairs(file.content, { containerd: {} })).toEqual({ containerd: 3, network: 0 });
+    expect(repairs(file.content, undefined)).toEqual({ containerd: 3, network: 0 }); // nothing is known of them
     rmSync(ref.home, { recursive: true });
   });
 });
