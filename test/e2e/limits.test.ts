@@ -271,8 +271,11 @@ describe("whatever is asked of pods and of the node", () => {
     startTime !== undefined ||
     conditions.some(({ type, status }) => type === "PodScheduled" && status === "False");
 
-  it("the server goes on: every field of a pod, and a resize of each", { timeout: 900_000 }, async () => {
-    const all = everyPod(schemas);
+  // Every twelfth of some 400, which takes a minute; all of them with WALK=1.
+  it("the server goes on: the fields of a pod, and a resize of each", { timeout: 1_800_000 }, async () => {
+    const every = everyPod(schemas);
+    expect(every.length).toBeGreaterThan(300);
+    const all = process.env.WALK ? every : every.filter((_, index) => index % 12 === 0);
     let accepted = 0;
     for (let at = 0; at < all.length; at += 30) {
       const asked = all.slice(at, at + 30);
@@ -302,7 +305,6 @@ describe("whatever is asked of pods and of the node", () => {
       await waitFor("they are gone", 120, async () => (await list()).length === 0 || undefined);
       expect([await server(), await agent()], `${asked[0]!.path} to ${asked.at(-1)!.path}`).toEqual(before);
     }
-    expect(all.length).toBeGreaterThan(300);
     expect(accepted).toBeGreaterThan(all.length / 3);
   });
 
