@@ -74,7 +74,7 @@ program
     const made = await (await load.cluster()).up(name, { progress, signal });
     progress.end();
     if (flags.json) return print(made);
-    const { kubeconfigPath, testPod: pod, quirks, resources, stages } = made;
+    const { kubeconfigPath, testPod: pod, quirks, resources } = made;
     const rows = [
       [
         "resources",
@@ -82,7 +82,6 @@ program
           .map(([kind, count]) => `${count} ${kind}`)
           .join(", "),
       ],
-      ...Object.entries(stages).map(([stage, took]) => ["stage", `${stage.padEnd(22)} ${seconds(took)}`]),
     ];
     if (quirks) rows.push(["quirks", quirks.join(", ") || "none"]);
     if (pod) rows.push(["pod", pod.name], ["phase", pod.phase], ["log", pod.logs.split("\n")[0]!]);

@@ -267,7 +267,7 @@ function kubernetesRows({ state, node, pods, limits, kubeconfigPath }: Status): 
   return [
     ...rows,
     ["pods", `${pods.ready} ready or done${waiting}`],
-    ["limits", limits],
+    ["enforced", limits],
     ["kubeconfig", kubeconfigPath],
   ];
 }
