@@ -15,7 +15,7 @@ import { execa } from "execa";
 import { printable, shellWord } from "../system/run.ts";
 import type { Change } from "./changes.ts";
 import { list } from "./list.ts";
-import { Progress, seconds } from "./progress.ts";
+import { Progress } from "./progress.ts";
 
 /** Modules that not every command needs are loaded by those that do: Pulumi's alone are most of a start. */
 const load = {
