@@ -96,7 +96,9 @@ it("status and list tell that it is well", async () => {
     services: { server: { restarts: 0 }, containerd: { restarts: 0 }, proxy: { restarts: 0 } },
   });
   expectNoSecret(await printed("status", name, "--json"));
-  expect(await printed("status", name)).toMatch(/^enforced +memory and processes of a container.*\n(.*\n)*all is well$/m);
+  expect(await printed("status", name)).toMatch(
+    /^enforced +memory and processes of a container.*\n(.*\n)*all is well$/m,
+  );
   expect(await json("list")).toEqual([
     { name, cluster: name, owner: `gvisor-k3s/${name}`, state: "running", kubeconfigPath: paths.kubeconfig },
   ]);
