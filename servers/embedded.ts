@@ -14,6 +14,9 @@ import type { Distribution, Server, ServerRef, Stage } from "./server.ts";
 /** Seconds for the API server or the node to become ready; on two slow cores it takes about ten. */
 const PATIENCE = 180;
 
+/** Seconds for a node to be Ready again whose network was gone for a while. */
+const AGAIN = 60;
+
 /** Seconds for the server to apply a manifest, retries included. */
 const APPLY = 60;
 
@@ -68,18 +71,22 @@ class EmbeddedServer implements Server {
     };
   }
 
-  async reached(machine: Machine, stage: Stage): Promise<void> {
+  async reached(machine: Machine, stage: Stage, again = false): Promise<void> {
     const sign = { file: stages, key: keys[stage] };
     await serviceGives(machine, "server", sign, PATIENCE).catch(async (error: Error) => {
       const missing = await this.#missing(machine, stage);
       throw new Error([missing, error.message].filter(Boolean).join("\n"), { cause: error });
     });
+    if (again) await machine.exec(this.#question(stage, AGAIN), { timeout: (AGAIN + 30) * 1000 });
+  }
+
+  #question(stage: Stage, seconds: number): string[] {
+    return [this.#ref.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage, "--wait", `${seconds}`];
   }
 
   /** What the server itself says is missing. To ask takes a process, just when it needs every CPU: only at the end. */
   async #missing(machine: Machine, stage: Stage): Promise<string> {
-    const question = [this.#ref.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage];
-    const asked = await machine.exec(question, { timeout: 30_000 }).catch((reason: unknown) => reason);
+    const asked = await machine.exec(this.#question(stage, 0), { timeout: 30_000 }).catch((reason: unknown) => reason);
     return asked instanceof CommandError ? lastLines(asked.output, 1) : "";
   }
 
