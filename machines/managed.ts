@@ -514,9 +514,8 @@ export function isRunningHere(ref: MachineRef): boolean {
 const programsOf = ({ runsc, host, init }: ManagedSpec) => ({ runsc, host, init });
 
 async function provideAll({ takes }: ManagedSpec): Promise<void> {
-  const say = (line: string) => console.error(line);
-  await stageBase(say);
-  for (const artifact of takes) await provide(artifact, say);
+  await stageBase();
+  for (const artifact of takes) await provide(artifact, (line) => console.error(line));
 }
 
 async function killAndWait(process: ProcessId): Promise<void> {
@@ -627,9 +626,7 @@ export function mountPoints(): string[] {
  */
 export async function unmountBelow(folder: string): Promise<void> {
   const targets = mountPoints().filter((target) => target === folder || target.startsWith(`${folder}/`));
-  if (targets.length === 0) return;
-  const busybox = join(await stageBase(), "bin/busybox"); // a bare machine has no umount
-  for (const target of targets.reverse()) await run(busybox, ["umount", target]);
+  for (const target of targets.reverse()) await run("umount", [target]);
 }
 
 function rootProblems(): Problem[] {
