@@ -165,8 +165,9 @@ async function told(object: string, words: RegExp): Promise<void> {
 /** The node's address, which the host reaches. */
 const address = () => of("node", name, ".status.addresses[?(@.type=='InternalIP')].address");
 
+// A connection each time: one that is open stays with the pod that it was made to.
 const get = (url: string) =>
-  fetch(url, { signal: AbortSignal.timeout(5000) }).then(
+  fetch(url, { headers: { connection: "close" }, signal: AbortSignal.timeout(5000) }).then(
     (response) => response.text(),
     (error: Error) => String(error.cause ?? error),
   );
