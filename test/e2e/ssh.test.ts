@@ -202,7 +202,8 @@ describe("a cluster", () => {
     await killProcess(before);
     const asked = [1, 2, 3].map(() => kubectl("get", "--raw=/readyz"));
     expect(await Promise.all(asked)).toEqual(["ok", "ok", "ok"]);
-    expect(processesHere().filter((line) => line.startsWith("ssh ") && line.includes(" -N "))).toHaveLength(1);
+    const tunnels = processesHere().filter((line) => /\bssh .*-N /.test(line));
+    expect(tunnels, processesHere().join("\n")).toHaveLength(1);
     expect(tunnel().localPort).toBe(before.localPort); // of kubeconfigs that were copied
     const log = join(pathsOf(name).logs, "tunnel.log");
     writeFileSync(log, "what ssh says\n".repeat(2 ** 17));
@@ -214,7 +215,8 @@ describe("a cluster", () => {
     const [image, archive] = ["example.test/shell:1", join(home, "shell.tar")];
     await shellImage(image, archive);
     await printed("images", "import", "-c", name, archive);
-    const images = () => printed("exec", "-c", name, "ctr", "-n", "k8s.io", "images", "ls", "-q");
+    const ctr = `${remotePaths.artifacts}/${artifactId({ name: "containerd" })}/ctr`;
+    const images = () => printed("exec", "-c", name, ctr, "-n", "k8s.io", "images", "ls", "-q");
     expect(await images()).toContain(image);
     expect(JSON.parse(await printed("status", name, "--json")).disk.images).toBeGreaterThan(0);
     expect(await printed("images", "prune", "-c", name, "--imported")).toContain(`${image}\n1 image removed`);
