@@ -110,7 +110,7 @@ class ThisMachine extends BaseMachine implements Machine {
 
   override async init(args: readonly string[], options: ExecOptions = {}): Promise<Output> {
     const { name, home } = this.ref;
-    if (readRecord(name, home) !== undefined) return await super.init(args, options);
+    if (readRecord(name, home)?.programs.init) return await super.init(args, options);
     return { stdout: await this.#init(args, options), stderr: "" };
   }
 

@@ -150,8 +150,11 @@ export interface Driver<Spec = unknown> {
   revisionOf(spec: Spec, ref: MachineRef): string;
   /** What makes it the same machine: a change of any replaces it, and what is on it is lost. */
   identityOf(config: StackConfig, ref: MachineRef): string[];
-  /** What stands in the way of it, as far as this machine tells. */
-  problemsOf(config: StackConfig, ref: MachineRef): Problem[];
+  /**
+   * What stands in the way of it, as far as this machine tells.
+   * @param owner who asks, as "PROJECT/STACK"; what is this one's makes way
+   */
+  problemsOf(config: StackConfig, ref: MachineRef, owner?: string): Problem[];
   /** The same, as far as the machine itself tells; nothing of it is there before it is made here. */
   problemsThere(config: StackConfig, ref: MachineRef, observed: Observed): Problem[];
   /** What is to be built for it. */

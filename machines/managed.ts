@@ -143,12 +143,12 @@ export const managed: Driver<ManagedSpec> = {
 
   identityOf: ({ name, sandbox, mode }, { home }) => [name, home, sandbox.subnet, mode],
 
-  problemsOf(config, { name, home }) {
+  problemsOf(config, ref, owner) {
     return [
       ...rootProblems(),
       ...runscProblems(config),
       ...egressProblems(config),
-      ...subnetProblems(config, name, home),
+      ...subnetProblems(config, ref, owner),
     ];
   },
 
@@ -651,10 +651,10 @@ function egressProblems(config: StackConfig): Problem[] {
 }
 
 /** An address of the host in the sandbox's subnet, unless it is this sandbox's own link. */
-function subnetProblems({ sandbox }: StackConfig, name: string, home: string): Problem[] {
+function subnetProblems({ sandbox }: StackConfig, { name, home }: MachineRef, owner: string | undefined): Problem[] {
   const { link, networkNamespace } = hostPaths(name, home);
   const subnet = parseNetwork(sandbox.subnet)!;
-  const problems = takenNetworks(link)
+  const problems = takenNetworks([link, ...linksOf(home, owner)])
     .filter(({ network }) => overlap(subnet, network))
     .map(({ device, network }): Problem => {
       const message = `the host's ${device} has ${network.cidr}; choose a network that the host does not use`;
@@ -669,10 +669,17 @@ function subnetProblems({ sandbox }: StackConfig, name: string, home: string): P
   return problems;
 }
 
-/** The IPv4 networks of this machine's interfaces, but for one. */
-function takenNetworks(except: string) {
+/** The links of somebody's own sandboxes: one that has had another name so far makes way before the new one is made. */
+function linksOf(home: string, owner: string | undefined): string[] {
+  const folder = join(home, "sandboxes");
+  const names = owner !== undefined && existsSync(folder) ? readdirSync(folder) : [];
+  return names.filter((name) => readRecord(name, home)?.owner === owner).map((name) => hostPaths(name, home).link);
+}
+
+/** The IPv4 networks of this machine's interfaces, but for some. */
+function takenNetworks(except: readonly string[]) {
   return Object.entries(networkInterfaces()).flatMap(([device, addresses]) =>
-    (device === except ? [] : (addresses ?? [])).flatMap(({ cidr }) => {
+    (except.includes(device) ? [] : (addresses ?? [])).flatMap(({ cidr }) => {
       const [address, prefix] = (cidr ?? "").split("/");
       const host = parseNetwork(`${address}/32`);
       if (!host) return []; // IPv6

@@ -50,7 +50,8 @@ export function readRecord(name: string, home: string): MachineRecord | undefine
   const { record } = hostPaths(name, home);
   const remedy = "delete it, and the next `gvisor-k3s up` starts the sandbox again with what is in it";
   const read = readJson<MachineRecord>(record, remedy);
-  if (read?.version === 2) return read;
+  // What sandbox-init writes of the machine that it is on; until the step has ended nobody has added the rest.
+  if (read?.version === 2) return { ...read, repairs: read.repairs ?? 0, programs: read.programs ?? { init: "" } };
   return read === undefined ? firstVersion(name, home) : elsewhere(read);
 }
 

@@ -136,16 +136,27 @@ class SshMachine extends BaseMachine implements Machine {
 
   async start({ spec, owner, incarnation, repairs }: Start<InsideSpec>): Promise<MachineRecord> {
     const { name, home } = this.ref;
-    checkOwner(this.ref, readRecord(name, home), owner);
+    const previous = readRecord(name, home);
+    checkOwner(this.ref, previous, owner);
     const folders: string[] = [];
     for (const artifact of spec.takes) folders.push(await provide(artifact, say));
     await this.upload(folders, say);
     const init = join(remotePaths.artifacts, spec.takes[0]!.id, "sandbox-init");
     const input = startInput(this.ref, { spec, owner, incarnation, repairs }, remotePaths.home, remotePaths.artifacts);
-    const { stdout } = await this.exec([init, "machine", "start"], { input, timeout: 90_000 });
+    const known = { version: 2, kind: "ssh", ssh: this.#target, repairs } as const;
+    // Before there is anything there: whoever comes after a kill knows that it was made from here.
+    const nothing = { incarnation: 0, revision: "", pid: 0, startTime: "", programs: { init } };
+    const { address, bridge } = spec;
+    if (previous === undefined) await writeRecord(name, home, { ...known, ...nothing, owner, address, bridge });
+    const { stdout } = await this.exec([init, "machine", "start"], { input, timeout: 90_000 }).catch(
+      async (error: unknown) => {
+        // Where the machine itself says so, nothing is there; where the way to it is gone, nobody knows.
+        if (previous === undefined && error instanceof CommandError && error.exitCode) await this.forget();
+        throw error;
+      },
+    );
     const started = JSON.parse(stdout) as MachineRecord;
-    const programs = { init: spec.init };
-    const record: MachineRecord = { ...started, kind: "ssh", ssh: this.#target, repairs, programs };
+    const record: MachineRecord = { ...started, ...known, programs: { init: spec.init } };
     await writeRecord(name, home, record);
     // What ran the steps of a release up to 0.2 there; without it, the ends of its resources do nothing.
     await this.exec(["rm", "-f", join(remotePaths.cache, "runner")]);

@@ -35,7 +35,7 @@ export function preflight(config: StackConfig, owner?: string): void {
   const ref = driver.refOf(config, homeFolder());
   refuse([
     ...ownerProblems(ref, owner),
-    ...driver.problemsOf(config, ref),
+    ...driver.problemsOf(config, ref, owner),
     ...patchProblems(config),
     ...distributionOf(config).problemsOf(config),
     ...versionProblems(lastReady(ref), config),

@@ -141,6 +141,12 @@ it("a name that is another stack's is refused, before anything is made", () => {
   );
   expect(() => checked("gvisor-k3s/first")).not.toThrow();
   expect(() => checked()).not.toThrow(); // a program that says nothing of itself
+  // Its own sandbox makes way for one of another name, with its network.
+  hostHas({ "gk-preflight": ["10.108.9.1/30"] });
+  const renamed = (owner: string) =>
+    preflight(parseStackConfig({ name: "renamed", sandbox: { subnet: "10.108.9.0/30" } }), owner);
+  expect(() => renamed("gvisor-k3s/first")).not.toThrow();
+  expect(() => renamed("gvisor-k3s/second")).toThrow("the host's gk-preflight has 10.108.9.1/30");
   vi.unstubAllEnvs();
 });
 

@@ -15,7 +15,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it, vi } from "vitest";
 import { incarnationOf, type Observed } from "../../machines/observe.ts";
-import type { MachineRecord } from "../../machines/record.ts";
+import { hostPaths } from "../../machines/paths.ts";
+import { type MachineRecord, readRecord } from "../../machines/record.ts";
 import { driftIn, noteWritten, repairsOf } from "../../machines/written.ts";
 import { keepWhole, readJson, writeOnce, writeWhole } from "../../system/files.ts";
 import { isAlive, processStart } from "../../system/processes.ts";
@@ -127,6 +128,16 @@ describe("the record of a sandbox", () => {
     child.kill("SIGKILL");
     await once(child, "exit");
     expect(isAlive(record)).toBe(false);
+  });
+
+  it("is read as sandbox-init writes it, when the step that adds the rest was killed", () => {
+    const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-record-"));
+    const { state, record } = hostPaths("a", home);
+    const written = { version: 2, kind: "inside", owner: "p/s", incarnation: 1, revision: "r", pid: 1, startTime: "1" };
+    mkdirSync(state, { recursive: true });
+    writeFileSync(record, JSON.stringify(written));
+    expect(readRecord("a", home)).toEqual({ ...written, repairs: 0, programs: { init: "" } });
+    rmSync(home, { recursive: true });
   });
 
   it("takes a zombie for ended", async () => {
