@@ -10,15 +10,12 @@ import { readFile } from "./system/files.ts";
 const config = checkedConfig(
   readStackConfig(pulumi.runtime.allConfig(), pulumi.getProject(), pulumi.getStack(), readFile),
 );
-const cluster = clusterParts(config);
+const { address, quirks, kubeconfigPath, kubeconfig, testPod } = clusterParts(config);
+const outputs = { address, quirks, kubeconfigPath, kubeconfig, testPod };
 
-/** The node's address, which the host reaches; an external cluster has none. */
-export const { address } = cluster;
-/** The ids of what the sandbox's gVisor lacks; the option `quirks` takes them. */
-export const { quirks } = cluster;
-/** The kubeconfig's file. */
-export const { kubeconfigPath } = cluster;
-/** The kubeconfig itself, a secret. */
-export const { kubeconfig } = cluster;
-/** The test pod: its name, its phase, and what it printed. */
-export const { testPod } = cluster;
+/**
+ * The stack's outputs: the node's address, what the sandbox's gVisor lacks (the option `quirks` takes it), the
+ * kubeconfig's file, the kubeconfig itself, which is a secret, and the test pod's name, phase and words. What a cluster
+ * of this kind does not have is left out, or Pulumi would warn of it with each `up`.
+ */
+export default Object.fromEntries(Object.entries(outputs).filter(([, value]) => value !== undefined));

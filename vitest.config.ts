@@ -13,6 +13,7 @@ export default defineConfig({
         test: {
           name: "unit",
           include: ["test/unit/**/*.test.ts"],
+          testTimeout: 120_000, // it ends what hangs; how busy the machine is says nothing
           env: { GVISOR_K3S_MANIFEST: join(import.meta.dirname, "test/unit/fixtures/manifest.json") },
         },
       },

@@ -177,12 +177,15 @@ export async function intoPlace(folder: string, fill: (work: string) => Promise<
 export const ownImages = ["pause", "testpod", "coredns", "metrics-server"] as const;
 export type OwnImage = (typeof ownImages)[number];
 
+/** What their names begin with. */
+export const OWN_IMAGES = "gvisor-k3s.local/";
+
 /**
  * The full name of an image that is built here; the tag is a hash of what goes into them, so a name is never reused for
  * other content.
  */
 export function imageName(image: OwnImage, id = artifactId({ name: "images" })): string {
-  return `gvisor-k3s.local/${image}:${id.split("-").at(-1)}`;
+  return `${OWN_IMAGES}${image}:${id.split("-").at(-1)}`;
 }
 
 /** The archive of an image that is built here, on the host. */

@@ -2,21 +2,21 @@
  * One archive with what a bug report needs, and no secret in it.
  * @module
  */
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
 import { arch, cpus, release, tmpdir, totalmem } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
 import { create } from "tar";
-import { parse, stringify } from "yaml";
+import { stringify } from "yaml";
 import { conflistPath } from "../config/conflist.ts";
 import { inSandbox } from "../config/paths.ts";
-import { passwordsIn } from "../config/proxy.ts";
-import type { StackConfig } from "../config/schema.ts";
 import { openMachine } from "../machines/index.ts";
 import { hostPaths } from "../machines/paths.ts";
+import { filesBelow } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
 import { run, worked } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
+import { isTelling, secretsOf } from "./secrets.ts";
 import { status } from "./status.ts";
 import type { NamedConfig } from "./workspace.ts";
 
@@ -43,31 +43,9 @@ const forms: [RegExp, string][] = [
  */
 export function redacted(text: string, known: readonly string[]): string {
   let clean = text;
-  for (const secret of known.filter(({ length }) => length >= 6)) clean = clean.replaceAll(secret, REMOVED);
+  for (const secret of known.filter(isTelling)) clean = clean.replaceAll(secret, REMOVED);
   for (const [form, replacement] of forms) clean = clean.replace(form, replacement);
   return clean;
-}
-
-/** Every secret that this machine knows of a cluster. */
-function secretsOf(config: StackConfig): string[] {
-  const registries = Object.values(config.registries.configs).flatMap(({ auth }) => [
-    auth?.password,
-    auth?.auth,
-    auth?.identity_token,
-  ]);
-  const proxies = [config.proxy.http, config.proxy.https].flatMap((proxy) => (proxy ? passwordsIn(proxy) : []));
-  const passphrase = join(homeFolder(), "passphrase");
-  const own = existsSync(passphrase) ? [readFileSync(passphrase, "utf8").trim()] : [];
-  return [...registries, ...proxies, ...own, ...kubeconfigSecrets(kubeconfigOf(config))].filter(
-    (secret) => secret !== undefined,
-  );
-}
-
-function kubeconfigSecrets(file: string): string[] {
-  if (!existsSync(file)) return [];
-  const { users = [] } = parse(readFileSync(file, "utf8")) as { users?: { user?: Record<string, unknown> }[] };
-  const fields = users.flatMap(({ user = {} }) => [user["client-key-data"], user.token, user.password]);
-  return fields.filter((field) => typeof field === "string");
 }
 
 /**
@@ -148,10 +126,4 @@ const problemOf = (error: Error) => `it cannot be read: ${error.message}\n`;
 function tail(file: string): string {
   const text = readFileSync(file);
   return text.subarray(Math.max(0, text.length - TAIL)).toString("utf8");
-}
-
-/** The plain files below a folder of the host's own. */
-function filesBelow(folder: string): string[] {
-  const entries = existsSync(folder) ? readdirSync(folder, { recursive: true, withFileTypes: true }) : [];
-  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
 }

@@ -12,10 +12,10 @@ import { join } from "node:path";
 import tab from "@bomb.sh/tab/commander";
 import { Argument, Command, CommanderError, Option } from "commander";
 import { execa } from "execa";
-import { shellWord } from "../system/run.ts";
+import { printable, shellWord } from "../system/run.ts";
 import type { Change } from "./changes.ts";
 import { list } from "./list.ts";
-import { Progress, seconds } from "./progress.ts";
+import { Progress } from "./progress.ts";
 
 /** Modules that not every command needs are loaded by those that do: Pulumi's alone are most of a start. */
 const load = {
@@ -74,7 +74,7 @@ program
     const made = await (await load.cluster()).up(name, { progress, signal });
     progress.end();
     if (flags.json) return print(made);
-    const { kubeconfigPath, testPod: pod, quirks, resources, stages } = made;
+    const { kubeconfigPath, testPod: pod, quirks, resources } = made;
     const rows = [
       [
         "resources",
@@ -82,7 +82,6 @@ program
           .map(([kind, count]) => `${count} ${kind}`)
           .join(", "),
       ],
-      ...Object.entries(stages).map(([stage, took]) => ["stage", `${stage.padEnd(22)} ${seconds(took)}`]),
     ];
     if (quirks) rows.push(["quirks", quirks.join(", ") || "none"]);
     if (pod) rows.push(["pod", pod.name], ["phase", pod.phase], ["log", pod.logs.split("\n")[0]!]);
@@ -209,7 +208,7 @@ program
     begin(flags);
     const { doctor, asTable } = await import("./doctor.ts");
     const config = await (await load.workspace()).checkStackConfig(name);
-    const report = await doctor(config, (line) => progress.say(line));
+    const report = await doctor(config, (line) => progress.say(line), name);
     progress.end();
     print(flags.json ? report : asTable(report));
     process.exitCode = report.blockers.length === 0 ? 0 : 3;
@@ -285,9 +284,8 @@ program
     await passThrough(file!, rest);
   });
 
-program
-  .command("images")
-  .description("bring images into a node that runs")
+const images = program.command("images").description("the images of a node that runs: import, prune");
+images
   .command("import")
   .description("import archives: OCI layouts or docker save's, as they are or compressed by gzip or zstd")
   .addOption(cluster())
@@ -295,6 +293,23 @@ program
   .action(async (archives: string[], { cluster: name }: { cluster: string }) => {
     begin();
     await (await load.cluster()).importArchives(await configOf(name), archives, progress);
+  });
+
+images
+  .command("prune")
+  .description("remove those that no container uses, but for those that were imported, and the node's own")
+  .addOption(cluster())
+  .option("--imported", "also those that were imported from archives; `images import` brings them again")
+  .addOption(json())
+  .action(async ({ cluster: name, imported, ...flags }: { cluster: string; imported?: boolean } & Flags) => {
+    begin(flags);
+    const pruned = await (await load.cluster()).pruneImages(await configOf(name), imported ?? false, progress);
+    progress.end();
+    if (flags.json) return print(pruned);
+    const { images: removed, freed } = pruned;
+    const room = freed === undefined ? "" : `; ${Math.round(freed / 2 ** 20)} MiB are free again`;
+    const lines = removed.map(({ id, names }) => `${printable(names[0] ?? id)}\n`);
+    print(`${lines.join("")}${removed.length} ${removed.length === 1 ? "image" : "images"} removed${room}\n`);
   });
 
 program

@@ -7,11 +7,22 @@ import { existsSync, readFileSync } from "node:fs";
 import { rm, rmdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import type { EngineEvent, PreviewOptions } from "@pulumi/pulumi/automation/index.js";
-import { fileDigest, pathInSandbox, pathOnHost, provide, wanted } from "../artifacts/artifacts.ts";
+import {
+  fileDigest,
+  imageName,
+  OWN_IMAGES,
+  ownImages,
+  pathInSandbox,
+  pathOnHost,
+  provide,
+  wanted,
+} from "../artifacts/artifacts.ts";
 import { linkAddresses } from "../config/network.ts";
+import { inSandbox } from "../config/paths.ts";
 import { refuse } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
+import { diskUsage } from "../machines/disk.ts";
 import { driverOf, openMachine } from "../machines/index.ts";
 import type { Machine } from "../machines/machine.ts";
 import { hostPaths } from "../machines/paths.ts";
@@ -19,7 +30,7 @@ import type { MachineRef } from "../machines/ref.ts";
 import { removeDeadTrials } from "../machines/trial.ts";
 import { credentialsIn } from "../servers/kubeconfig.ts";
 import { lastReady } from "../servers/ready.ts";
-import { importImages } from "../steps/images.ts";
+import { importImages, PINNED } from "../steps/images.ts";
 import { reachableKubeconfig } from "../steps/kubeconfig.ts";
 import { runStep } from "../steps/main.ts";
 import { archiveProblem } from "../steps/preflight.ts";
@@ -306,7 +317,7 @@ export async function importArchives(
   const ctr = pathInSandbox({ name: "containerd" }, "ctr");
   const { ref } = machine;
   for (const path of files) {
-    const params = { machine: ref, ctr, takes: [], archives: [{ path, sha256: fileDigest(path) }] };
+    const params = { machine: ref, ctr, takes: [], labels: [PINNED], archives: [{ path, sha256: fileDigest(path) }] };
     const lock = await machine.lock({ what: importImages.name(params), alone: false, init, say });
     try {
       await importImages.run(params, { machine, content: "", incarnation: 0, repairs: 0, say });
@@ -316,6 +327,44 @@ export async function importArchives(
     progress.say(`${path} is imported`);
   }
 }
+
+/** What {@link pruneImages} has removed. */
+export interface Pruned {
+  /** The names of each image, and its size in bytes as it was pulled: compressed. */
+  images: { id: string; names: string[]; bytes: number }[];
+  /** Bytes of the disk that are free again; undefined where the machine does not tell. */
+  freed?: number;
+}
+
+/**
+ * Removes the images that no container uses from a node that runs. What was imported from archives stays, and so do the
+ * node's own images but those of an earlier release.
+ * @param imported removes what was imported from archives as well
+ * @throws Error with the names of those that cannot be removed
+ */
+export async function pruneImages(config: StackConfig, imported: boolean, progress: Progress): Promise<Pruned> {
+  const machine = await needRunning(config);
+  const say = (line: string) => progress.say(line);
+  await machine.upload([await provide(wanted({ name: "server" }), say)], say);
+  const before = await diskUsage(machine);
+  const { stdout } = await machine.exec(
+    [
+      pathInSandbox({ name: "server" }, "gvisor-k3s-node"),
+      "prune",
+      `--endpoint=unix://${inSandbox.containerdSocket}`,
+      ...(imported ? ["--imported"] : []),
+      `--own=${OWN_IMAGES}`,
+      ...ownImages.map((image) => `--keep=${imageName(image)}`),
+    ],
+    { timeout: PRUNE },
+  );
+  const images = JSON.parse(stdout) as Pruned["images"];
+  const after = await diskUsage(machine);
+  return { images, ...(before && after ? { freed: Math.max(0, before.images - after.images) } : {}) };
+}
+
+/** Milliseconds that it may take. */
+const PRUNE = 6 * 60_000;
 
 /** @throws Error that says what to do if the cluster's machine does not run */
 export async function needRunning(config: NamedConfig): Promise<Machine> {

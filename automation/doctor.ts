@@ -12,6 +12,7 @@ import { inTrial } from "../machines/trial.ts";
 import { type Answer, ask, probes, quirksIn } from "../steps/probe.ts";
 import { says } from "../system/programs.ts";
 import { refOf } from "./cluster.ts";
+import { secretsOf, statesFolder, statesInClear } from "./secrets.ts";
 
 /** One row of the report. */
 export interface Finding {
@@ -38,15 +39,31 @@ export interface Report {
   blockers: QuirkId[];
   /** What the option `mode` should be. */
   recommendedMode: StackConfig["mode"];
+  /** Files of the stack's state that have secrets in clear: an earlier release has written them. */
+  secretsInClear: string[];
 }
+
+/** What is found of a sandbox alone. */
+type Probed = Omit<Report, "secretsInClear">;
 
 /**
  * Probes this machine if it is a gVisor sandbox itself, or the one that the options name; else the stack's sandbox if it
  * runs, or a trial one with the stack's options, of which nothing stays.
  * @param say takes a line per thing that is built first
+ * @param stack whose state is looked at; default: the one that is called as the cluster is
  * @throws Error if a probe hangs, or if the sandbox does not start
  */
-export async function doctor(config: StackConfig, say: (line: string) => void): Promise<Report> {
+export async function doctor(
+  config: StackConfig,
+  say: (line: string) => void,
+  stack: string = config.name,
+): Promise<Report> {
+  const folder = statesFolder();
+  const secretsInClear = folder === undefined ? [] : statesInClear(folder, stack, secretsOf(config));
+  return { ...(await probed(config, say)), secretsInClear };
+}
+
+async function probed(config: StackConfig, say: (line: string) => void): Promise<Probed> {
   const asked = config.target === "managed" && isGvisor() ? { ...config, target: "inside" as const } : config;
   const ref = refOf(asked);
   const driver = driverFor(ref);
@@ -60,7 +77,7 @@ export async function doctor(config: StackConfig, say: (line: string) => void): 
 
 const trialOf = ({ name }: StackConfig) => `a trial sandbox with the options of ${name}, of which nothing is left`;
 
-async function examine(probed: string, machine: Machine): Promise<Report> {
+async function examine(probed: string, machine: Machine): Promise<Probed> {
   const { stdout } = await machine.exec(["uname", "-r"]);
   return report(probed, stdout.trim(), await ask(machine, probes));
 }
@@ -68,7 +85,7 @@ async function examine(probed: string, machine: Machine): Promise<Report> {
 /** gVisor's kernel log begins with its name, in every generation. */
 const isGvisor = () => says("dmesg").includes("Starting gVisor");
 
-function report(probed: string, kernel: string, answers: readonly Answer[]): Report {
+function report(probed: string, kernel: string, answers: readonly Answer[]): Probed {
   const found = quirksIn(answers);
   const blockers = blockersAmong(found);
   const findings = probedQuirks.map((id): Finding => {
@@ -88,7 +105,8 @@ function report(probed: string, kernel: string, answers: readonly Answer[]): Rep
 }
 
 /** The report as a table for people. */
-export function asTable({ probed, kernel, findings, blockers, recommendedMode }: Report): string {
+export function asTable(report: Report): string {
+  const { probed, kernel, findings, blockers, recommendedMode, secretsInClear } = report;
   const rows = findings.map(({ quirk, found, neededBy, remedy, whoCanChangeIt }) => [
     quirk,
     found ? "yes" : "no",
@@ -105,7 +123,15 @@ export function asTable({ probed, kernel, findings, blockers, recommendedMode }:
             .filter(({ quirk }) => blockers.includes(quirk))
             .map(({ quirk, symptom, answer }) => `  ${quirk}: "${symptom}"; the kernel's answer: ${answer}`),
         ].join("\n");
-  return `probed ${probed}; kernel ${kernel}\n\n${table}\n\n${verdict}\nrecommended  mode: ${recommendedMode}\n`;
+  return `probed ${probed}; kernel ${kernel}\n\n${table}\n\n${verdict}\nrecommended  mode: ${recommendedMode}\n${inClear(secretsInClear)}`;
+}
+
+function inClear(files: readonly string[]): string {
+  if (files.length === 0) return "";
+  const advice =
+    "an earlier gvisor-k3s has written them. `gvisor-k3s up` writes the state with its secrets encrypted; delete what of " +
+    "these files doctor names after that, and replace the passwords and tokens that others may have read there";
+  return `\n! secrets are in clear in the stack's state: ${advice}\n${files.map((file) => `  ${file}\n`).join("")}`;
 }
 
 function columns(rows: string[][]): string {

@@ -2,14 +2,18 @@
  * How a cluster is: what runs, what does not, and what is not as it was made.
  * @module
  */
-import { existsSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import type { StackConfig } from "../config/schema.ts";
+import { type DiskUsage, diskUsage } from "../machines/disk.ts";
 import { openMachine } from "../machines/index.ts";
 import type { Machine } from "../machines/machine.ts";
 import type { Observed } from "../machines/observe.ts";
+import { hostPaths } from "../machines/paths.ts";
 import { type ServiceState, serviceStates } from "../machines/services.ts";
 import type { Drift } from "../machines/written.ts";
 import { distributionOf } from "../servers/index.ts";
+import { filesBelow } from "../system/files.ts";
+import { homeFolder } from "../system/folders.ts";
 import { printable, run } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
 import { commandName, type NamedConfig } from "./workspace.ts";
@@ -33,6 +37,8 @@ export interface Status {
     memory: number | null;
     memoryLimit: number | null;
   };
+  /** What is on its disk, in bytes, and what the host keeps of its logs; of a machine that runs and can tell. */
+  disk?: DiskUsage & { hostLogs: number };
   services: Record<string, ServiceState>;
   node?: { name: string; ready: boolean; version: string };
   pods: { ready: number; waiting: string[] };
@@ -55,8 +61,12 @@ interface KubernetesPod {
   status: { phase?: string; conditions?: { type: string; status: string; message?: string; reason?: string }[] };
 }
 
+/** Bytes that are free on a disk when it is told that it is nearly full. */
+const NEARLY_FULL = 2 ** 30;
+
 const LIMITS =
-  "of a pod: accounted, not enforced (gVisor's cgroups do not limit); of the whole sandbox: enforced by the host";
+  "memory and processes of a container: enforced (sandbox-init); CPU of a pod: not, gVisor has no quota; " +
+  "of the whole sandbox: enforced by the host";
 
 /**
  * Looks at a cluster, and changes nothing.
@@ -114,6 +124,7 @@ async function ofMachine(config: StackConfig, found: Status): Promise<boolean> {
   if (record.version === 1) found.problems.push("an earlier gvisor-k3s made it: the next `up` brings it to this one");
   if (state === "silent" || record.version === 1) return false;
   await services(config, machine, found);
+  await disk(config, machine, found);
   return !cutOff;
 }
 
@@ -127,12 +138,25 @@ async function services(config: StackConfig, machine: Machine, found: Status): P
     found.problems.push(`the sandbox does not answer: ${(error as Error).message}`);
     return;
   }
-  const expected = ["server", ...(config.mode === "node" ? ["containerd", "proxy"] : [])];
+  const expected = ["server", ...(config.mode === "node" ? ["containerd", "limits", "proxy"] : [])];
   for (const service of expected) {
     const state = found.services[service];
     if (!state) found.problems.push(`${service} was never started`);
     else if (state.pid === 0) found.problems.push(`${service} does not run; it ended with ${state.lastExit}`);
   }
+}
+
+async function disk({ name }: StackConfig, machine: Machine, found: Status): Promise<void> {
+  const usage = await diskUsage(machine);
+  if (usage === undefined) return;
+  const { logs } = hostPaths(name, homeFolder());
+  found.disk = { ...usage, hostLogs: filesBelow(logs).reduce((sum, file) => sum + statSync(file).size, 0) };
+  const { size, free, root } = usage;
+  if (free < NEARLY_FULL)
+    found.problems.push(
+      `the disk is nearly full: ${mebibytes(free)} of ${mebibytes(size)} are free, of which the ` +
+        `sandbox has taken ${mebibytes(root)}; \`gvisor-k3s images prune -c ${name}\` removes what no container uses`,
+    );
 }
 
 async function kubernetes(config: StackConfig, found: Status, say: (line: string) => void): Promise<void> {
@@ -186,7 +210,13 @@ function waitsFor({ status: { phase, conditions = [] } }: KubernetesPod): string
 
 /** The status as text for people. */
 export function asText(found: Status): string {
-  const rows = [clusterRow(found), ...sandboxRows(found), ...serviceRows(found), ...kubernetesRows(found)];
+  const rows = [
+    clusterRow(found),
+    ...sandboxRows(found),
+    ...diskRows(found),
+    ...serviceRows(found),
+    ...kubernetesRows(found),
+  ];
   const collect = `\`gvisor-k3s logs ${found.name}\` collects what tells more`;
   const advice =
     found.state === "absent"
@@ -208,10 +238,19 @@ function clusterRow({ name, cluster, state, mode, target }: Status): Row {
 function sandboxRows({ sandbox }: Status): Row[] {
   if (!sandbox) return [];
   const { pid, starts, restarts, memory, memoryLimit } = sandbox;
-  const mebibytes = (bytes: number | null) => (bytes === null ? "none" : `${Math.round(bytes / 2 ** 20)} MiB`);
   const again = restarts === 0 ? "" : `, and started again ${times(restarts)} by its supervisor`;
   const used = `memory ${mebibytes(memory)}, limit ${mebibytes(memoryLimit)}`;
   return [["sandbox", `process ${pid}, start ${starts}${again}; ${used}`]];
+}
+
+const mebibytes = (bytes: number | null) => (bytes === null ? "none" : `${Math.round(bytes / 2 ** 20)} MiB`);
+
+function diskRows({ disk }: Status): Row[] {
+  if (!disk) return [];
+  const { root, images, logs, database, claims, volumes, hostLogs, free, whole } = disk;
+  const parts = { images, logs, database, claims, volumes, "logs on the host": hostLogs };
+  const named = Object.entries(parts).map(([part, bytes]) => `${part} ${mebibytes(bytes)}`);
+  return [["disk", `${whole ? "" : "at least "}${mebibytes(root)}: ${named.join(", ")}; free ${mebibytes(free)}`]];
 }
 
 function serviceRows({ services }: Status): Row[] {
@@ -228,7 +267,7 @@ function kubernetesRows({ state, node, pods, limits, kubeconfigPath }: Status): 
   return [
     ...rows,
     ["pods", `${pods.ready} ready or done${waiting}`],
-    ["limits", limits],
+    ["enforced", limits],
     ["kubeconfig", kubeconfigPath],
   ];
 }

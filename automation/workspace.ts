@@ -44,6 +44,7 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   if (!process.env.PULUMI_BACKEND_URL) {
     envVars.PULUMI_BACKEND_URL = `file://${join(home, "pulumi")}`;
     dropDeadLocks(home, name, say);
+    dropOldCopies(home, name);
   }
   if (!process.env.PULUMI_CONFIG_PASSPHRASE && !process.env.PULUMI_CONFIG_PASSPHRASE_FILE)
     envVars.PULUMI_CONFIG_PASSPHRASE_FILE = passphraseFile(home);
@@ -73,6 +74,25 @@ function dropDeadLocks(home: string, stack: string, say: (line: string) => void)
     if (lock.hostname !== hostname() || isPulumi(lock.pid)) continue;
     say(`an earlier run was interrupted (process ${lock.pid}, ${lock.timestamp}); its lock is removed`);
     rmSync(join(folder, file));
+  }
+}
+
+/** How many runs of a stack Pulumi's history and its copies of the state go back. */
+const KEPT_RUNS = 20;
+
+/** Removes the oldest of the copies that Pulumi makes of a stack's state with each run, and never removes. */
+export function dropOldCopies(home: string, stack: string): void {
+  for (const kind of ["history", "backups"]) {
+    const folder = join(home, "pulumi/.pulumi", kind, ownProject(), stack);
+    const runs = new Map<string, string[]>();
+    for (const file of existsSync(folder) ? readdirSync(folder) : []) {
+      const time = /[-.](\d{15,})\.(checkpoint\.|history\.)?json/.exec(file)?.[1]; // in nanoseconds
+      if (time !== undefined) runs.set(time, [...(runs.get(time) ?? []), file]);
+    }
+    const order = [...runs.keys()].sort((a, b) => a.length - b.length || a.localeCompare(b));
+    for (const time of order.slice(0, -KEPT_RUNS)) {
+      for (const file of runs.get(time)!) rmSync(join(folder, file), { force: true });
+    }
   }
 }
 

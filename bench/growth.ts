@@ -10,7 +10,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { CoreV1Api, KubeConfig } from "@kubernetes/client-node";
 import { artifactFolder } from "../artifacts/artifacts.ts";
 import { openStack } from "../automation/workspace.ts";
-import { markdown, putTable } from "../docs/tables.ts";
+import { markdown, putTable } from "../docs/markdown.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { run } from "../system/run.ts";
 import { readUsage } from "./cgroup.ts";

@@ -1,7 +1,7 @@
 /** The table in bench/README.md: `node bench/table.ts` writes it anew from bench/results.json. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { markdown, putTable } from "../docs/tables.ts";
+import { markdown, putTable } from "../docs/markdown.ts";
 import type { Results, Run, Side } from "./results.ts";
 
 /** The README with the table in its place. */
@@ -15,6 +15,39 @@ interface Target {
   ratio?: number;
 }
 
+/** What a reader of the project's README wants to know of {@link figures}. */
+export function summary(): string {
+  const { date, machine, runs } = readResults();
+  const row = (label: string, unit: Unit, figure: (run: Run) => number[]) => {
+    const [inGvisor, natively] = (["gvisor", "native"] as const).map((side) =>
+      median(runs.filter((run) => run.side === side).flatMap(figure)),
+    ) as [number, number];
+    return [
+      label,
+      ...[inGvisor, natively].map((value) => `${shown(value, unit)} ${unit}`),
+      ratioOf(inGvisor, natively),
+    ];
+  };
+  return markdown(
+    [`${date.slice(0, 10)}, ${machine.cores} cores`, "gVisor", "native", "ratio"],
+    [
+      row("nothing → pod Running", "s", ({ stages }) => [stages["pod Running"]!]),
+      row("a further pod", "s", ({ pods = [] }) => percentile(pods, 0.5)),
+      row("memory with one pod", "MB", ({ memory }) => [memory.used]),
+      row("`up` with nothing to do", "s", ({ unchangedUp }) => unchangedUp),
+    ],
+    true,
+  );
+}
+
+function ratioOf(inGvisor: number, natively: number): string {
+  return (inGvisor / natively).toFixed(2);
+}
+
+function readResults(): Results {
+  return JSON.parse(readFileSync(join(import.meta.dirname, "results.json"), "utf8")) as Results;
+}
+
 function figures({ date, seconds, machine, versions, method, runs, controlPlanes, gogc }: Results): string {
   const of = (side: Side, figure: (run: Run) => number[]) => runs.filter((run) => run.side === side).flatMap(figure);
   const row = (label: string, unit: Unit, figure: (run: Run) => number[], target: Target = {}) => {
@@ -26,7 +59,13 @@ function figures({ date, seconds, machine, versions, method, runs, controlPlanes
         : []),
       ...(target.ratio ? [`ratio ≤ ${target.ratio}: ${verdict(ratio, target.ratio)}`] : []),
     ];
-    return [label, spread(inGvisor, unit), spread(natively, unit), ratio.toFixed(2), reached.join("; ")];
+    return [
+      label,
+      spread(inGvisor, unit),
+      spread(natively, unit),
+      ratioOf(median(inGvisor), median(natively)),
+      reached.join("; "),
+    ];
   };
   const stageRows = Object.keys(runs[0]!.stages).map((stage) =>
     row(
@@ -149,6 +188,5 @@ export function percentile(values: number[], share: number): number[] {
 
 if (import.meta.main) {
   const readme = join(import.meta.dirname, "README.md");
-  const results = JSON.parse(readFileSync(join(import.meta.dirname, "results.json"), "utf8")) as Results;
-  writeFileSync(readme, withTable(readFileSync(readme, "utf8"), results));
+  writeFileSync(readme, withTable(readFileSync(readme, "utf8"), readResults()));
 }

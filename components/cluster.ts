@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import * as pulumi from "@pulumi/pulumi";
 import { InputError } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
-import { CRUN, manifestName, parseStackConfig, type StackConfig, type StackConfigInput } from "../config/schema.ts";
+import { CRUN, manifestName, parseStackConfig, type StackConfig } from "../config/schema.ts";
 import { withFiles } from "../config/stackConfig.ts";
 import { kubeconfigOfExternal } from "../servers/external.ts";
 import { preflight } from "../steps/preflight.ts";
@@ -12,6 +12,7 @@ import { ClusterDns } from "./clusterDns.ts";
 import { ContainerdConfig } from "./containerdConfig.ts";
 import { Crun } from "./crun.ts";
 import { Images } from "./images.ts";
+import { type ClusterArgs, type LateConfig, splitInputs } from "./inputs.ts";
 import { K3sNode } from "./k3sNode.ts";
 import { KernelFacade } from "./kernelFacade.ts";
 import { Manifest } from "./manifest.ts";
@@ -24,11 +25,11 @@ import { Sandbox } from "./sandbox.ts";
 import { ServiceProxy } from "./serviceProxy.ts";
 import { TestPod } from "./testPod.ts";
 
-/** The options of a stack, of which every one has a default: the name is the component's. */
-export type ClusterArgs = Omit<StackConfigInput, "name"> & { name?: string };
+export type { ClusterArgs } from "./inputs.ts";
 
 /**
  * A cluster with all its parts, described by the options of a stack. The name of a part begins with the cluster's.
+ * `registries` and `proxy` may be outputs, as a whole or in parts: a secret of the program's configuration stays one.
  * @throws RunError that lists everything that is wrong with the options, before anything is made
  */
 export class Cluster extends pulumi.ComponentResource {
@@ -43,12 +44,12 @@ export class Cluster extends pulumi.ComponentResource {
   /** The test pod: its name, its phase, and what it printed. */
   readonly testPod: TestPodState | undefined;
 
-  constructor(name: string, args: ClusterArgs, options?: pulumi.ComponentResourceOptions) {
+  constructor(name: string, args: ClusterArgs = {}, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Cluster", name, {}, options);
-    const made = clusterParts(checkedConfig(withFiles({ name, ...args }, readFile)), {
-      own: (part) => `${name}-${part}`,
-      under: { parent: this },
-    });
+    const { plain, late } = told(() => splitInputs({ name, ...args }));
+    const config = checkedConfig(withFiles(plain, readFile));
+    const scope = { own: (part: string) => `${name}-${part}`, under: { parent: this } };
+    const made = clusterParts(config, scope, late(config));
     ({
       kubeconfig: this.kubeconfig,
       kubeconfigPath: this.kubeconfigPath,
@@ -66,10 +67,16 @@ export class Cluster extends pulumi.ComponentResource {
  *   error also where it was thrown
  */
 export function checkedConfig(options: Record<string, unknown>): StackConfig {
-  try {
+  return told(() => {
     const checked = parseStackConfig(options);
     preflight(checked, `${pulumi.getProject()}/${pulumi.getStack()}`);
     return checked;
+  });
+}
+
+function told<T>(work: () => T): T {
+  try {
+    return work();
   } catch (error) {
     throw error instanceof InputError ? new pulumi.RunError(error.message) : error;
   }
@@ -100,9 +107,14 @@ export interface ClusterParts {
 /**
  * Makes the parts of a cluster.
  * @param scope by default the parts are the stack's own
+ * @param late what takes the place of these options of `config`
  */
-export function clusterParts(config: StackConfig, scope: Scope = { own: (part) => part, under: {} }): ClusterParts {
-  return config.mode === "external" ? external(config, scope) : sandboxed(config, scope);
+export function clusterParts(
+  config: StackConfig,
+  scope: Scope = { own: (part) => part, under: {} },
+  late: LateConfig = config,
+): ClusterParts {
+  return config.mode === "external" ? external(config, scope) : sandboxed(config, scope, late);
 }
 
 const stateOf = (pod: TestPod | undefined): TestPodState | undefined =>
@@ -122,13 +134,13 @@ function external(config: StackConfig, { own, under }: Scope): ClusterParts {
 }
 
 /** A cluster of one node in a sandbox. */
-function sandboxed(config: StackConfig, scope: Scope): ClusterParts {
+function sandboxed(config: StackConfig, scope: Scope, late: LateConfig): ClusterParts {
   const { own, under } = scope;
   // Each part's commands depend on the parts that it is given. The parts themselves do not: runc's build would wait for
   // the sandbox.
   const sandbox = new Sandbox(own("sandbox"), { config }, under);
   const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
-  const containerd = config.mode === "node" ? containerRuntime(config, scope, sandbox, probe) : undefined;
+  const containerd = config.mode === "node" ? containerRuntime(config, late, scope, sandbox, probe) : undefined;
   const node = new K3sNode(own("node"), { sandbox, containerd, config }, under);
   const pod = containerd ? workloads(config, scope, sandbox, containerd, node) : undefined;
   if (!containerd) applyManifests(config, scope, sandbox, node, []);
@@ -140,6 +152,7 @@ function sandboxed(config: StackConfig, scope: Scope): ClusterParts {
 /** What runs containers; a control plane alone has none of it. */
 function containerRuntime(
   config: StackConfig,
+  { registries, proxy }: LateConfig,
   { own, under }: Scope,
   sandbox: Sandbox,
   probe: QuirkProbe,
@@ -151,7 +164,7 @@ function containerRuntime(
       ? new Crun(own("crun"), { sandbox, probe, path: path ?? CRUN }, under)
       : new PatchedRunc(own("runc"), { sandbox, probe, path, patches }, under);
   const runtime = new RuntimeWrapper(own("runtime"), { sandbox, probe, facade, runtime: binary, rules }, under);
-  const { containerd, registries, proxy, node } = config;
+  const { containerd, node } = config;
   const direct = [config.sandbox.subnet, node.clusterCidr, node.serviceCidr];
   const args = { sandbox, probe, runtime, containerd, registries, proxy, direct };
   return new ContainerdConfig(own("containerd"), args, under);

@@ -7,17 +7,16 @@ import { hasPassword } from "../config/proxy.ts";
 import { containerdKeysFor } from "../config/quirks.ts";
 import { renderCredentials, renderRegistries } from "../config/registries.ts";
 import type { StackConfig } from "../config/schema.ts";
+import { type LateConfig, lift } from "./inputs.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
 import type { RuntimeWrapper } from "./runtimeWrapper.ts";
 import type { Sandbox } from "./sandbox.ts";
 
-export interface ContainerdConfigArgs {
+export interface ContainerdConfigArgs extends LateConfig {
   sandbox: Sandbox;
   probe: QuirkProbe;
   runtime: RuntimeWrapper;
   containerd: StackConfig["containerd"];
-  registries: StackConfig["registries"];
-  proxy: StackConfig["proxy"];
   /** Networks that need no proxy: the cluster's own. */
   direct: string[];
 }
@@ -45,7 +44,10 @@ export class ContainerdConfig extends pulumi.ComponentResource {
       const source = containerd[program];
       return source ? [{ source, name: fileName[program] }] : [];
     });
-    const takes = { artifacts: (["containerd", "cni"] as const).map((artifact) => wanted({ name: artifact })), own };
+    const takes = {
+      artifacts: (["containerd", "cni", "init"] as const).map((artifact) => wanted({ name: artifact })),
+      own,
+    };
     const pause = imageName("pause");
     const cniPlugins = pathInSandbox({ name: "cni" }, "");
     this.toml = pulumi
@@ -57,28 +59,28 @@ export class ContainerdConfig extends pulumi.ComponentResource {
           containerdKeysFor(found),
         ),
       );
-    const credentials = renderCredentials(registries);
+    const credentials = lift(registries, renderCredentials);
     const params = {
       takes,
       containerd: path("containerd"),
       shim: path("shim"),
       ctr: this.ctr,
+      init: pathInSandbox({ name: "init" }, "sandbox-init"),
       ...(credentials ? { credentials: pulumi.secret(credentials) } : {}),
-      env: proxyEnvironment(args.proxy, args.direct),
+      env: lift(args.proxy, (proxy) => proxyEnvironment(proxy, args.direct)),
     };
     sandbox.step(`${name}-apply`, "memory", { step: "containerd", params, content: this.toml }, this, runtime);
-    const files = renderRegistries(registries, (file) => readFileSync(file, "utf8"));
-    const content = JSON.stringify(files, null, 2);
-    const secret = Object.keys(files).some((file) => file.endsWith(".key"));
-    sandbox.step(
-      `${name}-registries`,
-      "disk",
-      { step: "registries", params: {}, content: secret ? pulumi.secret(content) : content },
-      this,
-      sandbox,
-    );
+    const content = lift(registries, registriesContent);
+    sandbox.step(`${name}-registries`, "disk", { step: "registries", params: {}, content }, this, sandbox);
     this.registerOutputs();
   }
+}
+
+/** The files of the registries; a secret where a key is among them. */
+function registriesContent(registries: StackConfig["registries"]): pulumi.Input<string> {
+  const files = renderRegistries(registries, (file) => readFileSync(file, "utf8"));
+  const content = JSON.stringify(files, null, 2);
+  return Object.keys(files).some((file) => file.endsWith(".key")) ? pulumi.secret(content) : content;
 }
 
 /** The variables by which containerd knows a proxy; a secret where an address has a password in it. */

@@ -1,5 +1,6 @@
 import * as pulumi from "@pulumi/pulumi";
 import { fileDigest, imageArchive, imageName, type OwnImage, wanted } from "../artifacts/artifacts.ts";
+import { PINNED } from "../steps/images.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import type { Sandbox } from "./sandbox.ts";
@@ -32,7 +33,7 @@ export function importArchives(
   parent: pulumi.Resource,
   ...after: pulumi.Resource[]
 ): StepResource {
-  const params = { ctr: containerd.ctr, takes: [wanted({ name: "images" })], archives };
+  const params = { ctr: containerd.ctr, takes: [wanted({ name: "images" })], labels: [PINNED], archives };
   return sandbox.step(name, "disk", { step: "images", params }, parent, ...after);
 }
 

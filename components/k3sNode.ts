@@ -1,3 +1,5 @@
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
 import * as pulumi from "@pulumi/pulumi";
 import { renderNodeConfig } from "../config/nodeYaml.ts";
 import type { StackConfig } from "../config/schema.ts";
@@ -43,8 +45,9 @@ export class K3sNode extends pulumi.ComponentResource {
       : [];
     const disabled = distribution.disabled(config);
     const content = renderNodeConfig(sandbox.ref.name, address, config.node, this.runsPods, disabled);
-    const params = { server: this.server, takes };
-    const after = [containerd ?? sandbox, ...downloads];
+    const files = this.#files(`${name}-files`, args);
+    const params = { server: this.server, takes, ...(files ? { files: files.hash } : {}) };
+    const after = [containerd ?? sandbox, ...downloads, ...(files ? [files.step] : [])];
     const server = sandbox.step(`${name}-server`, "memory", { step: "server", params, content }, this, ...after);
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made
     // through it.
@@ -57,5 +60,16 @@ export class K3sNode extends pulumi.ComponentResource {
     );
     this.kubeconfig = pulumi.secret(stdout);
     this.registerOutputs({ kubeconfig: this.kubeconfig });
+  }
+
+  /** The user's files that the server reads, and a hash of them. */
+  #files(name: string, { sandbox, config }: K3sNodeArgs): { step: pulumi.Resource; hash: string } | undefined {
+    const paths = Object.keys(config.node.files).sort();
+    if (paths.length === 0) return undefined;
+    const contents = paths.map((path) => [path, readFileSync(config.node.files[path]!, "utf8")]);
+    const content = JSON.stringify(Object.fromEntries(contents));
+    const hash = createHash("sha256").update(content).digest("hex");
+    const args = { step: "files", undo: "files-remove", params: { paths } } as const;
+    return { step: sandbox.step(name, "disk", { ...args, content: pulumi.secret(content) }, this, sandbox), hash };
   }
 }

@@ -27,6 +27,8 @@ export function renderConflist(options: StackConfig["network"], clusterCidr: str
         bridge: options.bridge,
         mtu: options.mtu,
         nodeAddresses: [node],
+        hostPorts: inSandbox.hostPorts,
+        capabilities: { portMappings: true },
         ipam: {
           type: "host-local",
           // A pod's address dies with the sandbox, so its reservation must too: /run is a tmpfs.

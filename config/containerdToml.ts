@@ -63,6 +63,7 @@ export function renderContainerdConfig(
           },
         },
       },
+      "io.containerd.snapshotter.v1.overlayfs": { root_path: inSandbox.snapshots },
       // `ctr images import` and pulls unpack with this plugin, not with the CRI's; left out, they fail with "no unpack
       // platforms defined".
       "io.containerd.transfer.v1.local": { unpack_config: [{ platform: "linux", snapshotter }] },

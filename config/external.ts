@@ -9,6 +9,7 @@ const FILES = [
   ["users", "user", "client-certificate"],
   ["users", "user", "client-key"],
   ["users", "user", "tokenFile"],
+  ["users", "user", "exec.command"],
 ] as const;
 
 /**
@@ -22,11 +23,27 @@ export function externalKubeconfig(text: string, { kubeconfig: file, context }: 
   for (const [list, inner, field] of FILES) {
     const entries = (document.toJS() as Record<string, unknown[]>)[list] ?? [];
     for (const index of entries.keys()) {
-      const path = document.getIn([list, index, inner, field]);
-      if (typeof path === "string") document.setIn([list, index, inner, field], resolve(dirname(file!), path));
+      const place = [list, index, inner, ...field.split(".")];
+      const path = document.getIn(place);
+      // A command without a slash is looked for on PATH.
+      const isPath = typeof path === "string" && (!field.endsWith("command") || path.includes("/"));
+      if (isPath) document.setIn(place, resolve(dirname(file!), path));
     }
   }
   return document.toString();
+}
+
+interface Kubeconfig {
+  contexts?: { name: string; context?: { user?: string } }[];
+  users?: { name: string; user?: { exec?: { command?: unknown } } }[];
+  "current-context"?: string;
+}
+
+/** The program that is run for the credentials of a context; undefined if there is none. */
+function programFor({ contexts = [], users = [] }: Kubeconfig, wanted: string): string | undefined {
+  const name = contexts.find((context) => context.name === wanted)?.context?.user;
+  const exec = users.find((user) => user.name === name)?.user?.exec;
+  return exec ? String(exec.command) : undefined;
 }
 
 /**
@@ -34,11 +51,11 @@ export function externalKubeconfig(text: string, { kubeconfig: file, context }: 
  * @param read returns what is in the file
  */
 export function kubeconfigProblems(
-  { kubeconfig: file, context }: StackConfig["external"],
+  { kubeconfig: file, context, exec }: StackConfig["external"],
   read: (file: string) => string,
 ): Problem[] {
   const problem = (message: string): Problem[] => [{ option: "external.kubeconfig", value: file, message }];
-  let config: { contexts?: { name: string }[]; "current-context"?: string } | null;
+  let config: Kubeconfig | null;
   try {
     config = parseDocument(read(file!), { prettyErrors: false }).toJS() as typeof config;
   } catch (error) {
@@ -48,7 +65,14 @@ export function kubeconfigProblems(
   const contexts = (typeof config === "object" ? (config?.contexts ?? []) : []).map(({ name }) => name);
   if (contexts.length === 0) return problem("it is no kubeconfig, or has no context in it");
   const wanted = context ?? config?.["current-context"];
-  if (wanted !== undefined && contexts.includes(wanted)) return [];
+  if (wanted !== undefined && contexts.includes(wanted)) {
+    const program = exec ? undefined : programFor(config!, wanted);
+    if (program === undefined) return [];
+    return problem(
+      `it has a program run for its credentials (${program}), on this machine and with your rights; set external.exec ` +
+        "to true if it may, or give a kubeconfig with a certificate or a token",
+    );
+  }
   const option =
     context === undefined
       ? { option: "external.kubeconfig", value: file }

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { inSandbox } from "./paths.ts";
 
 /** What a kubelet and runc look for and gVisor does not have; `node/init/facade/facade.go` carries it out. */
 export interface FacadePlan {
@@ -7,6 +8,12 @@ export interface FacadePlan {
   files: { path: string; content: string }[];
   mounts: { type: string; source: string; target: string; options: string; folders: string[]; optional: boolean }[];
   nodes: { path: string; major: number; minor: number }[];
+  /** Symbolic links to folders, which are made as well. */
+  links: { path: string; target: string }[];
+  /** Folders that get a mount of their own, which is not shared. */
+  private: string[];
+  /** What is mounted at these folders or below is made shared, but for what is private. */
+  shared: string[];
 }
 
 /** A part of a plan, as a quirk of the sandbox asks for it. */
@@ -94,5 +101,12 @@ export function facadePlan(name: string, parts: readonly FacadeParts[]): FacadeP
     files: [machineId, ...all("files")],
     mounts: all("mounts"),
     nodes: all("nodes"),
+    links: [{ path: inSandbox.snapshots, target: "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs" }],
+    // gVisor takes a mount for busy as long as a pod has a copy of it, and no pod needs containerd's: it could unpack no
+    // image any more.
+    private: ["/run/containerd", "/var/lib/containerd"],
+    // Mounts of the node reach a pod that asks for them (mountPropagation) from mounts that are shared, as those of a
+    // machine that systemd has started are.
+    shared: ["/"],
   };
 }

@@ -18,7 +18,7 @@ export function renderNodeConfig(
   const lists = {
     disable,
     "node-label": Object.entries(options.labels).map(([key, value]) => `${key}=${value}`),
-    "kubelet-arg": options.kubeletArgs,
+    "kubelet-arg": [...(agent ? imageCollection(options) : []), ...options.kubeletArgs],
     "kube-apiserver-arg": options.apiServerArgs,
     "kube-controller-manager-arg": options.controllerManagerArgs,
     "kube-scheduler-arg": options.schedulerArgs,
@@ -51,9 +51,17 @@ export function renderNodeConfig(
   ); // which is what the server reads: a node named "on" or "no" would be a truth value
 }
 
+/** When the kubelet deletes images, unless its user's own arguments say that. */
+function imageCollection({ pruneImagesAt: percent, kubeletArgs }: StackConfig["node"]): string[] {
+  if (kubeletArgs.some((argument) => argument.startsWith("image-gc-"))) return [];
+  if (percent === null) return ["image-gc-high-threshold=100"]; // which is never
+  return [`image-gc-high-threshold=${percent}`, `image-gc-low-threshold=${Math.max(0, percent - 5)}`];
+}
+
 /**
  * The kubelet's settings that gVisor asks for, as a drop-in over k3s's own (k3s's docs, "Advanced options",
- * kubelet.conf.d, from v1.32 on). The embedded server has the same, and why, in node/server/kubelet.go.
+ * kubelet.conf.d, from v1.32 on). The embedded server has the same, and why, in node/server/kubelet.go, but for the
+ * limits of local storage, which nobody has tried with k3s.
  */
 export function renderKubeletConfig(): string {
   return stringify({
@@ -61,11 +69,10 @@ export function renderKubeletConfig(): string {
     kind: "KubeletConfiguration",
     cgroupDriver: "cgroupfs",
     failCgroupV1: false,
-    cgroupsPerQOS: false,
+    cgroupsPerQOS: true,
     enforceNodeAllocatable: ["none"],
     localStorageCapacityIsolation: false,
-    evictionHard: { "memory.available": "100Mi" },
-    imageGCHighThresholdPercent: 100,
+    evictionHard: { "memory.available": "12%" },
     failSwapOn: false,
     makeIPTablesUtilChains: false,
   });

@@ -13,8 +13,16 @@ export const inSandbox = {
   containerdConfig: "/etc/containerd/config.toml",
   containerdSocket: "/run/containerd/containerd.sock",
   containerdCredentials: "/etc/containerd/conf.d/credentials.toml",
+  /**
+   * A link to containerd's overlayfs snapshots. An overlay's options have to fit into a page, with the path of each
+   * layer: past that containerd gives them relative to a folder, which gVisor takes no overlay by (google/gvisor#14699).
+   * By this path 127 layers fit, which is what Docker and containerd know at most.
+   */
+  snapshots: "/run/l",
   registries: "/etc/containerd/certs.d",
   cniConfig: "/etc/cni/net.d",
+  /** Where the CNI plugin tells the service proxy of the pods' host ports; they end with the sandbox. */
+  hostPorts: "/run/gvisor-k3s/host-ports",
   nodeConfig: "/etc/rancher/k3s/config.yaml",
   kubeconfig: "/etc/rancher/k3s/k3s.yaml",
   nodeData: "/var/lib/rancher/k3s",
@@ -29,6 +37,7 @@ export const inSandbox = {
 export const places = [
   "/etc/containerd",
   "/etc/cni/net.d",
+  "/etc/kubernetes",
   "/etc/rancher/k3s",
   "/etc/passwd",
   "/etc/group",
@@ -38,6 +47,7 @@ export const places = [
   "/etc/os-release",
   "/run/gvisor-k3s",
   "/usr/local/bin",
+  "/var/lib/kubelet/seccomp",
   "/var/lib/rancher/k3s",
   "/var/log/gvisor-k3s",
 ] as const;

@@ -45,6 +45,22 @@ export type Remedy =
 const measured = "measured here, see docs/runtimes.md";
 const newerGvisor = "the sandbox's owner: a gVisor of 2025 or later";
 
+/** What a pod may set without the kubelet's leave: its safe sysctls (kubelet: pkg/kubelet/sysctl/safe_sysctls.go). */
+const SAFE_SYSCTLS = [
+  "kernel/shm_rmid_forced",
+  "net/ipv4/ip_local_port_range",
+  "net/ipv4/tcp_syncookies",
+  "net/ipv4/ping_group_range",
+  "net/ipv4/ip_unprivileged_port_start",
+  "net/ipv4/ip_local_reserved_ports",
+  "net/ipv4/tcp_keepalive_time",
+  "net/ipv4/tcp_fin_timeout",
+  "net/ipv4/tcp_keepalive_intvl",
+  "net/ipv4/tcp_keepalive_probes",
+  "net/ipv4/tcp_rmem",
+  "net/ipv4/tcp_wmem",
+];
+
 /** Every known quirk by its id, in the order in which the parts of a node meet them. */
 export const quirks = {
   "no-cgroup-mounts": {
@@ -188,6 +204,29 @@ export const quirks = {
     remedy: { missing: "the sandbox's owner: runsc with --net-raw, where its netfilter suffices" },
     source: "gVisor: pkg/sentry/socket/netfilter",
   },
+  "no-pod-sysctls": {
+    symptom:
+      "runc: open sysctl kernel.shm_rmid_forced file: unsafe procfs detected; failed to write sysctl " +
+      "net.ipv4.tcp_keepalive_time: input/output error",
+    needs: "pods with sysctls, which are shown to them and have no effect",
+    probe: ["can", "tune-pods", ...SAFE_SYSCTLS],
+    remedy: { rule: { sysctls: "show" } },
+    source: "gVisor: pkg/sentry/fsimpl/proc/tasks_sys.go; google/gvisor#1833",
+  },
+  "no-user-namespaces": {
+    symptom: "containerd: failed to get user namespace fd: inappropriate ioctl for device",
+    needs: "pods with hostUsers: false, each of which gets an event that says so",
+    probe: ["can", "own-namespaces"],
+    remedy: { missing: "nobody: gVisor has no ioctl NS_GET_USERNS; leave out hostUsers: false" },
+    source: "containerd: pkg/netns, GetUserNamespace",
+  },
+  "no-setuid": {
+    symptom: "sudo: effective uid is not 0, is sudo installed setuid root?",
+    needs: "sudo, ping and su in pods of other users than root",
+    probe: ["can", "set-uid"],
+    remedy: { missing: "the sandbox's owner: runsc with --allow-suid (target: managed has the option sandbox.setuid)" },
+    source: "gVisor: runsc/config, AllowSUID",
+  },
   "session-keyring": {
     symptom: "runc: unable to join session keyring: unable to create session key: disk quota exceeded",
     needs: "every container after about 200",
@@ -209,13 +248,13 @@ export const quirks = {
   eviction: {
     symptom: "kubelet: eviction threshold memory.available must be positive",
     needs: "the kubelet",
-    remedy: { always: "kubelet setting: one threshold that makes sense, no isolation of local storage" },
+    remedy: { always: "kubelet setting: one threshold that makes sense" },
     source: measured,
   },
   "cgroup-v1": {
     symptom: "kubelet: kubelet is configured to not run on a host using cgroup v1",
     needs: "the kubelet",
-    remedy: { always: "kubelet settings failCgroupV1: false, cgroupsPerQOS: false, enforceNodeAllocatable: [none]" },
+    remedy: { always: "kubelet settings failCgroupV1: false, enforceNodeAllocatable: [none]" },
     source: "Kubernetes 1.35, KEP-5573",
   },
   "unpack-platform": {

@@ -21,6 +21,9 @@ export const CRUN = "/usr/bin/crun";
 /** Sandboxes without a `sandbox.subnet` of their own get one from here, chosen by their name. */
 const SUBNET_POOL = parseNetwork("10.107.0.0/16")!;
 
+/** A published port: the host's address, unless it is loopback; the host's port; the node's. */
+const PUBLISHED = /^(?:(\d{1,3}(?:\.\d{1,3}){3}):)?([1-9]\d{0,4}):([1-9]\d{0,4})$/;
+
 const quantity = z
   .string()
   .regex(/^[1-9]\d*(Mi|Gi)$/, "a whole number with Mi or Gi behind it, such as 4Gi, is allowed");
@@ -90,6 +93,13 @@ export const stackSchema = z.strictObject({
         .min(1, "a context's name is allowed")
         .optional()
         .describe("Which of its contexts is taken. Default: its current one."),
+      exec: z
+        .boolean()
+        .default(false)
+        .describe(
+          "Whether the program may be run that the kubeconfig names for its credentials (`exec`), as those of most " +
+            "clouds do: on this machine, with your rights, by each command. Without, such a kubeconfig is refused.",
+        ),
     })
     .prefault({}),
   quirks: z
@@ -117,7 +127,7 @@ export const stackSchema = z.strictObject({
         .optional()
         .describe(
           "The machine, with `target: ssh`; it needs an SSH server and what [a node " +
-            "takes](#on-another-machine). Changing it, or the port, replaces the sandbox, and the cluster in " +
+            "takes](docs/targets.md#on-another-machine). Changing it, or the port, replaces the sandbox, and the cluster in " +
             "it is lost.",
         ),
       port: port.default(22).describe("The port of its SSH server."),
@@ -220,6 +230,13 @@ export const stackSchema = z.strictObject({
             "listen on every address; the host reaches the sandbox either way. `all` filters nothing, for " +
             "hosts whose kernel lacks nftables' egress hook (Linux 5.16). Changing it restarts nothing.",
         ),
+      setuid: z
+        .boolean()
+        .default(true)
+        .describe(
+          "Whether programs with the setuid or setgid bit (`sudo`, `ping`, `su`) run as who owns them, as they do " +
+            "everywhere, unless a pod says `allowPrivilegeEscalation: false`. Changing it restarts the sandbox.",
+        ),
       restart: z
         .boolean()
         .default(true)
@@ -263,8 +280,8 @@ export const stackSchema = z.strictObject({
         .default([])
         .describe(
           "Changes to every container's OCI spec, in order, after those that the quirks ask for: " +
-            "`{dropNamespace}`, `{dropMaskedPath}`, `{dropMount}`, `{unset}` or `{set, value}`. Without any " +
-            "there is no wrapper.",
+            "`{dropNamespace}`, `{dropMaskedPath}`, `{dropMount}`, `{unset}`, `{set, value}`, or `{sysctls: show}`, with " +
+            "which a pod's sysctls are shown to it and have no effect. Without any there is no wrapper.",
         ),
     })
     .prefault({}),
@@ -348,10 +365,36 @@ export const stackSchema = z.strictObject({
           "Labels that the node registers with; one that is registered keeps those that it has, which `kubectl label` " +
             "changes. Changing them restarts the node's server; pods live on.",
         ),
+      pruneImagesAt: wholeNumber(1, 99)
+        .nullable()
+        .default(95)
+        .describe(
+          "From how many percent of the disk in use on the kubelet deletes images that no container uses, the longest " +
+            "unused first, until it is 5 less; it looks every five minutes. The disk is the host's, whoever fills it. " +
+            "What was imported from archives stays, and so do the node's own images; `images prune` deletes at once. " +
+            "`null` for never. Changing it restarts the node's server; pods live on.",
+        ),
       kubeletArgs: componentArguments("the kubelet"),
       apiServerArgs: componentArguments("kube-apiserver"),
       controllerManagerArgs: componentArguments("kube-controller-manager"),
       schedulerArgs: componentArguments("kube-scheduler"),
+      files: z
+        .record(
+          z
+            .string()
+            .regex(
+              /^(\/etc\/kubernetes|\/var\/lib\/kubelet\/seccomp)(\/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$/,
+              "a path below /etc/kubernetes or /var/lib/kubelet/seccomp is allowed",
+            ),
+          absolutePath,
+        )
+        .default({})
+        .describe(
+          "Files of the host's that the server or the kubelet is to have, by their paths in the sandbox: what arguments " +
+            "name (`audit-policy-file`, `encryption-provider-config`, `oidc-ca-file`) below `/etc/kubernetes`, and seccomp " +
+            "profiles below `/var/lib/kubelet/seccomp`. They are secrets of the stack. Changing them restarts the node's " +
+            "server; pods live on.",
+        ),
     })
     .prefault({}),
   network: z
@@ -431,6 +474,19 @@ export const stackSchema = z.strictObject({
         .prefault({}),
     })
     .prefault({}),
+  ports: z
+    .array(
+      z
+        .string()
+        .regex(PUBLISHED, "HOST_PORT:PORT or ADDRESS:HOST_PORT:PORT is allowed, such as 8080:80 or 0.0.0.0:8080:80"),
+    )
+    .default([])
+    .describe(
+      "Ports of the node that are answered at the host, by TCP: `8080:80` leads from 127.0.0.1:8080 of the host to the " +
+        "node's port 80, where a LoadBalancer, a pod's host port or a NodePort answers. With an address before it, at " +
+        "that one of the host's: at `0.0.0.0` everybody who reaches the host reaches the cluster. Changing it restarts " +
+        "nothing.",
+    ),
   manifests: z
     .array(
       absolutePath.regex(
@@ -511,6 +567,12 @@ export function manifestName(path: string): string {
   return basename(path).replace(/\.ya?ml$/, "");
 }
 
+/** What is answered where, of an entry of `ports`. */
+export function publishedPort(text: string): { address: string; port: number; to: number } {
+  const [, address = "127.0.0.1", port, to] = PUBLISHED.exec(text)!;
+  return { address, port: Number(port), to: Number(to) };
+}
+
 /** Whether the sandbox is given a way out: a machine that is a sandbox has one of its own, which pods do not get. */
 export function needsEgress({ target, mode, egress }: StackConfig): boolean {
   return target === "managed" && mode === "node" && egress.enabled;
@@ -543,6 +605,7 @@ function crossChecks({
   distribution,
   k3s,
   manifests,
+  ports,
 }: Complete): Problem[] {
   const problems: Problem[] = quirkProblems(quirks, mode);
   const named = {
@@ -614,6 +677,19 @@ function crossChecks({
         `the link that they are for is made with target: managed only, and not with target: ${target}; ` +
         "leave it out",
     });
+  }
+  for (const text of ports) {
+    const { address, port, to } = publishedPort(text);
+    if (Math.max(port, to) > 65535 || parseNetwork(`${address}/32`) === undefined)
+      problems.push({
+        option: "ports",
+        value: text,
+        message: "a port from 1 to 65535, and an IPv4 address, is allowed",
+      });
+  }
+  if (target !== "managed" && ports.length > 0) {
+    const message = `a sandbox that is made here has them, and none is made with target: ${target}; leave it out`;
+    problems.push({ option: "ports", value: ports, message });
   }
   if (target !== "managed" && sandbox.runsc !== undefined) {
     problems.push({

@@ -12,7 +12,7 @@ import { parseArgs } from "node:util";
 import { execa } from "execa";
 import { artifactFolder, goArch } from "../artifacts/artifacts.ts";
 import { openStack } from "../automation/workspace.ts";
-import { markdown, putTable } from "../docs/tables.ts";
+import { markdown, putTable } from "../docs/markdown.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { homeFolder } from "../system/folders.ts";
 import { moduleVersion } from "../toolchain/builds.ts";

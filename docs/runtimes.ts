@@ -21,7 +21,7 @@ import { checkExec, checkRuntime } from "../steps/runtime.ts";
 import { CommandError, run } from "../system/run.ts";
 import { generations } from "../test/generations.ts";
 import { moduleVersion } from "../toolchain/builds.ts";
-import { markdown, putTable } from "./tables.ts";
+import { markdown, putTable } from "./markdown.ts";
 
 /** A runtime with what it takes on a sandbox with these quirks. */
 interface Candidate {
@@ -79,8 +79,8 @@ async function tryAll(sandbox: Machine, all: Candidate[]): Promise<{ found: Quir
   const machine = sandbox.ref;
   const context = (content = "") => ({ machine: sandbox, content, incarnation: 1, repairs: 0, say });
   const found = quirksIn(await ask(sandbox, probes));
-  const { files, mounts, nodes } = facadePlan(machine.name, facadeFor(found));
-  await applyFacade.run({ machine, plan: { settings: [], files, mounts, nodes } }, context());
+  const plan = { ...facadePlan(machine.name, facadeFor(found)), settings: [] };
+  await applyFacade.run({ machine, plan }, context());
   const wrapper = wanted({ name: "wrapper" });
   const outcomes: string[][] = [];
   for (const { name, command, rules: own = [] } of all) {

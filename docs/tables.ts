@@ -2,14 +2,17 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
+import { summary } from "../bench/table.ts";
 import { describeRemedy, probedQuirks, type QuirkId, quirk, quirks } from "../config/quirks.ts";
 import { stackSchema, unwrap } from "../config/schema.ts";
+import { markdown, putTable } from "./markdown.ts";
 
 const root = join(import.meta.dirname, "..");
 
 /** The tables by the file that they are in; each stands between two comments with its name. */
 const tables: Record<string, { name: string; table: () => string }> = {
-  "README.md": { name: "options", table: optionsTable },
+  "README.md": { name: "bench", table: summary },
+  "docs/options.md": { name: "options", table: optionsTable },
   "docs/quirks.md": { name: "quirks", table: quirksTable },
 };
 
@@ -20,28 +23,6 @@ export const files = Object.keys(tables);
 export function withTable(file: string): string {
   const { name, table } = tables[file]!;
   return putTable(readFileSync(join(root, file), "utf8"), name, table());
-}
-
-/**
- * Puts a table in its place in a text.
- * @throws Error if the text has no such place
- */
-export function putTable(text: string, name: string, table: string): string {
-  const [begin, end] = [new RegExp(`<!-- ${name}: [^>]*-->\n`).exec(text), text.indexOf(`<!-- end of ${name} -->`)];
-  if (!begin || end < begin.index)
-    throw new Error(`there is no place for the table ${name}: <!-- ${name}: … --> … <!-- end of ${name} -->`);
-  return `${text.slice(0, begin.index)}${begin[0]}${table}\n${text.slice(end)}`;
-}
-
-/** A table in Markdown; its first column is text, and the others are numbers where `numbers` says so. */
-export function markdown(head: string[], rows: string[][], numbers = false): string {
-  const line = (cells: string[]) =>
-    `| ${cells.map((cell) => cell.replaceAll("|", "\\|").replaceAll("\n", " ")).join(" | ")} |`;
-  return [
-    line(head),
-    `|${head.map((_, column) => (numbers && column > 0 ? "---:|" : "---|")).join("")}`,
-    ...rows.map(line),
-  ].join("\n");
 }
 
 function optionsTable(): string {
@@ -63,9 +44,14 @@ function docsIn(object: z.ZodObject, prefix: string): OptionDoc[] {
   return Object.entries(object.shape as Record<string, z.ZodType>).flatMap(([key, schema]) => {
     const inner = unwrap(schema);
     if (inner instanceof z.ZodObject && schema.description === undefined) return docsIn(inner, `${prefix}${key}.`);
-    const doc = schema.description ?? inner.description ?? "";
+    const doc = linked(schema.description ?? inner.description ?? "");
     return [{ option: `${prefix}${key}`, fallback: defaultOf(schema), doc }];
   });
+}
+
+/** A description's links are from the root of the project. */
+function linked(description: string): string {
+  return description.replaceAll("](docs/", "](");
 }
 
 function defaultOf(schema: z.ZodType): string {

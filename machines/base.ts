@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { CommandError, type Output, run } from "../system/run.ts";
 import { checkPlace, type ExecOptions } from "./machine.ts";
@@ -59,6 +60,13 @@ export abstract class BaseMachine {
     checkPlace(path);
     const limit = tail === undefined ? [] : ["--tail", String(tail)];
     return await orAbsent(this.init(["files", "get", path, ...limit], { timeout: ANSWER }));
+  }
+
+  async changed(path: string, known: string | undefined, seconds: number): Promise<string | undefined> {
+    checkPlace(path);
+    const hash = known === undefined ? [] : [createHash("sha256").update(known).digest("hex")];
+    const timeout = seconds * 1000 + ANSWER;
+    return await orAbsent(this.init(["files", "changed", path, String(seconds), ...hash], { timeout }));
   }
 
   async list(path: string): Promise<string[]> {

@@ -193,6 +193,11 @@ export class FakeMachine implements Machine {
     return await this.#operate(`read ${path}`, () => this.files.get(path));
   }
 
+  /** What it has: nothing changes while nobody does anything. */
+  async changed(path: string): Promise<string | undefined> {
+    return await this.read(path);
+  }
+
   async list(path: string): Promise<string[]> {
     return await this.#operate(`list ${path}`, () => this.#entries(path));
   }

@@ -19,6 +19,7 @@ import type { Observed, There } from "./observe.ts";
 import { hostPaths } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
+import type { ServiceState } from "./services.ts";
 import { driftIn, type Hashes, repairsOf, writtenFiles } from "./written.ts";
 
 /** What a machine that is a sandbox already is started with. */
@@ -38,6 +39,7 @@ export interface MachineAnswer {
   alive: boolean;
   answers: boolean;
   files: Hashes;
+  services: Record<string, ServiceState>;
   /** MiB. */
   free: number;
   arch: string;
@@ -175,7 +177,7 @@ export function startInput(
 
 /** What a machine's own answer means. */
 export function observedOf(ref: MachineRef, answer: MachineAnswer, noted: MachineRecord | undefined): Observed {
-  const { record, alive, answers, files, free, arch, gvisor, taken } = answer;
+  const { record, alive, answers, files, services, free, arch, gvisor, taken } = answer;
   const stranger = record !== null && noted === undefined;
   const there: There = { arch, isGvisor: gvisor, missing: [], taken, free, stranger };
   if (record === null) {
@@ -185,6 +187,7 @@ export function observedOf(ref: MachineRef, answer: MachineAnswer, noted: Machin
   const known: MachineRecord = { ...record, repairs: 0, programs: noted?.programs ?? { init: "" } };
   const drift = alive && answers ? driftIn(ref, files) : [];
   const state = !alive ? "stopped" : answers ? "running" : "silent";
+  const repairs = repairsOf(ref, drift, state === "running" ? services : undefined);
   const problems = state === "silent" ? ["sandbox-init does not answer"] : [];
-  return { state, record: known, drift, repairs: repairsOf(ref, drift), there, problems };
+  return { state, record: known, drift, repairs, there, problems };
 }

@@ -65,6 +65,14 @@ export interface Machine {
    * @throws CommandError if it is no plain file
    */
   read(path: string, options?: { tail?: number }): Promise<string | undefined>;
+  /**
+   * What is in a file as soon as it is something else than what is known of it, or, when the time is up, as it is. It is
+   * waited for on the machine: to ask again and again would take a process each time.
+   * @param known undefined: there was no such file
+   * @param seconds 0 to 60
+   * @returns undefined if there is none
+   */
+  changed(path: string, known: string | undefined, seconds: number): Promise<string | undefined>;
   /** The names of the plain files in a folder; none if there is no such folder. */
   list(path: string): Promise<string[]>;
   /** Removes files, and folders with all that is in them. What is not there is no error. */

@@ -25,7 +25,7 @@ import { linkAddresses, overlap, parseNetwork } from "../config/network.ts";
 import { sandboxSpec } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { Problem } from "../config/problems.ts";
-import { bytes, needsEgress, type StackConfig } from "../config/schema.ts";
+import { bytes, needsEgress, publishedPort, type StackConfig } from "../config/schema.ts";
 import { readJson, roomFor, writeWhole } from "../system/files.ts";
 import { endProcess, isAlive, killProcesses, type ProcessId, signalTo } from "../system/processes.ts";
 import { isExecutable, says } from "../system/programs.ts";
@@ -46,6 +46,7 @@ import type { Observed } from "./observe.ts";
 import { hostPaths } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
+import { serviceStates } from "./services.ts";
 import { driftIn, repairsOf } from "./written.ts";
 
 /** What a managed sandbox is started with. */
@@ -67,12 +68,16 @@ export interface ManagedSpec {
   subnet: string;
   platform: StackConfig["sandbox"]["platform"];
   network: StackConfig["sandbox"]["network"];
+  /** Whether programs with the setuid bit run as who owns them; not where runsc does not know of it. */
+  setuid: boolean;
   /** The way out; a change of the pods' network restarts that alone. */
   egress: { pods: string } | null;
   // What follows takes effect while it runs.
   limits: Pick<StackConfig["sandbox"], "memory" | "cpus">;
   /** The host's ports that it reaches; null filters nothing, as for a sandbox that is only probed. */
   hostPorts: StackConfig["sandbox"]["hostPorts"] | null;
+  /** Ports of it that are answered at the host; see the option `ports`. */
+  ports: string[];
   /** Whether its supervisor starts it again when it died. */
   restart: boolean;
 }
@@ -102,6 +107,7 @@ export const managed: Driver<ManagedSpec> = {
 
   specOf(config) {
     const { subnet, memory, cpus, platform, network, hostPorts, runsc } = config.sandbox;
+    const setuid = config.sandbox.setuid && (runsc === undefined || knowsSetuid(runsc));
     const own = (runsc === undefined ? (["runsc", "init", "host"] as const) : (["init", "host"] as const)).map((name) =>
       wanted({ name }),
     );
@@ -120,16 +126,18 @@ export const managed: Driver<ManagedSpec> = {
       subnet,
       platform,
       network,
+      setuid,
       egress: needsEgress(config) ? { pods: config.node.clusterCidr } : null,
       limits: { memory, cpus },
       hostPorts,
+      ports: config.ports,
       restart: config.sandbox.restart,
     };
   },
 
-  revisionOf({ runsc, runscDigest, init, base, subnet, platform, network, egress }, { name, home }) {
+  revisionOf({ runsc, runscDigest, init, base, subnet, platform, network, setuid, egress }, { name, home }) {
     const spec = ociSpec({ name, home }, { init, base }, NO_LIMITS);
-    const started = [runsc, runscDigest, subnet, platform, network, egress !== null, spec];
+    const started = [runsc, runscDigest, subnet, platform, network, setuid, egress !== null, spec];
     return createHash("sha256").update(JSON.stringify(started)).digest("hex");
   },
 
@@ -147,17 +155,23 @@ export const managed: Driver<ManagedSpec> = {
   problemsThere: () => [],
 
   takesOf: ({ takes }) => takes,
-  gvisorOf: ({ runsc, runscDigest = "", platform, network }) => [runsc, runscDigest, platform, network],
+  gvisorOf: ({ runsc, runscDigest = "", platform, network, setuid }) =>
+    setuid ? [runsc, runscDigest, platform, network, SETUID] : [runsc, runscDigest, platform, network],
 
   trialOf(spec) {
     if (!existsSync(spec.runsc) || !existsSync(spec.host)) throw new Error("it is not built yet");
     // A link-local network, which no stack has; two trials at once are told apart by their processes.
     const subnet = `169.254.107.${(process.pid % 64) * 4}/30`;
-    return { ...spec, subnet, limits: NO_LIMITS, egress: null, hostPorts: null, restart: false };
+    return { ...spec, subnet, limits: NO_LIMITS, egress: null, hostPorts: null, ports: [], restart: false };
   },
 
   open: (ref) => new ManagedSandbox(ref),
 };
+
+/** runsc's flag, which gVisor has since 2026; "runsc flags" names every one. */
+const SETUID = "--allow-suid";
+
+const knowsSetuid = (runsc: string) => isExecutable(runsc) && says(runsc, "flags").includes(SETUID.slice(2));
 
 const NO_LIMITS = { memory: null, cpus: null };
 
@@ -240,12 +254,13 @@ class ManagedSandbox extends BaseMachine implements Machine {
     const repairs = { sandbox: record.repairs + (problems.length > 0 ? 1 : 0) };
     const memory = memoryOf(name);
     try {
-      const drift = driftIn(this.ref, await this.hashes());
+      const [hashes, services] = await Promise.all([this.hashes(), serviceStates(this)]);
+      const drift = driftIn(this.ref, hashes);
       return {
         state: "running",
         record,
         drift,
-        repairs: { ...repairsOf(this.ref, drift), ...repairs },
+        repairs: { ...repairsOf(this.ref, drift, services), ...repairs },
         healed,
         memory,
         problems,
@@ -367,7 +382,13 @@ class ManagedSandbox extends BaseMachine implements Machine {
         root: runsc,
         // Without an overlay of runsc's own the root is the host's folder: it keeps the cluster over restarts, and it
         // can carry containerd's overlays.
-        flags: [`--platform=${spec.platform}`, `--network=${spec.network}`, "--overlay2=none", "--cpu-num-from-quota"],
+        flags: [
+          `--platform=${spec.platform}`,
+          `--network=${spec.network}`,
+          "--overlay2=none",
+          "--cpu-num-from-quota",
+          ...(spec.setuid ? [SETUID] : []),
+        ],
         bundle,
       },
       boot: {
@@ -391,6 +412,10 @@ class ManagedSandbox extends BaseMachine implements Machine {
       filter: spec.hostPorts && { ports: spec.hostPorts },
       limits: { memory: memory === null ? 0 : bytes(memory), cpus: cpus ?? 0 },
       egress: spec.egress && { pods: spec.egress.pods, resolvConf: "/etc/resolv.conf" },
+      publish: spec.ports.map((text) => {
+        const { address, port, to } = publishedPort(text);
+        return { listen: `${address}:${port}`, to: `${node}:${to}` };
+      }),
       restart: spec.restart,
       stopSeconds: STOP,
     });

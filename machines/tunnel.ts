@@ -5,13 +5,13 @@
  */
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { closeSync, openSync, readFileSync } from "node:fs";
+import { closeSync, openSync, readFileSync, rmSync } from "node:fs";
 import { mkdir, rm } from "node:fs/promises";
 import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
 import { checkServerIdentity, connect } from "node:tls";
 import { provide, wanted } from "../artifacts/artifacts.ts";
-import { readJson, writeWhole } from "../system/files.ts";
+import { emptyIfLonger, readJson, writeWhole } from "../system/files.ts";
 import { endProcess, isAlive, type ProcessId, processStart } from "../system/processes.ts";
 import { lastLines } from "../system/run.ts";
 import { waitFor } from "../system/wait.ts";
@@ -39,6 +39,9 @@ interface TunnelRecord extends ProcessId {
 
 /** Seconds for the API server to answer through the tunnel. */
 const PATIENCE = 30;
+
+/** Bytes that its log may have. */
+const MOST_LOG = 2 ** 20;
 
 const readTunnel = ({ name, home }: MachineRef) =>
   readJson<TunnelRecord>(hostPaths(name, home).tunnel, "delete it; the next command opens the tunnel again");
@@ -68,13 +71,17 @@ async function startTunnel(ref: MachineRef, server: RemoteServer): Promise<Tunne
     .update(JSON.stringify([ref, address, port]))
     .digest("hex");
   const previous = readTunnel(ref);
-  if (previous && isAlive(previous) && previous.revision === revision) return previous;
+  const log = join(logs, "tunnel.log");
+  if (previous && isAlive(previous) && previous.revision === revision) {
+    emptyIfLonger(log, MOST_LOG); // ssh tells of each connection that the machine refuses
+    return previous;
+  }
   await endProcess(previous, 10);
   // The port of before, so that a kubeconfig that was copied still works.
   const localPort = (previous && (await freePort(previous.localPort))) ?? (await freePort(0))!;
   await mkdir(logs, { recursive: true, mode: 0o700 });
-  const log = join(logs, "tunnel.log");
-  const output = openSync(log, "w", 0o600);
+  rmSync(log, { force: true });
+  const output = openSync(log, "a", 0o600);
   const forward = `127.0.0.1:${localPort}:${address}:${port}`;
   const args = sshArguments(ref.ssh!, undefined, "-N", "-o", "ExitOnForwardFailure=yes", "-L", forward);
   const child = spawn("ssh", args, { detached: true, stdio: ["ignore", output, output] });

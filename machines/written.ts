@@ -1,6 +1,7 @@
 /**
- * A note of what was written into each of the node's configuration files, so that one that was edited or removed by hand
- * is noticed by a preview, told by `status` and written again by the next `up`.
+ * A note of what each step has left on the machine: what was written into the node's configuration files, and which
+ * service was started. So a file that was edited or removed by hand, and a service that is gone, are noticed by a preview,
+ * told by `status`, and made again by the next `up`.
  * @module
  */
 import { createHash } from "node:crypto";
@@ -10,10 +11,12 @@ import { readJson, writeWhole } from "../system/files.ts";
 import { hostPaths } from "./paths.ts";
 import type { MachineFile, MachineRef } from "./ref.ts";
 
-/** What is noted of the files that a step writes. */
+/** What is noted of a step. */
 interface Note {
-  /** How often they were found edited, and were written again. */
+  /** How often something was found not as it was left, and was made again. */
   repairs: number;
+  /** The services that it keeps running; one, as releases before wrote it. */
+  service?: string | string[];
   /** The hash of each by its path on the machine. */
   files: Record<string, string>;
 }
@@ -30,21 +33,28 @@ export interface Drift {
 /** What sandbox-init tells of a file; see `files hash` in node/init. */
 export type Hashes = Record<string, { sha256?: string; absent?: boolean; problem?: string }>;
 
-/** Notes what a step has written. */
+/** Notes what a step has written, and the service that it starts. */
 export async function noteWritten(
   { name, home }: MachineRef,
   step: string,
   files: readonly MachineFile[],
   repairs: number,
+  service?: string | string[],
 ): Promise<void> {
   const hash = (content: string) => createHash("sha256").update(content).digest("hex");
-  const note: Note = { repairs, files: Object.fromEntries(files.map(({ path, content }) => [path, hash(content)])) };
+  const hashes = Object.fromEntries(files.map(({ path, content }) => [path, hash(content)]));
+  const note: Note = { repairs, files: hashes, ...(service === undefined ? {} : { service }) };
   await writeWhole(join(hostPaths(name, home).written, `${step}.json`), JSON.stringify(note));
 }
 
 /** The files that something is noted of. */
 export function writtenFiles(ref: MachineRef): string[] {
   return Object.values(notesOf(ref)).flatMap(({ files }) => Object.keys(files));
+}
+
+/** The files that a step has written last. */
+export function writtenBy(ref: MachineRef, step: string): string[] {
+  return Object.keys(notesOf(ref)[step]?.files ?? {});
 }
 
 /** Every file that is not as it was written, by what the machine tells of them. */
@@ -59,13 +69,20 @@ export function driftIn(ref: MachineRef, hashes: Hashes): Drift[] {
 }
 
 /**
- * How often the files of each step are found edited, this time included: an input of the step, which then writes them
- * again.
+ * How often what each step has left is found changed or gone, this time included: an input of the step, which then makes
+ * it again.
+ * @param services those that are there, running or about to be started again; undefined if that is not known
  */
-export function repairsOf(ref: MachineRef, drift: readonly Drift[]): Record<string, number> {
+export function repairsOf(
+  ref: MachineRef,
+  drift: readonly Drift[],
+  services: Record<string, unknown> | undefined,
+): Record<string, number> {
   const drifted = new Set(drift.map(({ step }) => step));
+  const isGone = (service: Note["service"] = []) => services && [service].flat().some((name) => !(name in services));
+  const due = (step: string, { service }: Note) => drifted.has(step) || isGone(service);
   const steps = Object.entries(notesOf(ref));
-  return Object.fromEntries(steps.map(([step, { repairs }]) => [step, repairs + (drifted.has(step) ? 1 : 0)]));
+  return Object.fromEntries(steps.map(([step, note]) => [step, note.repairs + (due(step, note) ? 1 : 0)]));
 }
 
 function notesOf({ name, home }: MachineRef): Record<string, Note> {

@@ -15,7 +15,10 @@ export function packageSchema(version: string): object {
       SCALARS.has(type) || type === "enum" ? { type: type === "enum" ? "string" : type } : { $ref: "pulumi.json#/Any" };
     return [
       name,
-      { ...form, description: schema.description ?? `The options \`${option}.*\`; see this project's README.` },
+      {
+        ...form,
+        description: schema.description ?? `The options \`${option}.*\`; see docs/options.md of this project.`,
+      },
     ];
   });
   const text = { type: "string" };

@@ -14,8 +14,14 @@ import type { Distribution, Server, ServerRef, Stage } from "./server.ts";
 /** Seconds for the API server or the node to become ready; on two slow cores it takes about ten. */
 const PATIENCE = 180;
 
+/** Seconds for a node to be Ready again whose network was gone for a while. */
+const AGAIN = 60;
+
 /** Seconds for the server to apply a manifest, retries included. */
 const APPLY = 60;
+
+/** Seconds that it is waited on the machine at a time. */
+const LOOK = 20;
 
 const folder = `${inSandbox.nodeData}/server/manifests`;
 
@@ -65,18 +71,22 @@ class EmbeddedServer implements Server {
     };
   }
 
-  async reached(machine: Machine, stage: Stage): Promise<void> {
+  async reached(machine: Machine, stage: Stage, again = false): Promise<void> {
     const sign = { file: stages, key: keys[stage] };
     await serviceGives(machine, "server", sign, PATIENCE).catch(async (error: Error) => {
       const missing = await this.#missing(machine, stage);
       throw new Error([missing, error.message].filter(Boolean).join("\n"), { cause: error });
     });
+    if (again) await machine.exec(this.#question(stage, AGAIN), { timeout: (AGAIN + 30) * 1000 });
+  }
+
+  #question(stage: Stage, seconds: number): string[] {
+    return [this.#ref.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage, "--wait", `${seconds}`];
   }
 
   /** What the server itself says is missing. To ask takes a process, just when it needs every CPU: only at the end. */
   async #missing(machine: Machine, stage: Stage): Promise<string> {
-    const question = [this.#ref.server, "ready", "--config", inSandbox.nodeConfig, "--stage", stage];
-    const asked = await machine.exec(question, { timeout: 30_000 }).catch((reason: unknown) => reason);
+    const asked = await machine.exec(this.#question(stage, 0), { timeout: 30_000 }).catch((reason: unknown) => reason);
     return asked instanceof CommandError ? lastLines(asked.output, 1) : "";
   }
 
@@ -86,30 +96,44 @@ class EmbeddedServer implements Server {
     await machine.write([{ path: `${folder}/${file}`, content, mode: 0o600 }]);
     const digest = createHash("sha256").update(content).digest("hex");
     let problem: string | undefined;
-    await waitFor(
-      `the server applies ${file}`,
-      APPLY,
-      async () => {
-        const state = (await manifestStates(machine))[file];
-        if (state?.digest !== digest) return undefined;
-        problem = state.problem;
-        if (state.final) throw new Error(problem);
-        return problem === undefined || undefined;
-      },
-      () => problem ?? "",
-    );
+    const applied = async (states: ManifestStates) => {
+      const state = states[file];
+      if (state?.digest !== digest) return undefined;
+      problem = state.problem;
+      if (state.final) throw new Error(problem);
+      return problem === undefined || undefined;
+    };
+    await statesTell(machine, `the server applies ${file}`, applied, () => problem ?? "");
   }
 
   async withdraw(machine: Machine, manifest: string): Promise<void> {
     const file = `${manifest}.yaml`;
     await machine.remove([`${folder}/${file}`]);
-    await waitFor(`the server removes what ${file} brought`, APPLY, async () =>
-      (await manifestStates(machine))[file] ? undefined : true,
+    await statesTell(machine, `the server removes what ${file} brought`, async (states) =>
+      states[file] ? undefined : true,
     );
   }
 }
 
-async function manifestStates(machine: Machine): Promise<Record<string, ManifestState>> {
-  const noted = (await machine.read(`${folder}.json`)) ?? "{}";
-  return (JSON.parse(noted) as Record<string, ManifestState> | null) ?? {};
+type ManifestStates = Record<string, ManifestState>;
+
+/** Waits, on the machine itself, until what the server notes of its manifests tells something. */
+async function statesTell(
+  machine: Machine,
+  what: string,
+  tells: (states: ManifestStates) => Promise<true | undefined>,
+  lastState?: () => string,
+): Promise<void> {
+  let known: string | undefined;
+  let seconds = 0; // the first look is at what is there
+  await waitFor(
+    what,
+    APPLY,
+    async () => {
+      known = await machine.changed(`${folder}.json`, known, seconds);
+      seconds = LOOK;
+      return await tells((JSON.parse(known ?? "{}") as ManifestStates | null) ?? {});
+    },
+    lastState,
+  );
 }

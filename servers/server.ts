@@ -49,9 +49,10 @@ export interface Server extends Client {
   service(config: string): { service: Omit<Service, "config">; files: MachineFile[] };
   /**
    * Waits until the process that runs now is so far.
+   * @param again it may have been so before and not be now: the network that is given back has been gone for a while
    * @throws Error with what is missing and the end of its log
    */
-  reached(machine: Machine, stage: Stage): Promise<void>;
+  reached(machine: Machine, stage: Stage, again?: boolean): Promise<void>;
 }
 
 /** A distribution: what a file of this folder has to offer. */

@@ -19,6 +19,8 @@ export interface ContainerdParams extends OnMachine {
   shim: string;
   /** ctr by its path on the machine. */
   ctr: string;
+  /** sandbox-init by its path on the machine, which has the limits of containers hold; undefined in an earlier release. */
+  init?: string;
   /** A part of its config that is secret: passwords for registries. */
   credentials?: string;
   /** What it has in its environment beside what every program has, as NAME=value: proxies. */
@@ -37,13 +39,14 @@ const ATTEMPTS = 3;
  */
 export const ensureContainerd: Step<ContainerdParams> = {
   name: () => "containerd",
-  async run({ takes, containerd, shim, ctr, credentials = "version = 3\n", env }, context) {
+  async run({ takes, containerd, shim, ctr, init, credentials = "version = 3\n", env }, context) {
     const { machine, content: config, repairs, say } = context;
     await provideTo(machine, takes, say);
-    await writeFiles(context, "containerd", [
+    const files = [
       { path: inSandbox.containerdConfig, content: config, mode: 0o644 },
       { path: inSandbox.containerdCredentials, content: credentials, mode: 0o600 },
-    ]);
+    ];
+    await writeFiles(context, "containerd", files, ["containerd", "limits"]);
     // First on PATH, so that a shim of another version is never taken.
     const path = `PATH=${[dirname(shim), SANDBOX_PATH].join(":")}`;
     await ensureService(machine, {
@@ -54,6 +57,9 @@ export const ensureContainerd: Step<ContainerdParams> = {
       stopSeconds: 10,
     });
     await needCriPlugin(machine, ctr, await answer(machine, ctr));
+    if (init === undefined) return;
+    const limits = [init, "limits", `${inSandbox.containerdSocket}.ttrpc`];
+    await ensureService(machine, { name: "limits", command: limits, config: "", stopSeconds: 5 });
   },
 };
 

@@ -11,6 +11,7 @@ import { provide, wanted } from "../artifacts/artifacts.ts";
 import { openMachine } from "../machines/index.ts";
 import { ensureContainerd } from "./containerd.ts";
 import { applyFacade } from "./facade.ts";
+import { provideFiles, removeFiles } from "./files.ts";
 import { importImages } from "./images.ts";
 import { downloadK3s } from "./k3s.ts";
 import { writeKubeconfig } from "./kubeconfig.ts";
@@ -37,6 +38,8 @@ export const steps = {
   containerd: ensureContainerd,
   registries: writeRegistries,
   k3s: downloadK3s,
+  files: provideFiles,
+  "files-remove": removeFiles,
   server: ensureServer,
   kubeconfig: writeKubeconfig,
   network: ensureNetwork,

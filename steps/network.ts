@@ -8,8 +8,8 @@ import { writeFiles } from "./write.ts";
 export const ensureNetwork: Step<OnMachine & { server: ServerRef }> = {
   name: () => "network",
   async run({ server }, context) {
-    const { machine, content } = context;
+    const { machine, content, repairs } = context;
     await writeFiles(context, "network", [{ path: conflistPath, content, mode: 0o644 }]);
-    await openServer(server).reached(machine, "node");
+    await openServer(server).reached(machine, "node", repairs > 0);
   },
 };

@@ -2,10 +2,10 @@
  * What stands in the way of a configuration on this machine, before anything is made.
  * @module
  */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
 import { arch } from "node:os";
-import { list } from "tar";
 import { parseAllDocuments } from "yaml";
+import { entriesOf } from "../artifacts/archive.ts";
 import { knownPatches, patchRefusal } from "../artifacts/artifacts.ts";
 import { readElf } from "../artifacts/elf.ts";
 import { type Problem, refuse } from "../config/problems.ts";
@@ -43,6 +43,7 @@ export function preflight(config: StackConfig, owner?: string): void {
     ...config.images.flatMap(archiveProblem),
     ...config.manifests.flatMap(manifestProblems),
     ...tlsFiles(config.registries).flatMap(tlsProblems),
+    ...Object.entries(config.node.files).flatMap(fileProblems),
   ]);
 }
 
@@ -134,14 +135,17 @@ function version(program: string, flag: string): string {
   return found?.replace(/^v/, "") ?? "of no known version";
 }
 
-/** Reads the archive through, as far as it is a tar archive; containerd is the judge of what is in it. */
+/** Bytes that a file for the server may have; a step's content passes through the stack's state. */
+const LARGEST_FILE = 2 ** 20;
+
+/** Looks at the archive as far as it is a tar archive; containerd is the judge of what is in it. */
 export function archiveProblem(path: string): Problem[] {
   const problem = (message: string): Problem[] => [{ option: "images", value: path, message }];
   const advice = "give one that `docker save` or an OCI tool wrote";
   if (!existsSync(path)) return problem("there is no such file");
-  const entries: string[] = [];
+  let entries: string[];
   try {
-    list({ file: path, sync: true, strict: true, onReadEntry: (entry) => void entries.push(entry.path) });
+    entries = entriesOf(path);
   } catch (error) {
     return problem(`it is no tar archive, or a broken one (${(error as Error).message}); ${advice}`);
   }
@@ -154,6 +158,15 @@ function tlsProblems({ option, path }: { option: string; path: string }): Proble
   if (!existsSync(path)) return [{ option, value: path, message: "there is no such file" }];
   if (readFileSync(path, "utf8").includes("-----BEGIN ")) return [];
   return [{ option, value: path, message: "it is no PEM file; give one that has a -----BEGIN line" }];
+}
+
+/** A file for the server that cannot be brought in. */
+function fileProblems([path, source]: [string, string]): Problem[] {
+  const problem = (message: string): Problem[] => [{ option: `node.files.${path}`, value: source, message }];
+  const stat = statSync(source, { throwIfNoEntry: false });
+  if (stat === undefined) return problem("there is no such file");
+  if (!stat.isFile()) return problem("it is no regular file");
+  return stat.size > LARGEST_FILE ? problem(`it is larger than ${LARGEST_FILE} bytes`) : [];
 }
 
 /** What is no Kubernetes object in a manifest; whether the cluster takes it, the cluster tells. */

@@ -3,6 +3,7 @@ import { ensureService, serviceGives } from "../machines/services.ts";
 import { openClient } from "../servers/index.ts";
 import type { ClientRef } from "../servers/server.ts";
 import type { OnMachine, Step } from "./step.ts";
+import { writeFiles } from "./write.ts";
 
 export interface ProxyParams extends OnMachine {
   server: ClientRef;
@@ -23,15 +24,18 @@ const PATIENCE = 60;
 /** Has the proxy run, and waits until it knows every Service. */
 export const ensureProxy: Step<ProxyParams> = {
   name: () => "proxy",
-  async run({ server, proxy, link, address }, { machine }) {
+  async run({ server, proxy, link, address }, context) {
+    const { machine } = context;
     const options = {
       kubeconfig: openClient(server).proxyKubeconfig,
       node: machine.ref.name,
       link,
       "node-addresses": `${address},127.0.0.1`,
+      "host-ports": inSandbox.hostPorts,
       status,
     };
     const command = [proxy, ...Object.entries(options).flatMap(([name, value]) => [`-${name}`, value])];
+    await writeFiles(context, "proxy", [], "proxy");
     await ensureService(machine, { name: "proxy", command, config: "", stopSeconds: 5 });
     await serviceGives(machine, "proxy", { file: status, key: "synced" }, PATIENCE);
   },

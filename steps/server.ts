@@ -13,7 +13,12 @@ export interface ServerParams extends OnMachine {
   server: ServerRef;
   /** What is to be there for it. */
   takes: { artifacts: Wanted[]; own: { source: string; name: string }[] };
+  /** A hash of the user's files that it reads, if there are any. */
+  files?: string;
 }
+
+/** What is known where the server is started. */
+type ServerContext = Context & { files: string };
 
 /** Seconds that the server has to end. */
 const STOP = 15;
@@ -26,7 +31,8 @@ const STOP = 15;
  */
 export const ensureServer: Step<ServerParams> = {
   name: () => "server",
-  async run({ server, takes }, context) {
+  async run({ server, takes, files }, given) {
+    const context = { ...given, files: files ?? "" };
     const { machine, content: config, say } = context;
     await provideTo(machine, takes, say);
     const { version, distribution, kubectl } = server;
@@ -41,17 +47,20 @@ export const ensureServer: Step<ServerParams> = {
   },
 };
 
-async function startServer(context: Context, ref: ServerRef, config: string): Promise<void> {
+async function startServer(context: ServerContext, ref: ServerRef, config: string): Promise<void> {
   const { machine, repairs } = context;
   const server = openServer(ref);
   const { service, files } = server.service(config);
-  await writeFiles(context, "server", files);
-  await ensureService(machine, { ...service, config: `${files.map(({ content }) => content).join()}${repairs}` });
+  await writeFiles(context, "server", files, service.name);
+  await ensureService(machine, {
+    ...service,
+    config: `${files.map(({ content }) => content).join()}${repairs}${context.files}`,
+  });
   await server.reached(machine, "api");
 }
 
 /** The same program, whatever its configuration. */
-async function restart(context: Context, server: ServerRef, last: ReadyServer, next: ReadyServer): Promise<void> {
+async function restart(context: ServerContext, server: ServerRef, last: ReadyServer, next: ReadyServer): Promise<void> {
   await settle(context, last, next);
   await startServer(context, server, next.config).catch(async (error: Error) => {
     throw isDeepStrictEqual(last, next) ? error : (await back(context, server, last, error)).told;
@@ -59,7 +68,7 @@ async function restart(context: Context, server: ServerRef, last: ReadyServer, n
 }
 
 /** Another program, which may write the data in another way. */
-async function upgrade(context: Context, server: ServerRef, last: ReadyServer, next: ReadyServer): Promise<void> {
+async function upgrade(context: ServerContext, server: ServerRef, last: ReadyServer, next: ReadyServer): Promise<void> {
   const { machine } = context;
   await settle(context, last, next);
   await stopServer(context);
@@ -91,7 +100,7 @@ async function stopServer({ machine }: Context): Promise<void> {
 
 /** Has the server of before run again, and tells both what went wrong and what runs. */
 async function back(
-  context: Context,
+  context: ServerContext,
   server: ServerRef,
   last: ReadyServer,
   error: Error,

@@ -7,14 +7,16 @@ import {
   linkSync,
   lstatSync,
   mkdirSync,
+  readdirSync,
   readFileSync,
   readlinkSync,
   rmSync,
   statSync,
+  truncateSync,
   writeFileSync,
 } from "node:fs";
 import { chmod, chown, mkdir, open, rename, rm, statfs, writeFile } from "node:fs/promises";
-import { dirname, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 
 /**
  * Writes a file under a temporary name, syncs it and renames it. Folders above it are made with mode 0700. (The package
@@ -121,6 +123,17 @@ export function readJson<T>(file: string, remedy: string): T | undefined {
   } catch (error) {
     throw new Error(`${file} cannot be read (${(error as Error).message}); ${remedy}`, { cause: error });
   }
+}
+
+/** Empties a file that others append to, and that has grown too long. */
+export function emptyIfLonger(file: string, bytes: number): void {
+  if ((statSync(file, { throwIfNoEntry: false })?.size ?? 0) > bytes) truncateSync(file);
+}
+
+/** The plain files below a folder of this machine's own; none if there is no such folder. */
+export function filesBelow(folder: string): string[] {
+  const entries = existsSync(folder) ? readdirSync(folder, { recursive: true, withFileTypes: true }) : [];
+  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
 }
 
 /** What is in a file; undefined if there is no such file, or nothing that can be read. */

@@ -7,6 +7,18 @@ import type { Readable } from "node:stream";
 import { stripVTControlCharacters } from "node:util";
 import { ExecaError, execa, type Options } from "execa";
 
+/** How a program ended badly, as execa tells it. Its own type is for ES modules only, and this one is in the library's. */
+interface Failure {
+  escapedCommand: string;
+  exitCode?: number | undefined;
+  signal?: string | undefined;
+  stdout?: unknown;
+  stderr?: unknown;
+  originalMessage?: string | undefined;
+  timedOut: boolean;
+  isMaxBuffer: boolean;
+}
+
 /** A program that ended badly: what was run, how it ended and what it said. The command line can be pasted into a shell. */
 export class CommandError extends Error {
   readonly command: string;
@@ -14,7 +26,7 @@ export class CommandError extends Error {
   /** How it ended; undefined if it was not started, or was ended by a signal. */
   readonly exitCode: number | undefined;
 
-  constructor(error: ExecaError, written = "") {
+  constructor(error: Failure, written = "") {
     const output = [error.stdout, error.stderr, written]
       .filter((text) => typeof text === "string" && text !== "")
       .join("\n");
@@ -101,7 +113,7 @@ export async function worked(running: Promise<{ stdout: string }>): Promise<stri
   );
 }
 
-function ending(error: ExecaError): string {
+function ending(error: Failure): string {
   if (error.originalMessage) return error.originalMessage;
   if (error.timedOut) return "took too long";
   if (error.isMaxBuffer) return `printed more than ${MOST / 2 ** 20} MiB`;

@@ -2,9 +2,12 @@
  * `node toolchain/package.ts`: makes `dist`, the npm package: the TypeScript compiled, because Node.js does not strip
  * types below `node_modules`, beside the sources of what is built on its user's machine. `npm pack ./dist` or `npm
  * publish ./dist` takes it.
+ *
+ * The library is an ES module. CommonJS, which Pulumi's own templates are, gets the same one by `require`; its compiler
+ * wants declarations of CommonJS for that, which lie in `cjs`.
  */
-import { cpSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { basename, join } from "node:path";
+import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
 import { run } from "../system/run.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -36,6 +39,7 @@ for (const entry of [
   "toolchain",
   "docs",
   "provider",
+  "automation/bin.cjs",
   "README.md",
   "CHANGELOG.md",
   "LICENSE",
@@ -46,6 +50,7 @@ for (const entry of [
       !left.has(basename(path)) && !/\.ts$|_test\.go$/.test(path) && path !== join(root, "toolchain/node"),
   });
 }
+commonJs();
 const {
   devDependencies: _,
   private: __,
@@ -53,13 +58,36 @@ const {
   ...manifest
 } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
 // One file of sources is one compiled file, at the same place.
-const compiled = JSON.stringify(manifest, null, 2)
-  .replace(/\.\/?([\w/]+)\.ts"/g, (_match, file: string) => `./${file}.js"`)
-  .replace(/"([\w/]+)\.ts"/g, '"$1.js"');
+const compiled = JSON.parse(JSON.stringify(manifest).replace(/(\.?\/?[\w/]+)\.ts"/g, '$1.js"'));
 const provider = "provider/pulumi-resource-gvisor-k3s";
 writeFileSync(join(dist, provider), readFileSync(join(root, provider), "utf8").replace(".ts", ".js"));
 writeFileSync(
   join(dist, "Pulumi.yaml"),
   readFileSync(join(root, "Pulumi.yaml"), "utf8").replace("index.ts", "index.js"),
 );
-writeFileSync(join(dist, "package.json"), `${compiled}\n`);
+const exported = {
+  ...compiled.exports,
+  ".": {
+    import: { types: "./lib.d.ts", default: "./lib.js" },
+    require: { types: "./cjs/lib.d.ts", default: "./cjs/lib.js" },
+  },
+};
+// What knows no exports, as resolution of the kind node10 does, takes CommonJS.
+const published = { ...compiled, main: "./cjs/lib.js", types: "./cjs/lib.d.ts", exports: exported };
+writeFileSync(join(dist, "package.json"), `${JSON.stringify(published, null, 2)}\n`);
+
+/**
+ * Makes the entry of CommonJS, and its declarations: the same ones, in a folder whose files are taken for CommonJS. What
+ * a declaration imports is named by what is compiled, as every compiler knows it.
+ */
+function commonJs(): void {
+  const files = readdirSync(dist, { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith(".d.ts"));
+  for (const file of files) {
+    const content = readFileSync(join(dist, file), "utf8").replace(/(["']\.{1,2}\/[^"'\n]+)\.ts(["'])/g, "$1.js$2");
+    writeFileSync(join(dist, file), content);
+    mkdirSync(dirname(join(dist, "cjs", file)), { recursive: true });
+    writeFileSync(join(dist, "cjs", file), content);
+  }
+  writeFileSync(join(dist, "cjs/package.json"), '{ "type": "commonjs" }\n');
+  writeFileSync(join(dist, "cjs/lib.js"), 'module.exports = require("../lib.js");\n');
+}

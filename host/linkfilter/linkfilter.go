@@ -7,7 +7,8 @@
 // namespace that is the sandbox's own, they change nothing of the host's network and vanish with the namespace. Egress
 // is past the network stack, so that it sees also what is sent by packet sockets, as runsc does, even if they bypass
 // the queues (__dev_queue_xmit, nf_hook_direct_egress). It would not see AF_XDP, which runsc uses only if asked. The
-// rules keep no state, so they can be replaced under connections, and no table can be filled.
+// rules can be replaced under connections: their one state is which of its datagrams the host may still get answers to,
+// and only the host's own datagrams fill that.
 //
 // Sources: nft(8), of the family netdev and its egress hook; functions that comments here name are the Linux kernel's.
 package linkfilter
@@ -25,7 +26,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gvisor-k3s/host/netns"
-	"gvisor-k3s/host/ports"
 	"gvisor-k3s/host/usage"
 )
 
@@ -98,15 +98,11 @@ func parse(args []string) (Options, error) {
 
 // Set replaces the rules by those for the options, all at once.
 func Set(o Options) error {
-	ephemeral, err := ports.Ephemeral() // of the host, to which answers go
-	if err != nil {
-		return err
-	}
-	_, err = netns.In(o.Namespace, func() (any, error) { return nil, setHere(o, ephemeral) })
+	_, err := netns.In(o.Namespace, func() (any, error) { return nil, setHere(o) })
 	return explain(err)
 }
 
-func setHere(o Options, ephemeral ports.Range) error {
+func setHere(o Options) error {
 	// Since Linux 6.16 a chain may be for a link that does not exist yet: a wrong name would be no error, and no filter.
 	if _, err := net.InterfaceByName(o.Link); err != nil {
 		return fmt.Errorf("%s in %s: %w", o.Link, o.Namespace, err)
@@ -114,7 +110,7 @@ func setHere(o Options, ephemeral ports.Range) error {
 	if o.All {
 		return removeRules()
 	}
-	return replaceRules(o, ephemeral)
+	return replaceRules(o)
 }
 
 // explain makes one line of what the kernel says, which refuses each rule that follows from the first refusal.

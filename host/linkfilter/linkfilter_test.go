@@ -250,6 +250,7 @@ func TestDatagrams(t *testing.T) {
 	asking.SetDeadline(time.Now().Add(30 * time.Second))
 	other.WriteTo([]byte("from another port"), asking.LocalAddr())
 	large := strings.Repeat("answer", 10000)
+	nodePort.WriteTo([]byte("from a port that was not asked"), asking.LocalAddr())
 	asking.WriteTo([]byte("question"), nodePort.LocalAddr())
 	if said, from := receive(t, nodePort); said != "question" {
 		t.Errorf("got %q", said)

@@ -4,19 +4,21 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
-
-	"gvisor-k3s/host/ports"
 )
 
 const tableName = "gvisor-k3s"
 
-// nodePorts is the range of Kubernetes' NodePorts, at which the host reaches services: its default for
-// --service-node-port-range.
-var nodePorts = ports.Range{First: 30000, Last: 32767}
+// How long after a datagram of the host's its answers are let in, and how many of the host's questions are remembered:
+// as long as Linux's nf_conntrack_udp_timeout_stream, and every port that a host has.
+const (
+	answered = 2 * time.Minute
+	asked    = 65536
+)
 
 // replaceRules sets the rules in the network namespace of the calling thread. The kernel takes all of it or nothing, in
 // one step.
@@ -24,6 +26,14 @@ var nodePorts = ports.Range{First: 30000, Last: 32767}
 // As nft(8) would list them, for the port 5000 and the host's address 10.107.1.1:
 //
 //	table netdev gvisor-k3s {
+//		set asked {
+//			typeof udp sport . udp dport
+//			size 65536; flags dynamic,timeout; timeout 2m
+//		}
+//		chain from-host {
+//			type filter hook ingress device "eth0" priority filter; policy accept;
+//			meta l4proto udp update @asked { udp sport . udp dport }
+//		}
 //		chain to-host {
 //			type filter hook egress device "eth0" priority filter; policy drop;
 //			ether type arp accept
@@ -34,14 +44,14 @@ var nodePorts = ports.Range{First: 30000, Last: 32767}
 //			tcp flags & (syn | ack) != syn accept
 //			tcp dport 5000 accept
 //			udp dport 5000 accept
-//			udp sport 30000-32767 udp dport 32768-60999 accept
+//			meta l4proto udp udp dport . udp sport @asked accept
 //			meta l4proto udp ip frag-off & 0x1fff != 0 accept
 //			ether daddr set 00:00:00:00:00:00 accept
 //		}
 //	}
 //
 // What is refused gets no answer: the kernel rejects at netdev's ingress only (nft_reject_netdev_validate).
-func replaceRules(o Options, ephemeral ports.Range) error {
+func replaceRules(o Options) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err
@@ -49,12 +59,24 @@ func replaceRules(o Options, ephemeral ports.Range) error {
 	drop := nftables.ChainPolicyDrop
 	table := removeTable(conn)
 	conn.AddTable(table)
-	chain := conn.AddChain(&nftables.Chain{
+	questions := &nftables.Set{
+		Table: table, Name: "asked", Dynamic: true, HasTimeout: true, Timeout: answered, Size: asked, Concatenation: true,
+		KeyType: nftables.MustConcatSetType(nftables.TypeInetService, nftables.TypeInetService),
+	}
+	if err := conn.AddSet(questions, nil); err != nil {
+		return err
+	}
+	fromHost := conn.AddChain(&nftables.Chain{
+		Name: "from-host", Table: table, Device: o.Link,
+		Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress, Priority: nftables.ChainPriorityFilter,
+	})
+	conn.AddRule(&nftables.Rule{Table: table, Chain: fromHost, Exprs: remember(questions)})
+	toHost := conn.AddChain(&nftables.Chain{
 		Name: "to-host", Table: table, Device: o.Link, Policy: &drop,
 		Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookEgress, Priority: nftables.ChainPriorityFilter,
 	})
-	for _, rule := range rules(o, ephemeral) {
-		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: rule})
+	for _, rule := range rules(o, questions) {
+		conn.AddRule(&nftables.Rule{Table: table, Chain: toHost, Exprs: rule})
 	}
 	return conn.Flush()
 }
@@ -87,7 +109,7 @@ type test []expr.Any
 // the address are looked up in the frame itself, which is what the host goes by, while the kernel makes out an IP
 // header only where the sender has called the frame IP. Where the two differ no later test can be made. Frames with
 // VLAN tags are of another type.
-func rules(o Options, ephemeral ports.Range) [][]expr.Any {
+func rules(o Options, questions *nftables.Set) [][]expr.Any {
 	accept, drop := verdict(expr.VerdictAccept), verdict(expr.VerdictDrop)
 	list := [][]expr.Any{
 		rule(etherType(expr.CmpOpEq, unix.ETH_P_ARP), accept),
@@ -101,11 +123,11 @@ func rules(o Options, ephemeral ports.Range) [][]expr.Any {
 	}
 	for _, port := range o.Ports {
 		for _, number := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-			list = append(list, rule(protocol(number), destinationPort(ports.Range{First: port, Last: port}), accept))
+			list = append(list, rule(protocol(number), toPort(port), accept))
 		}
 	}
 	return append(list,
-		rule(protocol(unix.IPPROTO_UDP), sourcePort(nodePorts), destinationPort(ephemeral), accept),
+		rule(protocol(unix.IPPROTO_UDP), answers(questions), accept),
 		// A large answer comes in fragments. What is not the first one has no ports, and is nothing without the first,
 		// which was judged by them; nor can it replace them, being at least the 8 bytes of UDP's header further on.
 		rule(protocol(unix.IPPROTO_UDP), laterFragment, accept),
@@ -177,14 +199,43 @@ func protocol(number byte) test {
 	}
 }
 
-// Ports are in the same place in TCP's header and in UDP's.
-func sourcePort(r ports.Range) test      { return portAt(0, r) }
-func destinationPort(r ports.Range) test { return portAt(2, r) }
+// Where the ports are, in TCP's header as in UDP's.
+const (
+	sourcePort      = 0
+	destinationPort = 2
+)
 
-func portAt(offset uint32, r ports.Range) test {
+func toPort(port uint16) test {
 	return test{
-		load(expr.PayloadBaseTransportHeader, offset, 2),
-		&expr.Range{Op: expr.CmpOpEq, Register: register, FromData: bigEndian(r.First), ToData: bigEndian(r.Last)},
+		load(expr.PayloadBaseTransportHeader, destinationPort, 2),
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: bigEndian(port)},
+	}
+}
+
+// Registers of 32 bits, one after another: a key of two parts (NFT_REG32_00 of linux/netfilter/nf_tables.h).
+const (
+	firstPart  = 8
+	secondPart = 9
+)
+
+// remember notes the ports of what the host asks, each time anew. It sees a frame after runsc's packet socket got it,
+// but in the same run of the kernel's (__netif_receive_skb_core), so before runsc can have read it.
+func remember(questions *nftables.Set) []expr.Any {
+	return rule(protocol(unix.IPPROTO_UDP), portsInto(sourcePort, destinationPort), test{&expr.Dynset{
+		SrcRegKey: firstPart, SetName: questions.Name, SetID: questions.ID, Operation: unix.NFT_DYNSET_OP_UPDATE,
+	}})
+}
+
+// answers is what goes back to a port of the host's from the one that it has asked.
+func answers(questions *nftables.Set) test {
+	return append(portsInto(destinationPort, sourcePort),
+		&expr.Lookup{SourceRegister: firstPart, SetName: questions.Name, SetID: questions.ID})
+}
+
+func portsInto(first, second uint32) test {
+	return test{
+		&expr.Payload{DestRegister: firstPart, Base: expr.PayloadBaseTransportHeader, Offset: first, Len: 2},
+		&expr.Payload{DestRegister: secondPart, Base: expr.PayloadBaseTransportHeader, Offset: second, Len: 2},
 	}
 }
 

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-func run(t *testing.T, how string, pipe bool) (said error, rest string) {
+func run(t *testing.T, how string, pipe bool) (rest string, said error) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = []string{"READY_TEST=" + how}
@@ -45,7 +45,8 @@ func run(t *testing.T, how string, pipe bool) (said error, rest string) {
 		t.Fatalf("%v: %s", err, output)
 	}
 	w.Close()
-	return Await(r), string(output)
+	said = Await(r)
+	return string(output), said
 }
 
 func TestWhatIsSaidIsHeard(t *testing.T) {
@@ -53,7 +54,7 @@ func TestWhatIsSaidIsHeard(t *testing.T) {
 		"well": "<nil>", "child": "<nil>", "badly": "two lines\nof \"words\"", "silently": "it ended without a word",
 		"garbage": `it said "garbage`,
 	} {
-		said, _ := run(t, how, true)
+		_, said := run(t, how, true)
 		got := "<nil>"
 		if said != nil {
 			got = said.Error()
@@ -66,7 +67,7 @@ func TestWhatIsSaidIsHeard(t *testing.T) {
 
 func TestNobodyIsTold(t *testing.T) {
 	for _, how := range []string{"well", "badly"} {
-		if _, output := run(t, how, false); output != "" {
+		if output, _ := run(t, how, false); output != "" {
 			t.Errorf("%s: %q", how, output)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 
 	"gvisor-k3s/host/cgroup"
 	"gvisor-k3s/host/network"
+	"gvisor-k3s/host/publish"
 )
 
 // specVersion is that of the form of a spec.
@@ -40,6 +41,8 @@ type Spec struct {
 	Limits cgroup.Limits `json:"limits"`
 	// Egress is its way out; without one it has none.
 	Egress *Egress `json:"egress"`
+	// Publish are ports of it that are answered at addresses of the host.
+	Publish []publish.Port `json:"publish"`
 	// Restart has it started again when it has ended.
 	Restart bool `json:"restart"`
 	// StopSeconds is how long it has to end in good order.
@@ -193,6 +196,9 @@ func (s Spec) problems() []error {
 	}
 	if s.Filter != nil && !s.Filter.Ports.All && s.Filter.Ports.List == nil {
 		wrong("filter.ports is missing")
+	}
+	for _, port := range s.Publish {
+		problems = append(problems, port.Problems())
 	}
 	if s.Egress == nil {
 		return problems

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gvisor-k3s/host/process"
+	"gvisor-k3s/host/publish"
 	"gvisor-k3s/host/ready"
 	"gvisor-k3s/host/usage"
 )
@@ -55,6 +56,7 @@ type supervisor struct {
 	running *process.Watched
 	since   time.Time
 	egress  *egress
+	publish publish.Publisher
 	pause   backoff
 
 	// hangup gets a word when the spec is to be read again.
@@ -185,6 +187,12 @@ func (s *supervisor) start(ctx context.Context, again bool) error {
 	}
 	if s.egress, err = startEgress(ctx, s.sandbox, s.store, false); err != nil {
 		return err
+	}
+	if err := s.publish.Set(s.sandbox.spec.Publish); err != nil {
+		if !again {
+			return err
+		}
+		s.store.wrong(specTrouble, err)
 	}
 	s.noteApplied()
 	s.store.wrong(sandboxTrouble, nil)
@@ -378,7 +386,7 @@ func (s *supervisor) apply(ctx context.Context, wanted Spec, hash string, egress
 	}
 	isRunning := s.running != nil && s.running.Alive()
 	if isRunning {
-		problems = append(problems, s.applyLimits(now), s.applyFilter(now))
+		problems = append(problems, s.applyLimits(now), s.applyFilter(now), s.publish.Set(next.Publish))
 		s.applyEgress(ctx, now, egressToo)
 	}
 	s.noteApplied()

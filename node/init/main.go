@@ -13,6 +13,10 @@
 //	sandbox-init files hash             tell the SHA-256 of the files on standard input (a list of paths)
 //	sandbox-init files remove           remove the files and folders on standard input (a list of paths)
 //	sandbox-init files list PATH        name the regular files of a folder
+//	sandbox-init files changed PATH SECONDS [SHA256]
+//	                                    print a regular file as soon as it is another one than that, or none, or as it is
+//	                                    when the time is up; exit code 3 if there is none
+//	sandbox-init files usage            tell what folders take of the disk (see files.Measure)
 //	sandbox-init boot [--forget]        make what is on standard input (a boot.Plan), and forget the last life
 //	sandbox-init boot --replay          have the facade and the services of the last life again
 //	sandbox-init facade                 apply the facade plan on standard input (see facade.Plan), idempotently
@@ -21,6 +25,8 @@
 //	sandbox-init flock [--shared] [--nonblock]
 //	                                    take the lock of the file at descriptor 3; exit code 4 if somebody else has it
 //	sandbox-init hold FILE [--shared]   keep a lock as long as standard input lasts (see lock.Hold)
+//	sandbox-init limits SOCKET          have the memory limits of containers hold (see limits.Watcher), and tell
+//	                                    containerd, which answers ttrpc at this socket, of each that is killed
 //	sandbox-init machine start          put a node on this machine, which is a sandbox itself (see machine.Start)
 //	sandbox-init machine stop           take it off again (see machine.Stop)
 //	sandbox-init machine observe        tell how the machine is (see machine.Observe)
@@ -30,11 +36,13 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"time"
@@ -43,22 +51,27 @@ import (
 	"gvisor-k3s/node/init/facade"
 	"gvisor-k3s/node/init/files"
 	"gvisor-k3s/node/init/input"
+	"gvisor-k3s/node/init/limits"
 	"gvisor-k3s/node/init/lock"
 	"gvisor-k3s/node/init/machine"
 	"gvisor-k3s/node/init/probe"
 	"gvisor-k3s/node/init/service"
+
+	"golang.org/x/sys/unix"
 )
 
 var errUsage = errors.New(strings.TrimSpace(`usage: sandbox-init
   run
   service put | restart NAME | stop NAME | status | await NAME
   files put | get PATH [--limit BYTES] [--tail BYTES] | hash | remove | list PATH
+  files changed PATH SECONDS [SHA256] | usage
   boot [--forget | --replay]
   facade
   probe
   can WHAT
   flock [--shared] [--nonblock]
   hold FILE [--shared]
+  limits SOCKET
   machine start | stop | observe`))
 
 // Exit codes that mean something else than an error.
@@ -124,6 +137,13 @@ func dispatch(args []string) error {
 		return flockCommand(rest)
 	case "hold":
 		return holdCommand(rest)
+	case "limits":
+		if len(rest) == 1 {
+			ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+			defer stop()
+			limits.New(limits.Containerd(rest[0])).Run(ctx)
+			return nil
+		}
 	case "machine":
 		if len(rest) == 1 {
 			return machineCommand(rest[0])
@@ -189,8 +209,40 @@ func filesCommand(verb string, args []string) error {
 		return files.Remove(paths)
 	case verb == "list" && len(args) == 1:
 		return printAnswer(files.List(args[0]))
+	case verb == "changed" && (len(args) == 2 || len(args) == 3):
+		return changedCommand(args[0], args[1], append(args[2:], "")[0])
+	case verb == "usage" && len(args) == 0:
+		measure, err := read[files.Measure]("what is measured")
+		if err != nil {
+			return err
+		}
+		return printAnswer(measure.Run())
 	}
 	return errUsage
+}
+
+// changedCommand prints a file that has changed, or that has not in time.
+func changedCommand(path, seconds, known string) error {
+	most := int(patience / time.Second / 2)
+	count, err := strconv.Atoi(seconds)
+	if err != nil || count < 0 || count > most {
+		return fmt.Errorf("seconds %q: 0 to %d is allowed", seconds, most)
+	}
+	return printFile(path)(files.Changed(path, known, time.Duration(count)*time.Second))
+}
+
+// printFile takes a file, and prints it.
+func printFile(path string) func(content []byte, err error) error {
+	return func(content []byte, err error) error {
+		if files.IsAbsent(err) {
+			return absentError{fmt.Errorf("there is no %s (%w)", path, err)}
+		}
+		if err != nil {
+			return err
+		}
+		_, err = os.Stdout.Write(content)
+		return err
+	}
 }
 
 // getCommand prints a file, or its end.
@@ -214,21 +266,10 @@ func getCommand(args []string) error {
 	if tailed && tail > limit {
 		return fmt.Errorf("--tail %d: at most %d bytes are read; give another --limit", tail, limit)
 	}
-	var content []byte
-	var err error
 	if tailed {
-		content, err = files.Tail(path, tail)
-	} else {
-		content, err = files.Read(path, limit)
+		return printFile(path)(files.Tail(path, tail))
 	}
-	if files.IsAbsent(err) {
-		return absentError{fmt.Errorf("there is no %s (%w)", path, err)}
-	}
-	if err != nil {
-		return err
-	}
-	_, err = os.Stdout.Write(content)
-	return err
+	return printFile(path)(files.Read(path, limit))
 }
 
 func bootCommand(args []string) error {

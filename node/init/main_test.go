@@ -283,8 +283,12 @@ func TestReplay(t *testing.T) {
 	says(t, "", "service", "stop", "gone")
 	killed := func() {
 		t.Helper()
+		services := "^/bin/sh -c trap.*" + journal
+		// What was put last may only be about to run.
+		await(t, "a service runs", func() bool { return exec.Command("pgrep", "-f", services).Run() == nil }, p.log)
 		p.end(unix.SIGKILL)
-		must(t, exec.Command("pkill", "-KILL", "-f", "^/bin/sh -c trap.*"+journal).Run(), os.Remove(journal))
+		must(t, exec.Command("pkill", "-KILL", "-f", services).Run())
+		os.Remove(journal)
 		os.Remove(at("facade"))
 		p.start()
 	}
@@ -417,6 +421,12 @@ func TestFiles(t *testing.T) {
 		{"", []string{"get", at("a")}, failed(1, at("a")+" is a folder and no regular file")},
 		{encode(t, []string{at("empty"), at("none")}), []string{"hash"},
 			ok(fmt.Sprintf(`{%q:{"sha256":%q},%q:{"absent":true}}`+"\n", at("empty"), hashOfNothing, at("none")))},
+		{"", []string{"changed", at("empty"), "60", "00"}, ok("")},
+		{"", []string{"changed", at("empty"), "0", hashOfNothing}, ok("")},
+		{"", []string{"changed", at("empty"), "61"}, failed(1, `seconds "61": 0 to 60 is allowed`)},
+		{"", []string{"changed", at("none"), "0"},
+			failed(3, "there is no "+at("none")+" (stat "+at("none")+": no such file or directory)")},
+		{`{"folders":["/none"],"seconds":1}`, []string{"usage"}, failed(1, "statfs /none: no such file or directory")},
 		{"", []string{"list", folder}, ok("[\"empty\"]\n")},
 		{"", []string{"list", at("none")}, ok("[]\n")},
 		{"", []string{"list", at("fifo")}, failed(1, at("fifo")+" is a FIFO and no folder")},

@@ -21,8 +21,9 @@ import (
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 )
 
-// components starts the upstream programs as parts of this process. They are started below their command lines'
-// outermost layer, which would catch signals once per program, and can be caught once per process only.
+// components starts the upstream programs as parts of a process, the server's or the agent's. They are started below
+// their command lines' outermost layer, which would catch signals once per program, and can be caught once per process
+// only.
 type components struct {
 	config  *Config
 	pki     *pki
@@ -30,7 +31,7 @@ type components struct {
 	running sync.WaitGroup
 }
 
-// start runs a component; its end is the end of all, because a supervisor can only start the whole again.
+// start runs a component; its end is the end of its process, because only the whole of that can be started again.
 func (c *components) start(ctx context.Context, name string, run func(context.Context) error) {
 	c.running.Go(func() {
 		err := run(ctx)
@@ -42,6 +43,9 @@ func (c *components) start(ctx context.Context, name string, run func(context.Co
 
 const outOfPatience = "some components did not end in time"
 
+// patience is what the components of a process have to end; what is started again must find their ports free.
+const patience = 5 * time.Second
+
 // wait gives the components the time that a supervisor's patience leaves.
 func (c *components) wait() {
 	ended := make(chan struct{})
@@ -51,7 +55,7 @@ func (c *components) wait() {
 	}()
 	select {
 	case <-ended:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		klog.Warning(outOfPatience)
 	}
 }

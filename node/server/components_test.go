@@ -93,12 +93,11 @@ func TestKubeletSettings(t *testing.T) {
 		"authorization":      {string(s.Authorization.Mode), "Webhook"},
 		"cgroup driver":      {s.CgroupDriver, "cgroupfs"},
 		"cgroup v1 refused":  {s.FailCgroupV1, false},
-		"cgroups per QoS":    {s.CgroupsPerQOS, false},
+		"cgroups per QoS":    {s.CgroupsPerQOS, true},
 		"swap refused":       {s.FailSwapOn, false},
-		"local storage":      {s.LocalStorageCapacityIsolation, false},
+		"local storage":      {s.LocalStorageCapacityIsolation, true},
 		"iptables chains":    {s.MakeIPTablesUtilChains, false},
 		"disk evicts no pod": {len(s.EvictionHard), 1},
-		"disk and images":    {s.ImageGCHighThresholdPercent, int32(100)},
 	} {
 		if pair[0] != pair[1] {
 			t.Errorf("%s: got %v, want %v", what, pair[0], pair[1])

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +12,9 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
+	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/yaml"
 )
 
@@ -249,6 +252,16 @@ func argument(args []string, name, value string) string {
 		}
 	}
 	return value
+}
+
+// awaitPorts is checkPorts with a little patience: the agent of a server that was killed has its ports until it has
+// noticed.
+func awaitPorts(ctx context.Context, c *Config) (err error) {
+	_ = wait.PollUntilContextTimeout(ctx, pollEvery, 2*time.Second, true, func(context.Context) (bool, error) {
+		err = checkPorts(c)
+		return err == nil, nil
+	})
+	return err
 }
 
 // checkPorts tells of every port that the server needs and somebody else has, before anything starts.

@@ -37,13 +37,18 @@ func (c *components) kubelet(ctx context.Context) error {
 		// it would answer anybody on 10255.
 		"read-only-port": "0",
 	}
-	if len(c.config.NodeLabels) > 0 {
-		flags["node-labels"] = strings.Join(c.config.NodeLabels, ",")
-	}
+	flags["provider-id"] = "gvisor-k3s://" + c.config.NodeName
+	own, _ := labelsOf(c.config)
+	flags["node-labels"] = labelList(own)
 	if len(c.config.NodeTaints) > 0 {
 		flags["register-with-taints"] = strings.Join(c.config.NodeTaints, ",")
 	}
 	readGVisorCgroups("/sys/fs/cgroup")
+	if !hasPodTunables() { // which is gVisor
+		if err := unmountLazily(c.config.path("agent", "bin")); err != nil {
+			return err
+		}
+	}
 	if err := lookEagerly(); err != nil {
 		return err
 	}
@@ -71,18 +76,20 @@ func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
 		ClusterDomain:            c.config.ClusterDomain,
 		ContainerLogMaxSize:      "10Mi",
 		CgroupDriver:             "cgroupfs",
-		// gVisor's cgroups are version 1, account, and do not enforce; there is nothing that a hierarchy per QoS class would
-		// change.
+		// gVisor's cgroups are version 1, account, and do not enforce. A pod has a cgroup nevertheless: its own limits and
+		// those of a resize are written there (without one the kubelet of 1.37 panics at a resize), and sandbox-init's limits
+		// are kept by what is written.
 		FailCgroupV1:           &no,
-		CgroupsPerQOS:          &no,
+		CgroupsPerQOS:          &yes,
 		EnforceNodeAllocatable: []string{"none"}, // an empty list is left out of the file and means the default
-		// The root file system's size is the host's, so what it says of free space is no ground to evict pods, or to delete
-		// images: those that were imported from archives could not be pulled again.
-		LocalStorageCapacityIsolation: &no,
-		EvictionHard:                  map[string]string{"memory.available": "100Mi"},
-		ImageGCHighThresholdPercent:   new(int32(100)), // which is never
-		FailSwapOn:                    &no,
-		MakeIPTablesUtilChains:        &no,
+		// The node has ephemeral storage to ask for, and a pod that is over its own limit of it is evicted. The root file
+		// system's size is the host's, so what it says of free space is no ground to evict pods. When images are deleted
+		// that nothing uses is said by the config file (kubelet-arg).
+		LocalStorageCapacityIsolation: &yes,
+		// Before sandbox-init's limits kill a container for the machine's sake, which they do at a twelfth.
+		EvictionHard:           map[string]string{"memory.available": "12%"},
+		FailSwapOn:             &no,
+		MakeIPTablesUtilChains: &no,
 		// The node is alone: whether it lives is known from its process, so its heartbeats can be rare.
 		NodeStatusUpdateFrequency: metav1.Duration{Duration: 10 * time.Second},
 		EnableServer:              &yes,

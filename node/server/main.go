@@ -1,11 +1,14 @@
-// Command gvisor-k3s-node is a Kubernetes server and node in one process, made of the upstream modules: kube-apiserver,
+// Command gvisor-k3s-node is a Kubernetes server and node in one program, made of the upstream modules: kube-apiserver,
 // kube-controller-manager, kube-scheduler, kubelet, and kine on SQLite as their datastore. It reads k3s's config file,
 // of whose keys it knows those that this project renders (see Config), and it is not k3s.
 //
-//	gvisor-k3s-node server --config FILE        run until SIGTERM; the end of any component ends the process
+//	gvisor-k3s-node server --config FILE        run until SIGTERM: the datastore and the API server, and in a process
+//	                                            beside them (agent, which nobody else starts) the rest; see agent.go
 //	gvisor-k3s-node check --config FILE         check the config file only
 //	gvisor-k3s-node ready --config FILE [--stage api|node] [--wait SECONDS]
 //	                                            print the state as JSON; exit code 0 if it is ready
+//	gvisor-k3s-node prune [--imported] [--own PREFIX] [--keep NAME]... [--endpoint SOCKET]
+//	                                            remove images that no container uses, and print them as JSON
 //	gvisor-k3s-node kubectl ...                 kubectl, with the admin's kubeconfig unless KUBECONFIG says otherwise
 //	gvisor-k3s-node version                     print the versions as JSON
 package main
@@ -20,7 +23,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"slices"
+	"sync"
 	"syscall"
 
 	logsapi "k8s.io/component-base/logs/api/v1"
@@ -29,7 +32,7 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 )
 
-const usage = "usage: gvisor-k3s-node server|check|ready --config FILE | kubectl ... | version"
+const usage = "usage: gvisor-k3s-node server|check|ready --config FILE | prune ... | kubectl ... | version"
 
 func main() {
 	if err := dispatch(os.Args[1:]); err != nil {
@@ -48,13 +51,15 @@ func dispatch(args []string) error {
 	switch args[0] {
 	case "kubectl":
 		return runKubectl(args)
+	case "prune":
+		return pruneCommand(context.Background(), args[1:], os.Stdout)
 	case "version":
 		return json.NewEncoder(os.Stdout).Encode(map[string]string{
 			"kubernetes": version.Get().GitVersion,
 			"kine":       moduleVersion("github.com/k3s-io/kine"),
 			"go":         runtime.Version(),
 		})
-	case "server", "check", "ready":
+	case "server", agentCommand, "check", "ready":
 	default:
 		return fmt.Errorf("unknown command %q; %s", args[0], usage)
 	}
@@ -72,10 +77,6 @@ func dispatch(args []string) error {
 	if args[0] == "ready" {
 		return reportReadiness(ctx, config, *stage, *wait)
 	}
-	return runServer(ctx, config)
-}
-
-func runServer(ctx context.Context, config *Config) error {
 	// One process holds several components, and each of them sets up logging; the first one's settings stand.
 	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged
 	// About a tenth less memory of the whole node than with Go's default of 100, for half a second of CPU more at the
@@ -83,7 +84,14 @@ func runServer(ctx context.Context, config *Config) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
-	if err := checkPorts(config); err != nil {
+	if args[0] == agentCommand {
+		return runAgent(ctx, config, os.Stdin)
+	}
+	return runServer(ctx, config, *file)
+}
+
+func runServer(ctx context.Context, config *Config, file string) error {
+	if err := awaitPorts(ctx, config); err != nil {
 		return err
 	}
 	pki, err := preparePKI(config)
@@ -91,42 +99,43 @@ func runServer(ctx context.Context, config *Config) error {
 		return err
 	}
 	haveClientsLook(pki.life)
-	stages := newStages(config)
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	components := &components{config: config, pki: pki, cancel: cancel}
-
-	// It ends after the rest: the API server can't end without it, and would take all the patience there is.
+	// Each ends after those that need it: the agent, the API server, and the datastore, without which the API server
+	// can't end, and would take all the patience there is.
 	datastore, stopDatastore := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopDatastore()
+	api, stopAPI := context.WithCancel(datastore)
+	defer stopAPI()
+	ctx, cancel := context.WithCancelCause(ctx)
+	components := &components{config: config, pki: pki, cancel: cancel}
+	agent := newAgent(file)
+	var running sync.WaitGroup
+	running.Go(func() { agent.run(ctx) })
+	err = serveAPI(ctx, datastore, api, components, agent)
+	cancel(err)
+	running.Wait()
+	stopAPI()
+	components.wait()
+	return err
+}
+
+// serveAPI has the API served until the first context's end, and tells why it ended unless somebody asked for it.
+func serveAPI(ctx, datastore, api context.Context, components *components, agent *agent) error {
+	config := components.config
+	stages := newStages(config)
 	if err := startDatastore(datastore, config); err != nil {
 		return fmt.Errorf("datastore: %w", err)
 	}
 	stages.reached("datastore")
-	components.start(ctx, "certificates", components.certificates)
-	components.start(ctx, "kube-apiserver", components.apiServer)
+	components.start(api, "certificates", components.certificates)
+	components.start(api, "kube-apiserver", components.apiServer)
 	if err := waitForAPI(ctx, config); err != nil {
 		return errors.Join(err, context.Cause(ctx))
 	}
 	stages.reached("apiReady")
-	components.start(ctx, "API server's own certificate", components.apiServerAgain)
-	components.start(ctx, "kube-controller-manager", components.controllerManager)
-	components.start(ctx, "kube-scheduler", components.scheduler)
-	if !config.DisableAgent {
-		components.start(ctx, "kubelet", components.kubelet)
-		components.start(ctx, "network policies", components.tellOfPolicies)
-		if !slices.Contains(config.Disable, localStorage) {
-			if err := writeLocalStorage(config); err != nil {
-				return err
-			}
-			components.start(ctx, localStorage, components.localStorage)
-		}
-	}
-	components.start(ctx, "manifests", func(ctx context.Context) error { return deployManifests(ctx, config) })
+	close(agent.ready)
+	components.start(api, "API server's own certificate", components.apiServerAgain)
 	go stages.watch(ctx, config)
-
 	<-ctx.Done()
-	components.wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
 	}

@@ -172,7 +172,7 @@ func TestCommandLine(t *testing.T) {
 	}
 	for line, want := range map[string]string{
 		"":                                   usage,
-		"agent":                              `unknown command "agent"; ` + usage,
+		"join":                               `unknown command "join"; ` + usage,
 		"check --config /no/such/file":       "open /no/such/file: no such file or directory",
 		"check --config " + config:           "",
 		"ready --stage x --config " + config: `--stage "x": api and node are allowed`,

@@ -23,6 +23,13 @@ type Config struct {
 }
 
 func main() {
+	if os.Args[0] == showName {
+		if err := show(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, showName+":", err)
+			os.Exit(1)
+		}
+		return
+	}
 	// The shim takes a runtime's standard error into containerd's log, so this is where an error must go.
 	fmt.Fprintln(os.Stderr, "runc-wrapper:", run(os.Args))
 	os.Exit(1)
@@ -47,7 +54,7 @@ func run(args []string) error {
 		return fmt.Errorf("%s: it names no runtime", rulesFile)
 	}
 	if bundle, reads := bundleOf(args[1:]); reads {
-		if err := rewrite(filepath.Join(bundle, "config.json"), config.Rules); err != nil {
+		if err := rewrite(bundle, config.Rules, self); err != nil {
 			return err
 		}
 	}
@@ -85,13 +92,17 @@ func bundleOf(args []string) (bundle string, reads bool) {
 	return ".", true
 }
 
-// rewrite applies the rules to a spec file; the file is replaced at once or not at all.
-func rewrite(path string, rules []Rule) error {
+// rewrite applies the rules to a bundle's spec; the file is replaced at once or not at all.
+func rewrite(bundle string, rules []Rule, self string) error {
+	path := filepath.Join(bundle, "config.json")
 	spec, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
 	changed, err := Apply(spec, rules)
+	if err == nil && slices.ContainsFunc(rules, func(rule Rule) bool { return rule.Sysctls != "" }) {
+		changed, err = showSysctls(changed, bundle, self)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}

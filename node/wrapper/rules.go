@@ -23,6 +23,8 @@ type Rule struct {
 	// Set is a path that gets Value.
 	Set   string          `json:"set,omitempty"`
 	Value json.RawMessage `json:"value,omitempty"`
+	// Sysctls is "show": a pod's are shown to it and not set; see showSysctls.
+	Sysctls string `json:"sysctls,omitempty"`
 }
 
 // Apply returns the spec with the rules applied in order.
@@ -49,11 +51,13 @@ func (r Rule) apply(spec []byte) ([]byte, error) {
 		return dropFromList(spec, "mounts", "destination", r.DropMount)
 	case r.Unset != "":
 		return sjson.DeleteBytes(spec, r.Unset)
+	case r.Sysctls == "show":
+		return spec, nil // after the others, which may change what it reads
 	case r.Set != "" && r.Value != nil:
 		return sjson.SetRawBytes(spec, r.Set, r.Value)
 	}
 	return nil, errors.New("it says nothing to do; " +
-		"one of dropNamespace, dropMaskedPath, dropMount, unset, or set with value is needed")
+		"one of dropNamespace, dropMaskedPath, dropMount, unset, set with value, or sysctls is needed")
 }
 
 // dropFromList removes every entry of the list at path whose field is value; an empty field compares the entry itself.

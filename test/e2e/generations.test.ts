@@ -79,6 +79,8 @@ const everywhere: QuirkId[] = [
   "no-freezer",
   "old-kernel-cri",
   "no-netfilter",
+  "no-pod-sysctls",
+  "no-user-namespaces",
 ];
 
 describe.each<[string, QuirkId[], string[]]>([

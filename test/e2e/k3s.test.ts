@@ -87,9 +87,9 @@ it("has the kubelet settings that gVisor asks for, over the server's own", async
   const { kubeletconfig } = JSON.parse(await kubectl(name, "get", "--raw", `/api/v1/nodes/${name}/proxy/configz`));
   expect(kubeletconfig).toMatchObject({
     failCgroupV1: false,
-    cgroupsPerQOS: false,
+    cgroupsPerQOS: true,
     enforceNodeAllocatable: ["none"],
-    evictionHard: { "memory.available": "100Mi" },
+    evictionHard: { "memory.available": "12%" },
     cgroupDriver: "cgroupfs",
   });
 });

@@ -41,32 +41,71 @@ afterAll(async () => {
   removeHome(home);
 });
 
-it("has the types of its components and functions", async () => {
-  writeFileSync(
-    join(folder, "program.ts"),
-    'import { parseStackConfig, Sandbox, type Status, status } from "gvisor-k3s";\nconst config = ' +
-      'parseStackConfig({ name: "ci", sandbox: { memory: "2Gi" } });\nexport const sandbox = new ' +
-      'Sandbox("sandbox", { config });\nexport const found: Promise<Status> = ' +
-      "status(config);\n",
-  );
-  const tsc = async () =>
-    await inFolder(
-      process.execPath,
+const tsc = (folder: string, ...options: string[]) =>
+  execa(
+    process.execPath,
+    [
       join(root, "node_modules/typescript/bin/tsc"),
-      "--noEmit",
-      "--strict",
-      "--skipLibCheck",
-      "--module",
-      "nodenext",
+      ...["--noEmit", "--strict", "--target", "es2022", "--skipLibCheck", "false"],
+      ...["--typeRoots", join(root, "node_modules/@types"), "--types", "node"],
+      ...options,
       "program.ts",
-    );
-  const { exitCode, all } = await tsc();
-  expect(exitCode, all).toBe(0);
-  writeFileSync(
-    join(folder, "program.ts"),
-    `${readFileSync(join(folder, "program.ts"), "utf8")}new Sandbox("sandbox", { config: 1 });\n`,
+    ],
+    { cwd: folder, all: true, reject: false },
   );
-  expect((await tsc()).exitCode).not.toBe(0);
+
+/** A folder with a program in it, whose modules are of a kind. */
+function program(type: "module" | "commonjs", text: string): string {
+  const own = join(folder, type);
+  mkdirSync(own, { recursive: true });
+  writeFileSync(join(own, "package.json"), JSON.stringify({ type }));
+  writeFileSync(join(own, "program.ts"), text);
+  return own;
+}
+
+const text = `import { Cluster, parseStackConfig, Sandbox, type Status, status } from "gvisor-k3s";
+const config = parseStackConfig({ name: "ci", sandbox: { memory: "2Gi" } });
+export const sandbox = new Sandbox("sandbox", { config });
+export const found: Promise<Status> = status(config);
+export const { kubeconfig } = new Cluster("ci");
+`;
+
+it.each<["module" | "commonjs", ...string[]]>([
+  // That of Pulumi's own template.
+  ["commonjs", "--module", "commonjs", "--moduleResolution", "node10", "--ignoreDeprecations", "6.0"],
+  ["commonjs", "--module", "node16"],
+  ["module", "--module", "node16"],
+  ["commonjs", "--module", "nodenext"],
+  ["module", "--module", "nodenext"],
+  ["module", "--module", "esnext", "--moduleResolution", "bundler"],
+  ["commonjs", "--module", "preserve", "--moduleResolution", "bundler"],
+])("has the types of its components and functions: %s %s %s %s %s", async (type, ...options) => {
+  const { exitCode, all } = await tsc(program(type, text), ...options);
+  expect(exitCode, all).toBe(0);
+});
+
+it.each(["module", "commonjs"] as const)("tells a program of the kind %s what is wrong in it", async (type) => {
+  const wrong = `${text}new Sandbox("sandbox", { config: 1 });\n`;
+  const { exitCode, all } = await tsc(program(type, wrong), "--module", "nodenext");
+  expect(exitCode).not.toBe(0);
+  expect(all).toContain("program.ts(6,26): error TS2322: Type 'number' is not assignable to type");
+});
+
+it("is one library, however it is loaded", async () => {
+  const both =
+    'const { Cluster } = require("gvisor-k3s"); ' +
+    'import("gvisor-k3s").then((library) => console.log(typeof Cluster, library.Cluster === Cluster))';
+  expect((await inFolder(process.execPath, "--input-type=commonjs", "--eval", both)).all).toBe("function true");
+});
+
+it("tells an older Node.js what it needs, in one line", async () => {
+  const older = join(folder, "older.cjs"); // what it tells of itself
+  const version = '{ value: "v20.19.4" }); Object.defineProperty(process.versions, "node", { value: "20.19.4" });';
+  writeFileSync(older, `Object.defineProperty(process, "version", ${version}\n`);
+  const bin = join(folder, "node_modules/.bin/gvisor-k3s");
+  const { exitCode, all } = await inFolder(process.execPath, "--require", older, bin, "status");
+  expect(exitCode).toBe(1);
+  expect(all).toBe(`gvisor-k3s needs Node.js 24 or newer, and ${process.execPath} is v20.19.4`);
 });
 
 it("brings a cluster up by its command, with the options of the folder that it runs in", async () => {

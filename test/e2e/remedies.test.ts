@@ -48,9 +48,9 @@ async function complaint(
   patches: string[],
   rules: OciRule[] = [],
 ): Promise<string> {
-  const { files, mounts, nodes } = facadePlan(sandbox.ref.name, facadeFor(found));
+  const plan = { ...facadePlan(sandbox.ref.name, facadeFor(found)), settings: [] };
   const machine = sandbox.ref;
-  await applyFacade.run({ machine, plan: { settings: [], files, mounts, nodes } }, contextOf(sandbox));
+  await applyFacade.run({ machine, plan }, contextOf(sandbox));
   const runc: Artifact = { name: "runc", ...(patches.length > 0 ? { patches: patches.toSorted() } : {}) };
   await provide(wanted(runc), () => {});
   const program = pathInSandbox(runc, "runc");

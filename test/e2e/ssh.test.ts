@@ -8,7 +8,7 @@ import { artifactId } from "../../artifacts/artifacts.ts";
 import { readRecord } from "../../machines/record.ts";
 import { remotePaths } from "../../machines/sshConnection.ts";
 import type { ProcessId } from "../../system/processes.ts";
-import { cli, killProcess, ownHome, pathsOf, removeHome, root, stateFiles, traces } from "./harness.ts";
+import { cli, killProcess, ownHome, pathsOf, removeHome, root, shellImage, stateFiles, traces } from "./harness.ts";
 import { type SshMachine, startSshMachine } from "./sshMachine.ts";
 
 const home = await ownHome();
@@ -195,6 +195,32 @@ describe("a cluster", () => {
     const { stdout } = await execa("tar", ["-xzOf", archive]);
     expect(stdout).toContain("snapshotter = ");
     expect(stdout).not.toContain(key);
+  });
+
+  it("is reached again by whoever asks when the tunnel is gone, and by one tunnel for all who ask at once", async () => {
+    const before = tunnel();
+    await killProcess(before);
+    const asked = [1, 2, 3].map(() => kubectl("get", "--raw=/readyz"));
+    expect(await Promise.all(asked)).toEqual(["ok", "ok", "ok"]);
+    const tunnels = processesHere().filter((line) => /\bssh .*-N /.test(line));
+    expect(tunnels, processesHere().join("\n")).toHaveLength(1);
+    expect(tunnel().localPort).toBe(before.localPort); // of kubeconfigs that were copied
+    const log = join(pathsOf(name).logs, "tunnel.log");
+    writeFileSync(log, "what ssh says\n".repeat(2 ** 17));
+    await kubectl("get", "--raw=/readyz");
+    expect(readFileSync(log, "utf8")).toBe("");
+  });
+
+  it("gets images from archives here, and loses those that nothing uses", async () => {
+    const [image, archive] = ["example.test/shell:1", join(home, "shell.tar")];
+    await shellImage(image, archive);
+    await printed("images", "import", "-c", name, archive);
+    const ctr = `${remotePaths.artifacts}/${artifactId({ name: "containerd" })}/ctr`;
+    const images = () => printed("exec", "-c", name, ctr, "-n", "k8s.io", "images", "ls", "-q");
+    expect(await images()).toContain(image);
+    expect(JSON.parse(await printed("status", name, "--json")).disk.images).toBeGreaterThan(0);
+    expect(await printed("images", "prune", "-c", name, "--imported")).toContain(`${image}\n1 image removed`);
+    expect(await images()).not.toContain(image);
   });
 
   it("is there again with the next up when its processes, the tunnel, and a file are gone", async () => {

@@ -126,6 +126,7 @@ export const validConfigs: fc.Arbitrary<StackConfigInput> = threeNetworks.chain(
           clusterDomain: fc.array(names, { minLength: 1, maxLength: 3 }).map((labels) => labels.join(".")),
           clusterCidr: fc.constant(clusterCidr),
           labels: fc.dictionary(text, text, { maxKeys: 3 }),
+          pruneImagesAt: fc.option(fc.integer({ min: 1, max: 99 })),
           kubeletArgs: componentArguments,
           apiServerArgs: componentArguments,
           controllerManagerArgs: componentArguments,

@@ -5,6 +5,7 @@ import {
   lstatSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   renameSync,
   rmSync,
@@ -19,6 +20,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { parse } from "yaml";
 import { redacted } from "../../automation/bundle.ts";
 import { asText, changeOf } from "../../automation/changes.ts";
+import { asTable } from "../../automation/doctor.ts";
 import {
   changeUserKubeconfig,
   chosen,
@@ -29,7 +31,8 @@ import {
   without,
 } from "../../automation/kubeconfig.ts";
 import { machineOf, machinesOf } from "../../automation/list.ts";
-import { readConfig, setRelease } from "../../automation/workspace.ts";
+import { statesInClear } from "../../automation/secrets.ts";
+import { dropOldCopies, readConfig, setRelease } from "../../automation/workspace.ts";
 import { hostPaths } from "../../machines/paths.ts";
 
 const own = (key: string) => `apiVersion: v1
@@ -227,6 +230,75 @@ describe("a release of k3s", () => {
     expect(readFileSync(real, "utf8")).toContain("v1.37.0+k3s1");
     process.chdir(before);
     rmSync(folder, { recursive: true });
+  });
+});
+
+describe("Pulumi's copies of a stack's state", () => {
+  it("are those of the last runs, and other stacks' are left alone", () => {
+    const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-copies-"));
+    const folder = (kind: string, stack: string) => join(home, "pulumi/.pulumi", kind, "gvisor-k3s", stack);
+    const time = (run: number) => `17956554092${String(run).padStart(8, "0")}`;
+    const files = (stack: string, run: number) => ({
+      [folder("backups", stack)]: [`${stack}.${time(run)}.json`, `${stack}.${time(run)}.json.attrs`],
+      [folder("history", stack)]: [`${stack}-${time(run)}.checkpoint.json`, `${stack}-${time(run)}.history.json`],
+    });
+    for (const stack of ["a", "a-179565540922365163"])
+      for (let run = 0; run < 23; run++)
+        for (const [where, names] of Object.entries(files(stack, run))) {
+          mkdirSync(where, { recursive: true });
+          for (const name of names) writeFileSync(join(where, name), "");
+        }
+    dropOldCopies(home, "a");
+    dropOldCopies(home, "of which there is none");
+    for (const [stack, first] of [["a", 3] as const, ["a-179565540922365163", 0] as const])
+      for (let run = 0; run < 23; run++)
+        for (const [where, names] of Object.entries(files(stack, run)))
+          for (const name of names) expect(existsSync(join(where, name)), name).toBe(run >= first);
+    dropOldCopies(home, "a-179565540922365163");
+    expect(readdirSync(folder("history", "a-179565540922365163"))).toHaveLength(40);
+    rmSync(home, { recursive: true });
+  });
+});
+
+describe("a state with secrets in clear", () => {
+  it("is found in each of its copies, by what is known and by the form of keys, and no other stack's", () => {
+    const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-states-"));
+    const at = (file: string) => join(folder, ".pulumi", file);
+    const write = (file: string, text: string) => {
+      mkdirSync(dirname(at(file)), { recursive: true });
+      writeFileSync(at(file), text);
+    };
+    const encrypted = readFileSync(join(import.meta.dirname, "../e2e/fixtures/v0.2.0/stack.json"), "utf8");
+    const state = (inputs: object) => encrypted.replace('"dependencies"', `"inputs": ${JSON.stringify(inputs)}, "d"`);
+    const key = `-----BEGIN EC PRIVATE KEY-----\n${"A".repeat(64)}\n-----END EC PRIVATE KEY-----\n`;
+    const kubeconfig = `users: [{ user: { client-key-data: ${Buffer.from(key).toString("base64")} } }]`;
+    write("stacks/gvisor-k3s/dev.json", state({ content: kubeconfig }));
+    write(
+      "stacks/gvisor-k3s/dev.json.bak",
+      state({ environment: { STEP_PARAMS: JSON.stringify({ auth: 'pass"word' }) } }),
+    );
+    write("stacks/gvisor-k3s/other.json", state({ content: kubeconfig }));
+    write("history/gvisor-k3s/dev/dev-1.checkpoint.json", state({ content: key }));
+    write("history/gvisor-k3s/dev/dev-2.checkpoint.json", encrypted);
+    write("backups/gvisor-k3s/dev/dev.1.json", state({ content: "short" }));
+    expect(statesInClear(folder, "dev", ['pass"word', "short"])).toEqual(
+      [
+        "stacks/gvisor-k3s/dev.json",
+        "stacks/gvisor-k3s/dev.json.bak",
+        "history/gvisor-k3s/dev/dev-1.checkpoint.json",
+      ].map(at),
+    );
+    expect(statesInClear(join(folder, "none"), "dev", [])).toEqual([]);
+    rmSync(folder, { recursive: true });
+  });
+
+  it("is told by doctor with what to do", () => {
+    const report = { probed: "it", kernel: "4.4", findings: [], blockers: [], recommendedMode: "node" as const };
+    expect(asTable({ ...report, secretsInClear: [] })).not.toContain("secrets");
+    const told = asTable({ ...report, secretsInClear: ["/home/state.json"] });
+    expect(told).toMatch(
+      /\n! secrets are in clear in the stack's state: .*`gvisor-k3s up`.*\n {2}\/home\/state\.json\n$/,
+    );
   });
 });
 

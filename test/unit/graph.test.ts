@@ -5,6 +5,7 @@ import { join } from "node:path";
 import * as pulumi from "@pulumi/pulumi";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { fileDigest } from "../../artifacts/artifacts.ts";
+import type { ClusterArgs } from "../../components/cluster.ts";
 import { FakeMachine } from "../../machines/fake.ts";
 import type { ManagedSpec } from "../../machines/managed.ts";
 import type { Observed } from "../../machines/observe.ts";
@@ -89,7 +90,7 @@ async function program(
   try {
     const exported = await run();
     await pulumi.runtime.disconnect();
-    return { registrations, exported };
+    return { registrations, exported: (exported.default ?? exported) as Record<string, unknown> };
   } catch (error) {
     await pulumi.runtime.disconnect(); // what was begun before
     throw Object.assign(error as Error, { registered: Object.keys(registrations) });
@@ -258,6 +259,54 @@ describe("the graph", () => {
     expect(registrations["containerd-apply"]!.inputs.stdin, "what is not secret is shown").toEqual(expect.any(String));
   });
 
+  it("keeps a password in a proxy's address secret, and shows an address without one", async () => {
+    const secret = { "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270" };
+    const { registrations } = await program({ proxy: { https: "http://me:very-secret@proxy.example:3128" } });
+    expect(registrations["containerd-apply"]!.inputs.environment).toMatchObject({ STEP_PARAMS: secret });
+    const plain = { ...registrations, "containerd-apply": {} };
+    expect(JSON.stringify(plain)).not.toContain("very-secret");
+    const open = await program({ proxy: { https: "http://proxy.example:3128" } });
+    expect(open.registrations["containerd-apply"]!.inputs.environment).toMatchObject({
+      STEP_PARAMS: expect.stringContaining("HTTPS_PROXY=http://proxy.example:3128"),
+    });
+  });
+
+  it("takes registries and a proxy that are outputs, and keeps a secret one", async () => {
+    const secret = { "4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270" };
+    const { registrations } = await program({}, async () => {
+      const { Cluster } = await import("../../components/cluster.ts");
+      const password = pulumi.secret("very-secret");
+      const host = pulumi.output("mirror.example");
+      const registries = {
+        mirrors: { "docker.io": { endpoint: [pulumi.interpolate`https://${host}:5000`] } },
+        configs: { "a.example": { auth: { username: "a", password } } },
+      };
+      const proxy = { http: pulumi.interpolate`http://${host}:3128` };
+      return { default: { made: new Cluster("graph", { registries, proxy }) } };
+    });
+    const { environment } = registrations["graph-containerd-apply"]!.inputs as { environment: Record<string, unknown> };
+    const params = environment.STEP_PARAMS as { value: string };
+    expect(params).toMatchObject(secret);
+    expect(JSON.parse(params.value)).toMatchObject({
+      credentials: expect.stringContaining("very-secret"),
+      env: expect.arrayContaining(["HTTP_PROXY=http://mirror.example:3128"]),
+    });
+    expect(JSON.stringify(registrations["graph-containerd-registries"]!.inputs)).toContain(
+      "https://mirror.example:5000",
+    );
+    expect(JSON.stringify(registrations).replaceAll(JSON.stringify(params), "")).not.toContain("very-secret");
+  });
+
+  it("takes no other output, and says of each that is one where it is", async () => {
+    const given = { name: pulumi.output("graph"), sandbox: { memory: pulumi.secret("2Gi") } } as unknown as ClusterArgs;
+    const made = program({}, async () => {
+      const { Cluster } = await import("../../components/cluster.ts");
+      return { default: { made: new Cluster("graph", given) } };
+    });
+    const error = (await made.catch((reason: unknown) => reason)) as Error;
+    for (const option of ["name", "sandbox.memory"]) expect(error.message).toContain(`${option}: it is an output`);
+  });
+
   it("replaces a sandbox for another name, home, subnet or mode only, and nothing else at all", () => {
     const replacing = Object.entries(plain).filter(([, { inputs }]) => inputs.triggers !== undefined);
     expect(Object.fromEntries(replacing.map(([name, { inputs }]) => [name, inputs.triggers]))).toEqual({
@@ -325,6 +374,12 @@ describe("an update touches only what an option is about", () => {
     [{ pod: { args: ["-v"] } }, ["testpod-pod.spec"]],
     [{ egress: { enabled: false } }, ["sandbox-process.environment"]],
     [{ sandbox: { restart: false } }, ["sandbox-process.environment"]],
+    [{ ports: ["8080:80"] }, ["sandbox-process.environment"]],
+    [{ sandbox: { setuid: false } }, ["quirks-ask.environment", "sandbox-process.environment"]],
+    [
+      { node: { files: { "/etc/kubernetes/self.ts": import.meta.filename } } },
+      ["node-files", "node-server.environment"],
+    ],
     [{ addons: { coredns: { enabled: false } } }, ["coredns", "coredns-apply", "coredns-image"]],
     [
       { addons: { metricsServer: { enabled: false } } },
@@ -511,6 +566,11 @@ describe("an option changes the graph", () => {
     expect(differences(await graph({ quirks: found }), await graph({ quirks: [...found, ...more] }))).toEqual(expected);
   });
 
+  it("what a cluster does not have is no output of the stack, of which Pulumi would warn", async () => {
+    const { exported } = await program({ mode: "control-plane" });
+    expect(Object.keys(exported).sort()).toEqual(["address", "kubeconfig", "kubeconfigPath", "quirks"]);
+  });
+
   it("without the test pod there is none", async () => {
     expect(Object.keys(await graph({ pod: { enabled: false } })).filter((name) => name.startsWith("testpod"))).toEqual(
       [],
@@ -553,7 +613,7 @@ describe("an option changes the graph", () => {
     // What stays of the built one is ctr.
     expect(paramsOf(own, "containerd-apply")).toMatchObject({
       takes: {
-        artifacts: [{ name: "containerd" }, { name: "cni" }],
+        artifacts: [{ name: "containerd" }, { name: "cni" }, { name: "init" }],
         own: [
           { source: containerd, name: "containerd" },
           { source: shim, name: "containerd-shim-runc-v2" },

@@ -2,12 +2,27 @@
  * What is refused because of the machine. The machine's own addresses and user are made up here; programs and archives
  * are real files.
  */
-import { accessSync, chmodSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import {
+  accessSync,
+  chmodSync,
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { arch, type NetworkInterfaceInfo, networkInterfaces, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { create } from "tar";
+import { gzipSync, zstdCompressSync } from "node:zlib";
+import { create, Header } from "tar";
 import { afterAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { parse } from "yaml";
 import { knownPatches } from "../../artifacts/artifacts.ts";
+import { externalKubeconfig } from "../../config/external.ts";
 import { InputError } from "../../config/problems.ts";
 import { parseStackConfig, type StackConfigInput } from "../../config/schema.ts";
 import { hostPaths } from "../../machines/paths.ts";
@@ -69,6 +84,36 @@ function archive(path: string, entries: string[], cut?: number): string {
   create({ file: join(folder, path), cwd: join(folder, `${path}.d`), sync: true }, entries);
   if (cut !== undefined) truncateSync(join(folder, path), cut);
   return join(folder, path);
+}
+
+/**
+ * An archive of an image with a layer of so many bytes, which take no room on the disk.
+ * @param format how a size is written that has no room in a header: in binary (GNU), or as an attribute before it (pax)
+ */
+function large(format: "gnu" | "pax", size: number): string {
+  const path = file(`${format}.tar`, "");
+  const header = (fields: object) => {
+    const block = Buffer.alloc(512);
+    new Header({ mode: 0o644, ...fields }).encode(block, 0);
+    return block;
+  };
+  const layer = { path: "blobs/sha256/layer", type: "File" as const };
+  const index = Buffer.concat([header({ path: "index.json", size: 0, type: "File" }), Buffer.alloc(1024)]);
+  const attribute = (length: number) => `${length} size=${size}\n`;
+  const pax = attribute(attribute(10).length);
+  const begin =
+    format === "gnu"
+      ? header({ ...layer, size })
+      : Buffer.concat([
+          header({ path: "PaxHeader/layer", size: pax.length, type: "ExtendedHeader" }),
+          Buffer.concat([Buffer.from(pax)], 512),
+          header({ ...layer, size: 0 }),
+        ]);
+  const fd = openSync(path, "w");
+  writeSync(fd, begin);
+  writeSync(fd, index, 0, index.length, begin.length + size);
+  closeSync(fd);
+  return path;
 }
 
 it("a machine with nothing in the way is taken", () => {
@@ -278,7 +323,33 @@ describe("an archive", () => {
     ]);
   });
 
+  it("may be as large as it likes, whichever way its sizes are written", async () => {
+    for (const format of ["gnu", "pax"] as const) {
+      const path = large(format, 9 * 2 ** 30);
+      expect(refusal({ images: [path] }), format).toEqual([]);
+      truncateSync(path, 8 * 2 ** 30);
+      const [line] = refusal({ images: [path] });
+      expect(line, format).toMatch(/it is no tar archive, or a broken one \(it ends within blobs\/sha256\/layer\)/);
+      rmSync(path);
+    }
+  });
+
+  it("that is compressed is read through", () => {
+    const path = archive("plain.tar", ["index.json", "blobs/x"]);
+    for (const [name, packed] of [
+      ["image.tgz", gzipSync(readFileSync(path))],
+      ["image.tar.zst", zstdCompressSync(readFileSync(path))],
+    ] as const) {
+      const compressed = file(name, "");
+      writeFileSync(compressed, packed);
+      expect(refusal({ images: [compressed] }), name).toEqual([]);
+      writeFileSync(compressed, packed.subarray(0, packed.length / 2));
+      expect(refusal({ images: [compressed] })[0], name).toMatch(broken);
+    }
+  });
+
   it.each([
+    ["is empty", () => file("empty.tar", "")],
     ["is text", () => file("text.tar", "no archive ".repeat(200))],
     ["ends within an entry", () => archive("short.tar", ["index.json", "blobs/x"], 4000)],
     ["is a folder", () => folder],
@@ -299,6 +370,11 @@ it("a manifest that is not there, no YAML, or of something else is refused by it
     file("broken.yaml", "a: [\n"),
     file("other.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\nkind: ConfigMap\n"),
   ];
+  const files = { "/etc/kubernetes/a": "/nowhere", "/etc/kubernetes/b": "/etc" };
+  expect(refusal({ node: { files } })).toEqual([
+    '  - node.files./etc/kubernetes/a = "/nowhere": there is no such file',
+    '  - node.files./etc/kubernetes/b = "/etc": it is no regular file',
+  ]);
   const lines = refusal({ manifests: [good, "/nowhere.yaml", broken, other] });
   expect(lines).toEqual([
     '  - manifests = "/nowhere.yaml": there is no such file',
@@ -334,6 +410,45 @@ describe("the sandbox's network", () => {
     expect(refusal({ sandbox: { subnet } })).toEqual([]);
     hostHas({ "gk-other": ["10.107.0.9/30"] });
     expect(refusal({ sandbox: { subnet } })).toEqual(taken("gk-other", "10.107.0.9/30", subnet));
+  });
+});
+
+describe("another's kubeconfig", () => {
+  const kubeconfig = (user: string) =>
+    file(
+      "foreign/config",
+      `contexts: [{ name: a, context: { user: a } }, { name: b, context: { user: b } }]
+users: [{ name: a, user: { token: t } }, { name: b, user: ${user} }]
+current-context: b
+`,
+    );
+  const of = (external: object) => ({ mode: "external" as const, pod: { enabled: false }, external });
+  const exec = "{ exec: { command: ./bin/login, args: [token] } }";
+
+  it("that has a program run is refused, unless its user allows that or takes another context", () => {
+    const path = kubeconfig(exec);
+    expect(refusal(of({ kubeconfig: path }))).toEqual([
+      `  - external.kubeconfig = "${path}": it has a program run for its credentials (./bin/login), on this machine and ` +
+        "with your rights; set external.exec to true if it may, or give a kubeconfig with a certificate or a token",
+    ]);
+    expect(refusal(of({ kubeconfig: path, exec: true }))).toEqual([]);
+    expect(refusal(of({ kubeconfig: path, context: "a" }))).toEqual([]);
+  });
+
+  it("has its paths beside it, its program's too, but for one on PATH", () => {
+    const command = (user: string) => {
+      const path = kubeconfig(user);
+      const { users } = parse(externalKubeconfig(readFileSync(path, "utf8"), { kubeconfig: path, exec: true }));
+      return users[1].user.exec.command;
+    };
+    expect(command(exec)).toBe(join(folder, "foreign/bin/login"));
+    expect(command("{ exec: { command: aws } }")).toBe("aws");
+  });
+
+  it("that is a folder, or no YAML, is refused by its path", () => {
+    expect(refusal(of({ kubeconfig: folder }))[0]).toContain(`"${folder}": it cannot be read (EISDIR`);
+    const text = file("foreign/text", "{ no: yaml");
+    expect(refusal(of({ kubeconfig: text }))[0]).toContain(`"${text}": it is no kubeconfig`);
   });
 });
 

@@ -127,7 +127,15 @@ describe("any valid configuration", () => {
         });
         const lists = {
           "node-label": Object.entries(node.labels).map((label) => label.join("=")),
-          "kubelet-arg": node.kubeletArgs,
+          "kubelet-arg": [
+            ...(node.pruneImagesAt === null
+              ? ["image-gc-high-threshold=100"]
+              : [
+                  `image-gc-high-threshold=${node.pruneImagesAt}`,
+                  `image-gc-low-threshold=${Math.max(0, node.pruneImagesAt - 5)}`,
+                ]),
+            ...node.kubeletArgs,
+          ],
           "kube-apiserver-arg": node.apiServerArgs,
           "kube-controller-manager-arg": node.controllerManagerArgs,
           "kube-scheduler-arg": node.schedulerArgs,
@@ -173,6 +181,12 @@ describe("any valid configuration", () => {
       }),
     );
   });
+});
+
+it("images are deleted when the kubelet's own arguments say, where its user gives these", () => {
+  const { node } = parseStackConfig({ name: "dev", node: { kubeletArgs: ["image-gc-high-threshold=80", "v=2"] } });
+  const { "kubelet-arg": given } = parseYaml(renderNodeConfig("dev", "10.107.0.2", node, true));
+  expect(given).toEqual(["image-gc-high-threshold=80", "v=2"]);
 });
 
 it("a control plane alone has no container runtime, and no kubelet", () => {

@@ -36,10 +36,10 @@ describe("each bad input has its own message", () => {
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
   const options =
     "allowed here: name, mode, external, quirks, target, ssh, distribution, k3s, sandbox, runtime, " +
-    "containerd, registries, proxy, node, network, egress, addons, manifests, images, pod";
+    "containerd, registries, proxy, node, network, egress, addons, ports, manifests, images, pod";
   const rules =
     "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: " +
-    "FIELD, value: JSON} is allowed";
+    "FIELD, value: JSON}, {sysctls: show} is allowed";
   const apart = "choose networks that share no address";
 
   it.each<[Record<string, unknown>, string]>([
@@ -74,8 +74,25 @@ describe("each bad input has its own message", () => {
     [{ distribution: "k0s" }, 'distribution = "k0s": allowed: embedded, k3s'],
     [{ sandbox: null }, "sandbox = null: a value of type object is allowed"],
     [
+      { ports: ["80"] },
+      'ports[0] = "80": HOST_PORT:PORT or ADDRESS:HOST_PORT:PORT is allowed, such as 8080:80 or 0.0.0.0:8080:80',
+    ],
+    [
+      { ports: ["127.0.0.1:8080:70000"] },
+      'ports = "127.0.0.1:8080:70000": a port from 1 to 65535, and an IPv4 address, is allowed',
+    ],
+    [
+      { target: "inside", ports: ["8080:80"] },
+      'ports = ["8080:80"]: a sandbox that is made here has them, and none is made with target: inside; leave it out',
+    ],
+    [
+      { node: { files: { "/etc/shadow": "/x" } } },
+      "node.files./etc/shadow: a path below /etc/kubernetes or /var/lib/kubelet/seccomp is allowed",
+    ],
+    [
       { sandbox: { foo: 1 } },
-      "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, hostPorts, restart, runsc",
+      "sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, network, hostPorts, " +
+        "setuid, restart, runsc",
     ],
     [{ sandbox: { subnet: "10.0.0.1/24" } }, `sandbox.subnet = "10.0.0.1/24": ${network}`],
     [{ sandbox: { memory: 4 } }, "sandbox.memory = 4: a value of type string is allowed"],
@@ -274,7 +291,7 @@ describe("each bad input has its own message", () => {
       '  - name = "Dev_": up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last',
       "  - sandbox.memory = 4: a value of type string is allowed",
       "  - sandbox.foo: there is no such option; allowed here: subnet, memory, cpus, platform, " +
-        "network, hostPorts, restart, runsc",
+        "network, hostPorts, setuid, restart, runsc",
       '  - containerd.snapshotter = "zfs": allowed: auto, overlayfs, native',
       `  - bar: there is no such option; ${options}`,
     ]);

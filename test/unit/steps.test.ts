@@ -1,4 +1,5 @@
 import { spawn } from "node:child_process";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import {
   copyFileSync,
@@ -16,6 +17,7 @@ import { afterAll, describe, expect, it, vi } from "vitest";
 import { incarnationOf, type Observed } from "../../machines/observe.ts";
 import { hostPaths } from "../../machines/paths.ts";
 import { type MachineRecord, readRecord } from "../../machines/record.ts";
+import { driftIn, noteWritten, repairsOf } from "../../machines/written.ts";
 import { keepWhole, readJson, writeOnce, writeWhole } from "../../system/files.ts";
 import { isAlive, processStart } from "../../system/processes.ts";
 import { CommandError, run, runsWell, shellWord } from "../../system/run.ts";
@@ -143,7 +145,7 @@ describe("the record of a sandbox", () => {
     const parent = spawn("sh", ["-c", "sleep 60 & echo $!; exec sleep 60"], { stdio: ["ignore", "pipe", "ignore"] });
     const zombie = Number(String((await once(parent.stdout, "data"))[0]));
     const shows = (file: string, text: string) =>
-      vi.waitFor(() => expect(readFileSync(file, "utf8")).toContain(text), { timeout: 4000 });
+      vi.waitFor(() => expect(readFileSync(file, "utf8")).toContain(text), { timeout: 60_000 });
     await shows(`/proc/${parent.pid}/comm`, "sleep");
     process.kill(zombie, "SIGKILL");
     await shows(`/proc/${zombie}/stat`, ") Z ");
@@ -235,5 +237,27 @@ describe("a file that matters", () => {
     expect(writeOnce(file, "first")).toBe("first");
     expect(writeOnce(file, "second")).toBe("first");
     expect(readdirSync(folder).filter((name) => name.startsWith("once"))).toEqual(["once"]);
+  });
+});
+
+describe("what a step has left", () => {
+  it("is made again when a file of it was edited, and when its service is gone", async () => {
+    const ref = { kind: "managed", name: "left", home: mkdtempSync(join(tmpdir(), "gvisor-k3s-left-")) } as const;
+    const file = { path: "/etc/containerd/config.toml", content: "version = 3\n", mode: 0o644 };
+    await noteWritten(ref, "containerd", [file], 2, ["containerd", "limits"]);
+    await noteWritten(ref, "network", [], 0);
+    const repairs = (content: string, services?: object) => {
+      const sha256 = createHash("sha256").update(content).digest("hex");
+      return repairsOf(ref, driftIn(ref, { [file.path]: { sha256 } }), services as Record<string, unknown>);
+    };
+    expect(repairs(file.content, { containerd: {}, limits: {} })).toEqual({ containerd: 2, network: 0 });
+    expect(repairs("edited", { containerd: {}, limits: {} })).toEqual({ containerd: 3, network: 0 });
+    expect(repairs(file.content, { containerd: {} }), "one of two is gone").toEqual({ containerd: 3, network: 0 });
+    expect(repairs(file.content, { server: {} })).toEqual({ containerd: 3, network: 0 });
+    await noteWritten(ref, "containerd", [file], 3, "containerd"); // as releases before noted it
+    expect(repairs(file.content, { limits: {} })).toEqual({ containerd: 4, network: 0 });
+    expect(repairs(file.content, { containerd: {} })).toEqual({ containerd: 3, network: 0 });
+    expect(repairs(file.content, undefined)).toEqual({ containerd: 3, network: 0 }); // nothing is known of them
+    rmSync(ref.home, { recursive: true });
   });
 });

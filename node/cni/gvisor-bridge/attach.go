@@ -113,6 +113,9 @@ func cmdAdd(args *skel.CmdArgs) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := tellHostPorts(conf, args.ContainerID, args.Args, result.IPs); err != nil {
+		return err
+	}
 	return types.PrintResult(result, conf.CNIVersion)
 }
 
@@ -124,6 +127,7 @@ func cmdDel(args *skel.CmdArgs) error {
 		return err
 	}
 	return join(
+		forgetHostPorts(conf, args.ContainerID),
 		deletePort(conf.Bridge, portName(conf.Name, args.ContainerID, args.IfName)),
 		releaseLease(args.StdinData),
 	)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -37,6 +38,12 @@ type pluginConf struct {
 	// node's link to the bridge as well: gVisor answers a packet from the address that it came to, and cannot look up the
 	// pod's MAC address from one that the link does not have.
 	NodeAddresses []net.IP
+	// HostPorts is the folder where the service proxy is told of the pods' host ports; without it there are none.
+	HostPorts string
+	// RuntimeConfig is what the runtime says of the pod.
+	RuntimeConfig struct {
+		PortMappings []portMapping `json:"portMappings"`
+	}
 	// LeaseDir is where host-local keeps this network's leases.
 	LeaseDir string
 }
@@ -44,7 +51,7 @@ type pluginConf struct {
 // configKeys lists what a configuration may hold: what a person writes, then
 // what the runtime (libcni) adds.
 var configKeys = []string{
-	"cniVersion", "name", "type", "bridge", "mtu", "nodeAddresses", "ipam", "dns",
+	"cniVersion", "name", "type", "bridge", "mtu", "nodeAddresses", "hostPorts", "ipam", "dns",
 	"args", "capabilities", "runtimeConfig", "prevResult", "cni.dev/attachments", "cni.dev/valid-attachments",
 }
 
@@ -71,8 +78,8 @@ var ipamKeys = []string{
 	"type", "subnet", "rangeStart", "rangeEnd", "gateway", "ranges", "routes", "dataDir", "resolvConf",
 }
 
-// capabilities are those that host-local serves.
-var capabilities = []string{"ips", "ipRanges"}
+// capabilities are those that host-local serves, and that of host ports.
+var capabilities = []string{"ips", "ipRanges", "portMappings"}
 
 // problems collects what is wrong with a configuration, so that all of it is told at once.
 type problems []string
@@ -134,6 +141,8 @@ func parseConf(stdin []byte, envArgs string) (*pluginConf, error) {
 	p.field(keys, "bridge", &conf.Bridge, "a string")
 	p.field(keys, "mtu", &conf.MTU, "a whole number")
 	p.field(keys, "nodeAddresses", &conf.NodeAddresses, "a list of IP addresses")
+	p.field(keys, "hostPorts", &conf.HostPorts, "a string")
+	p.field(keys, "runtimeConfig", &conf.RuntimeConfig, "an object of the runtime's")
 	p.field(keys, "dns", &conf.DNS, "a DNS object: nameservers, domain, search, options")
 	p.field(keys, "prevResult", &conf.RawPrevResult, "a CNI result")
 	p.field(keys, "cni.dev/valid-attachments", &conf.ValidAttachments, "a list of {containerID, ifname}")
@@ -154,6 +163,12 @@ func parseConf(stdin []byte, envArgs string) (*pluginConf, error) {
 		if address.To4() == nil {
 			p.addf("nodeAddresses: %s is not IPv4", address)
 		}
+	}
+	if conf.HostPorts != "" && !filepath.IsAbs(conf.HostPorts) {
+		p.addf("hostPorts: %q is no absolute path of a folder", conf.HostPorts)
+	}
+	if conf.Capabilities["portMappings"] && conf.HostPorts == "" {
+		p.addf("capabilities.portMappings: it takes hostPorts, the folder where the service proxy is told of them")
 	}
 	for _, name := range slices.Sorted(maps.Keys(conf.Capabilities)) {
 		if conf.Capabilities[name] && !slices.Contains(capabilities, name) {

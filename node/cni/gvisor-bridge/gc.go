@@ -23,6 +23,7 @@ func cmdGC(args *skel.CmdArgs) error {
 		validPorts[portName(conf.Name, a.ContainerID, a.IfName)] = true
 	}
 	return join(
+		gcHostPorts(conf, valid),
 		inSwitch(conf.Bridge, func() error { return gcPorts(networkPrefix(conf.Name), validPorts) }),
 		gcLeases(conf.LeaseDir, valid, args.StdinData),
 	)

@@ -542,7 +542,7 @@ func TestInvalidConfig(t *testing.T) {
 			"bridge", "a name that is far too long", "mtu", 12, "hairpinMode", true, "bogus", 1,
 			"ipam", ipam("type", "dhcp", "bogus", 1),
 		), []string{
-			"bogus: unknown key, allowed are cniVersion, name, type, bridge, mtu, nodeAddresses, ipam, dns",
+			"bogus: unknown key, allowed are cniVersion, name, type, bridge, mtu, nodeAddresses, hostPorts, ipam, dns",
 			"hairpinMode: gVisor's bridge has no hairpin mode: leave it out",
 			`bridge: "a name that is far too long" is not an interface name`,
 			"mtu: 12 is not within 576 to 65521 bytes",
@@ -572,7 +572,7 @@ func TestInvalidConfig(t *testing.T) {
 		{"node addresses", n.with("nodeAddresses", []string{"fd00::1"}), []string{"nodeAddresses: fd00::1 is not IPv4"}},
 		{
 			"capability", n.with("capabilities", map[string]any{"portMappings": true, "ipRanges": true}),
-			[]string{"capabilities.portMappings: not supported, allowed are ips, ipRanges"},
+			[]string{"capabilities.portMappings: it takes hostPorts"},
 		},
 		{"not first in the list", n.with("prevResult", map[string]any{"cniVersion": "1.1.0"}), []string{"must come first"}},
 	} {

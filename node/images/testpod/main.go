@@ -6,6 +6,8 @@
 //	testpod get URL      prints a URL's body; fails unless the status is 2xx
 //	testpod resolve NAME prints a name's addresses, sorted, one on a line
 //	testpod measure URL  gets / and then /zeros of a server, and prints the times as JSON; see measurement
+//	testpod id           prints the real and the effective user id
+//	testpod echo PORT    answers each datagram with itself
 //	testpod sleep        waits for SIGTERM
 //	testpod true         does nothing, for exec probes
 package main
@@ -51,7 +53,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	port := flags.Int("port", defaultPort, "TCP `port` to serve on, 1 to 65535")
 	flags.Usage = func() {
 		fmt.Fprintln(flags.Output(), "usage: testpod [--port N] | testpod get URL | testpod resolve NAME | "+
-			"testpod measure URL | testpod sleep | testpod true")
+			"testpod measure URL | testpod id | testpod echo PORT | testpod sleep | testpod true")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
@@ -68,14 +70,19 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return resolve(ctx, flags.Arg(1), out)
 	case command == "measure" && rest == 1:
 		return measure(ctx, flags.Arg(1), out)
+	case command == "id" && rest == 0:
+		_, err := fmt.Fprintln(out, os.Getuid(), os.Geteuid())
+		return err
+	case command == "echo" && rest == 1:
+		return echo(ctx, flags.Arg(1))
 	case command == "sleep" && rest == 0:
 		<-ctx.Done()
 		return nil
 	case command == "true" && rest == 0:
 		return nil
 	default:
-		return fmt.Errorf("unknown command %q: allowed are get URL, resolve NAME, measure URL, sleep, true, or none to serve",
-			flags.Args())
+		return fmt.Errorf("unknown command %q: allowed are get URL, resolve NAME, measure URL, id, echo PORT, sleep, "+
+			"true, or none to serve", flags.Args())
 	}
 }
 
@@ -103,12 +110,23 @@ func serve(ctx context.Context, port int, out io.Writer) error {
 		local := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
 		fmt.Fprintf(w, "%s %s\n", hostname, local.IP)
 	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: getTimeout}
+	mux.HandleFunc("/grpc.health.v1.Health/Check", healthy)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: getTimeout, Protocols: new(http.Protocols)}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
 	context.AfterFunc(ctx, func() { server.Close() })
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
+}
+
+// healthy answers a gRPC probe: a message of two bytes, which is HealthCheckResponse{status: SERVING}.
+func healthy(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/grpc")
+	w.Header().Set("Trailer", "Grpc-Status")
+	w.Write([]byte{0, 0, 0, 0, 2, 0x08, 0x01})
+	w.Header().Set("Grpc-Status", "0")
 }
 
 func get(ctx context.Context, url string, out io.Writer) error {
@@ -134,6 +152,28 @@ func get(ctx context.Context, url string, out io.Writer) error {
 		return fmt.Errorf("get %s: status %s", url, response.Status)
 	}
 	return nil
+}
+
+// echo answers until ctx ends.
+func echo(ctx context.Context, port string) error {
+	conn, err := net.ListenPacket("udp", net.JoinHostPort("", port))
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, func() { conn.Close() })
+	buffer := make([]byte, 65535)
+	for {
+		n, from, err := conn.ReadFrom(buffer)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := conn.WriteTo(buffer[:n], from); err != nil {
+			return err
+		}
+	}
 }
 
 const (

@@ -122,7 +122,10 @@ func TestCommands(t *testing.T) {
 		{[]string{"sleep"}, ""},
 		{[]string{"get"}, `unknown command \["get"\]`},
 		{[]string{"get", gone.URL}, "connect"},
-		{[]string{"bogus"}, `unknown command \["bogus"\]: allowed are get URL, resolve NAME, measure URL, sleep, true`},
+		{
+			[]string{"bogus"},
+			`unknown command \["bogus"\]: allowed are get URL, resolve NAME, measure URL, id, echo PORT, sleep, true`,
+		},
 		{[]string{"measure", gone.URL}, "connect"},
 		{[]string{"resolve", "localhost"}, ""},
 		{[]string{"resolve", "no-such-name.invalid"}, "lookup no-such-name.invalid"},

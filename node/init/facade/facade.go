@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"gvisor-k3s/node/init/files"
@@ -13,13 +15,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Plan is what a sandbox lacks and gets: settings of its kernel first, then files, mounts in order, and device nodes.
+// Plan is what a sandbox lacks and gets: settings of its kernel first, then files, mounts in order, device nodes,
+// links, and mounts that are shared.
 // Everything that is there already is left as it is, so a plan can be applied again at any time.
 type Plan struct {
 	Settings []File  `json:"settings"` // written unless they read so already
 	Files    []File  `json:"files"`
 	Mounts   []Mount `json:"mounts"`
 	Nodes    []Node  `json:"nodes"`
+	Links    []Link  `json:"links,omitempty"`
+	// Private are folders that are made, with a mount of their own each, which is not shared.
+	Private []string `json:"private,omitempty"`
+	// Shared are folders: what is mounted there or below is made shared, as by mount --make-rshared, but for what is
+	// private.
+	Shared []string `json:"shared,omitempty"`
 }
 
 // File is written if it does not exist; its folders are made.
@@ -46,6 +55,12 @@ type Node struct {
 	Minor uint32 `json:"minor"`
 }
 
+// Link is a symbolic link to a folder, which is made with mode 0700 as well.
+type Link struct {
+	Path   string `json:"path"`
+	Target string `json:"target"`
+}
+
 // Apply carries the plan out and reports everything that failed.
 func (p Plan) Apply() error {
 	var problems []error
@@ -60,6 +75,15 @@ func (p Plan) Apply() error {
 	}
 	for _, node := range p.Nodes {
 		problems = append(problems, node.make())
+	}
+	for _, link := range p.Links {
+		problems = append(problems, link.make())
+	}
+	for _, folder := range p.Private {
+		problems = append(problems, keepPrivate(folder))
+	}
+	for _, folder := range p.Shared {
+		problems = append(problems, share(folder, p.Private))
 	}
 	return errors.Join(problems...)
 }
@@ -115,6 +139,65 @@ func (n Node) make() error {
 		return fmt.Errorf("mknod %s: %w", n.Path, err)
 	}
 	return os.Chmod(n.Path, 0o666) // mknod heeds the umask
+}
+
+func (l Link) make() error {
+	if there, err := isThere(l.Path); err != nil || there {
+		return err
+	}
+	if err := files.MakeFolders(filepath.Dir(l.Path), 0o755); err != nil {
+		return err
+	}
+	if err := files.MakeFolders(l.Target, 0o700); err != nil {
+		return err
+	}
+	return os.Symlink(l.Target, l.Path)
+}
+
+// keepPrivate gives a folder a mount of its own.
+func keepPrivate(folder string) error {
+	mounted, err := mountedType(folder)
+	if err != nil {
+		return err
+	}
+	if mounted == "" {
+		if err := files.MakeFolders(folder, 0o711); err != nil {
+			return err
+		}
+		if err := unix.Mount(folder, folder, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("mount --rbind %s %s: %w", folder, folder, err)
+		}
+	}
+	if err := unix.Mount("", folder, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("mount --make-private %s: %w", folder, err)
+	}
+	return nil
+}
+
+// share makes what is mounted at a folder or below it shared, but for what is mounted at others or below these.
+func share(folder string, others []string) error {
+	mounts, err := unshared(folder, others)
+	for _, mount := range mounts {
+		if failed := unix.Mount("", mount, "", unix.MS_SHARED, ""); failed != nil {
+			err = errors.Join(err, fmt.Errorf("mount --make-shared %s: %w", mount, failed))
+		}
+	}
+	return err
+}
+
+// unshared are the mounts that share makes shared.
+func unshared(folder string, others []string) ([]string, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(strings.TrimSuffix(folder, "/"))) // "" for /
+	var list []string
+	for _, mount := range mounts {
+		within := func(other string) bool {
+			return mount.Mountpoint == other || strings.HasPrefix(mount.Mountpoint, other+"/")
+		}
+		if !strings.Contains(mount.Optional, "shared:") && !slices.ContainsFunc(others, within) {
+			list = append(list, mount.Mountpoint)
+		}
+	}
+	return list, err
 }
 
 // isThere tells whether there is anything at a path, of whatever kind.

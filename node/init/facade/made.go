@@ -55,6 +55,9 @@ func NoteMade(more Plan, madeFile string) error {
 	made.Files = union(made.Files, more.Files, func(f File) string { return f.Path })
 	made.Mounts = union(made.Mounts, more.Mounts, func(m Mount) string { return m.Type + " " + m.Target })
 	made.Nodes = union(made.Nodes, more.Nodes, func(n Node) string { return n.Path })
+	made.Links = union(made.Links, more.Links, func(l Link) string { return l.Path })
+	made.Private = union(made.Private, more.Private, func(path string) string { return path })
+	made.Shared = union(made.Shared, more.Shared, func(path string) string { return path })
 	after, err := json.Marshal(made)
 	if err != nil {
 		return err
@@ -123,6 +126,25 @@ func (p Plan) missing() (Plan, error) {
 			missing.Nodes = append(missing.Nodes, node)
 		}
 	}
+	for _, link := range p.Links {
+		there, err := isThere(link.Path)
+		problems = append(problems, err)
+		if !there {
+			missing.Links = append(missing.Links, link)
+		}
+	}
+	for _, folder := range p.Private {
+		mounted, err := mountedType(folder)
+		problems = append(problems, err)
+		if mounted == "" {
+			missing.Private = append(missing.Private, folder)
+		}
+	}
+	for _, folder := range p.Shared {
+		mounts, err := unshared(folder, p.Private)
+		problems = append(problems, err)
+		missing.Shared = append(missing.Shared, mounts...)
+	}
 	return missing, errors.Join(problems...)
 }
 
@@ -147,6 +169,23 @@ func Unmake(madeFile string) error {
 		err := unix.Lstat(node.Path, &stat)
 		if err == nil && stat.Mode&unix.S_IFMT == unix.S_IFCHR && stat.Rdev == unix.Mkdev(node.Major, node.Minor) {
 			problems = append(problems, os.Remove(node.Path))
+		}
+	}
+	for _, link := range made.Links {
+		if target, err := os.Readlink(link.Path); err == nil && target == link.Target {
+			problems = append(problems, os.Remove(link.Path))
+		}
+	}
+	for _, folder := range made.Private {
+		// What is mounted there no more is no mount, which is EINVAL.
+		err := unix.Unmount(folder, unix.MNT_DETACH)
+		if err != nil && err != unix.EINVAL && err != unix.ENOENT {
+			problems = append(problems, fmt.Errorf("umount --lazy %s: %w", folder, err))
+		}
+	}
+	for _, mount := range made.Shared {
+		if err := unix.Mount("", mount, "", unix.MS_PRIVATE, ""); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+			problems = append(problems, fmt.Errorf("mount --make-private %s: %w", mount, err))
 		}
 	}
 	if err := errors.Join(problems...); err != nil {

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
@@ -407,6 +408,42 @@ func TestHash(t *testing.T) {
 	if want := `{"/a":{"absent":true},"/b":{"sha256":"00"},"/c":{"problem":"p"}}`; err != nil ||
 		string(encoded) != want {
 		t.Errorf("got %s, want %s", encoded, want)
+	}
+}
+
+func TestChanged(t *testing.T) {
+	folder := t.TempDir()
+	file := filepath.Join(folder, "file")
+	sum := func(content string) string { return sumOf([]byte(content)) }
+	if _, err := Changed(file, sum("one"), time.Hour); !IsAbsent(err) {
+		t.Errorf("one that went: %v", err)
+	}
+	if _, err := Changed(file, "", 0); !IsAbsent(err) {
+		t.Errorf("one that does not come: %v", err)
+	}
+	changed := func(known, want string) func() {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if content, err := Changed(file, known, time.Hour); err != nil || string(content) != want {
+				t.Errorf("after %q: got %q, %v, want %q", known, content, err, want)
+			}
+		}()
+		return func() { <-done }
+	}
+	comes := changed("", "one")
+	must(t, Write(file, 0o600, []byte("one")))
+	comes()
+	changed(sum("other"), "one")()
+	becomes := changed(sum("one"), "two")
+	must(t, Write(file, 0o600, []byte("one")), Write(file, 0o600, []byte("two")))
+	becomes()
+	if content, err := Changed(file, sum("two"), 0); err != nil || string(content) != "two" {
+		t.Errorf("one that does not change: got %q, %v", content, err)
+	}
+	for name, kind := range plant(t, folder) {
+		_, err := Changed(filepath.Join(folder, name), "", time.Hour)
+		refused(t, err, filepath.Join(folder, name)+" is "+kind+" and no regular file")
 	}
 }
 

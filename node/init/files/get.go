@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -66,6 +67,40 @@ func LastLines(path string, count int) string {
 	}
 	lines := strings.Split(strings.TrimRight(string(content), "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-count):], "\n")
+}
+
+// lookEvery is how often Changed looks at its file.
+const lookEvery = 25 * time.Millisecond
+
+// Changed reads a regular file as soon as the SHA-256 of what is in it is another one than known, in hex, or when the
+// time is up. Where there was no file known is "", and where there is none the error is one of IsAbsent.
+func Changed(path, known string, patience time.Duration) ([]byte, error) {
+	deadline := time.Now().Add(patience)
+	var last fs.FileInfo
+	for {
+		info, err := os.Stat(path)
+		late := time.Now().After(deadline)
+		if absent := IsAbsent(err); absent && (late || known != "") {
+			return nil, err
+		} else if !absent && (late || last == nil || !sameFile(last, info)) {
+			content, err := Read(path, GetLimit)
+			if err != nil && !IsAbsent(err) || err == nil && (late || sumOf(content) != known) {
+				return content, err
+			}
+			last = info
+		}
+		time.Sleep(lookEvery)
+	}
+}
+
+// sameFile tells that nothing was written in between, as far as that shows.
+func sameFile(a, b fs.FileInfo) bool {
+	return b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+func sumOf(content []byte) string {
+	sum := sha256.Sum256(content)
+	return hex.EncodeToString(sum[:])
 }
 
 // Sum is what Hash tells of a file: one of three.

@@ -19,8 +19,9 @@ const stopPatience = 30 * time.Second
 // isNodes tells that a process is the node's: one of its programs, a shim, or in a pod. Containers and their shims live
 // on without containerd. sandbox-init as a tool is not: somebody may hold a lock with it, or be doing this very thing.
 func isNodes(pid int) bool {
-	cgroups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err == nil && strings.Contains(string(cgroups), ":/k8s.io/") {
+	own, ownErr := os.ReadFile("/proc/self/cgroup")
+	its, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if ownErr == nil && err == nil && inPod(string(own), string(its)) {
 		return true
 	}
 	command := proc.CommandLine(pid)
@@ -32,6 +33,29 @@ func isNodes(pid int) bool {
 	}
 	at := slices.Index(command, "-address")
 	return at > 0 && at+1 < len(command) && command[at+1] == "/run/containerd/containerd.sock"
+}
+
+// inPod tells by the cgroups of a process, as /proc tells them, that a container has it: the kubelet's are below
+// kubepods, and containerd's, where nobody tells it where, below k8s.io. Both are seen from this process's own cgroups:
+// the whole machine may be in a pod of somebody else's.
+func inPod(own, its string) bool {
+	roots := map[string]string{}
+	for line := range strings.Lines(own) {
+		if _, rest, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			controllers, path, _ := strings.Cut(rest, ":")
+			roots[controllers] = strings.TrimSuffix(path, "/")
+		}
+	}
+	for line := range strings.Lines(its) {
+		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
+		controllers, path, _ := strings.Cut(rest, ":")
+		root, known := roots[controllers]
+		path, below := strings.CutPrefix(path, root)
+		if known && below && (strings.HasPrefix(path, "/kubepods/") || strings.HasPrefix(path, "/k8s.io/")) {
+			return true
+		}
+	}
+	return false
 }
 
 // isInit tells that a process is a sandbox-init that supervises services.

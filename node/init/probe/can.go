@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"unsafe"
 
 	"github.com/moby/sys/mountinfo"
@@ -35,6 +36,10 @@ func init() { // not a literal: canJoin comes back here
 		"overlay":         {"FOLDER", canOverlay},
 		"share-mounts":    {"", canShareMounts},
 		"tune":            {"NAME...", canTune},
+		"tune-pods":       {"NAME...", canTunePods},
+		"own-namespaces":  {"", canOwnNamespaces},
+		"set-uid":         {"", canSetUID},
+		"be-root":         {"", canBeRoot},
 		"number-procfs":   {"", canNumberProcfs},
 		"log":             {"", canLog},
 		"group":           {"", canGroup},
@@ -147,6 +152,85 @@ func canTune(names []string) error {
 		}
 		return errors.Join(missing...)
 	})
+}
+
+// canTunePods wants tunables that are a network namespace's own: one that is changed in one is the same as before in
+// another. What was changed by that is put back.
+func canTunePods(names []string) error {
+	if err := canTune(names); err != nil {
+		return err
+	}
+	return mounted("proc", "proc", "", func(proc string) error {
+		file := filepath.Join(proc, "sys/net/ipv4/ip_local_port_range")
+		before, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		written := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and never let go of: the thread ends with its namespace
+			err := unix.Unshare(unix.CLONE_NEWNET)
+			if err == nil {
+				err = os.WriteFile(file, []byte("20000 20999"), 0)
+			}
+			written <- err
+		}()
+		if err := <-written; err != nil {
+			return fmt.Errorf("in a network namespace of its own: %w", err)
+		}
+		if after, err := os.ReadFile(file); err != nil || string(after) == string(before) {
+			return err
+		}
+		return errors.Join(errors.New("/proc/sys/net is the same in every network namespace"),
+			os.WriteFile(file, before, 0))
+	})
+}
+
+// canOwnNamespaces asks which user namespace a network namespace belongs to, as containerd does.
+func canOwnNamespaces([]string) error {
+	file, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	owner, err := unix.IoctlRetInt(int(file.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return fmt.Errorf("ioctl NS_GET_USERNS: %w", err)
+	}
+	return unix.Close(owner)
+}
+
+// canSetUID has somebody else start a program that is root's and has the setuid bit: this one.
+func canSetUID([]string) error {
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	return mounted("tmpfs", "tmpfs", "mode=0755", func(folder string) error {
+		program := filepath.Join(folder, "program")
+		if err := os.WriteFile(program, self, 0o755); err != nil {
+			return err
+		}
+		if err := os.Chmod(program, 0o755|os.ModeSetuid); err != nil {
+			return err
+		}
+		// It is started from its folder, since those above are not for everybody.
+		cmd := exec.Command("./program", "can", "be-root")
+		cmd.Dir = folder
+		const nobody = 65534
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		if output, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("a program with the setuid bit: %w: %s", err, strings.TrimSpace(string(output)))
+		}
+		return nil
+	})
+}
+
+func canBeRoot([]string) error {
+	if id := os.Geteuid(); id != 0 {
+		return fmt.Errorf("the effective user is %d", id)
+	}
+	return nil
 }
 
 // canNumberProcfs wants the inode number that Linux gives the root of every procfs.

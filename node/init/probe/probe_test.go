@@ -98,7 +98,7 @@ func TestKernelsWordIsTold(t *testing.T) {
 			"/proc/sys/nor/this: no such file or directory"},
 		{"can join time", `namespace type "time": net or pid is allowed`},
 		{"can link ring", `link type "ring": veth or bridge is allowed`},
-		{"can fly", `can "fly": unknown, there are adopt-orphans, filter, group,`},
+		{"can fly", `can "fly": unknown, there are adopt-orphans, be-root, filter,`},
 		{"can mount tmpfs", "can mount takes TYPE SOURCE OPTIONS"},
 		{"can log x", "can log takes no arguments"},
 		{"can tune", "can tune takes NAME..."},

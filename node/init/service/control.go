@@ -1,12 +1,15 @@
 package service
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
+	"time"
 
 	"gvisor-k3s/node/init/facade"
 	"gvisor-k3s/node/init/files"
@@ -39,10 +42,49 @@ func Run(socket, notesFile, processesFile string) error {
 
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
-	<-stop
+	var lost <-chan error
+	if os.Getpid() == 1 {
+		lost = watch(context.Background(), socket, watchEvery)
+	}
+	var problem error
+	select {
+	case <-stop:
+	case problem = <-lost:
+		fmt.Fprintln(os.Stderr, "sandbox-init:", problem)
+	}
 	server.Close()
 	supervisor.StopAll()
-	return files.Remove([]string{processesFile})
+	return errors.Join(problem, files.Remove([]string{processesFile}))
+}
+
+// watchEvery is how often process 1 looks whether it can still be asked.
+const watchEvery = 5 * time.Second
+
+// watch tells when the socket has been away, or another one has been in its place, at two looks. A pod that may mount
+// can have its node lose the tmpfs on /run, and containerd's sockets and what runc knows of containers with it. Nobody
+// can be asked to repair that then, so process 1 ends, and the sandbox with it; its supervisor starts it again with its
+// pods and data.
+func watch(ctx context.Context, socket string, every time.Duration) <-chan error {
+	lost := make(chan error, 1)
+	own, err := os.Lstat(socket)
+	if err != nil {
+		lost <- err
+		return lost
+	}
+	go func() {
+		for misses := 0; misses < 2; misses++ {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(every):
+			}
+			if now, err := os.Lstat(socket); err == nil && os.SameFile(own, now) {
+				misses = -1
+			}
+		}
+		lost <- fmt.Errorf("%s is gone, and with it probably all of its folder: the sandbox starts again", socket)
+	}()
+	return lost
 }
 
 // noted is the answer of GET /note.

@@ -36,6 +36,7 @@ type options struct {
 	node          string
 	link          string
 	nodeAddresses []netip.Addr
+	hostPorts     hostPorts
 	status        string
 }
 
@@ -46,7 +47,9 @@ func main() {
 	flag.StringVar(&o.link, "link", "",
 		"the node's link to its pods, which gets the Services' addresses; it may be made later")
 	addresses := flag.String("node-addresses", "",
-		"the node's addresses at which node ports are served, with commas between")
+		"the node's addresses at which node ports and host ports are served, with commas between")
+	flag.StringVar((*string)(&o.hostPorts), "host-ports", "",
+		"the folder where the CNI plugin tells of the pods' host ports; it may be made later")
 	flag.StringVar(&o.status, "status", "", "a file for the process's id and the time when Services are served, as JSON")
 	flag.Parse()
 	for _, text := range strings.Split(*addresses, ",") {
@@ -85,7 +88,7 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	link := &linkAddresses{link: o.link, own: o.nodeAddresses}
-	proxy := newProxy(o.node, o.nodeAddresses, link, broadcaster.NewRecorder(scheme.Scheme, "service-proxy"))
+	proxy := newProxy(o.node, o.nodeAddresses, o.hostPorts, link, broadcaster.NewRecorder(scheme.Scheme, "service-proxy"))
 
 	// The selector is kube-proxy's: a Service can name another proxy, and a headless one has no address to serve.
 	ours := informers.WithTweakListOptions(func(options *metav1.ListOptions) {
@@ -108,6 +111,9 @@ func run(ctx context.Context, o options) error {
 	})
 	if err != nil {
 		return err
+	}
+	if err := o.hostPorts.watch(ctx, proxy.wake); err != nil {
+		return fmt.Errorf("the pods' host ports: %w", err)
 	}
 	factory.Start(ctx.Done())
 	if !cache.WaitForCacheSync(ctx.Done(), watchedServices.HasSynced, watchedSlices.HasSynced) {

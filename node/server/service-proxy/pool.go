@@ -18,7 +18,8 @@ type pool struct {
 
 	mutex     sync.Mutex
 	endpoints []netip.AddrPort
-	affinity  time.Duration // 0: none
+	affinity  time.Duration  // 0: none
+	sources   []netip.Prefix // whose connections are taken; none: everybody's
 	clients   map[netip.Addr]sticky
 }
 
@@ -32,10 +33,10 @@ func newPool(name poolName) *pool {
 }
 
 // set replaces the endpoints; clients of one that is gone are free to get another.
-func (p *pool) set(endpoints []netip.AddrPort, affinity time.Duration) {
+func (p *pool) set(endpoints []netip.AddrPort, affinity time.Duration, sources []netip.Prefix) {
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
-	p.endpoints, p.affinity = endpoints, affinity
+	p.endpoints, p.affinity, p.sources = endpoints, affinity, sources
 	now := time.Now()
 	for client, s := range p.clients {
 		if affinity == 0 || now.After(s.until) || !slices.Contains(endpoints, s.endpoint) {
@@ -52,10 +53,14 @@ func (p *pool) has(endpoint netip.AddrPort) bool {
 }
 
 // candidates returns the endpoints in the order in which they are to be tried for a client: the one that it stays with,
-// then the others by chance.
+// then the others by chance. A client that is not taken has none.
 func (p *pool) candidates(client netip.Addr) []netip.AddrPort {
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
+	from := func(source netip.Prefix) bool { return source.Contains(client) }
+	if len(p.sources) > 0 && !slices.ContainsFunc(p.sources, from) {
+		return nil
+	}
 	order := slices.Clone(p.endpoints)
 	rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 	if s, ok := p.clients[client]; ok && p.affinity > 0 && time.Now().Before(s.until) {
@@ -87,6 +92,16 @@ func addressesOf(endpoints []kubeproxy.Endpoint) []netip.AddrPort {
 	for _, endpoint := range endpoints {
 		if address, err := netip.ParseAddrPort(endpoint.String()); err == nil {
 			all = append(all, address)
+		}
+	}
+	return all
+}
+
+func prefixes(networks []*net.IPNet) []netip.Prefix {
+	var all []netip.Prefix
+	for _, network := range networks {
+		if prefix, err := netip.ParsePrefix(network.String()); err == nil {
+			all = append(all, prefix)
 		}
 	}
 	return all

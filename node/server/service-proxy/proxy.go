@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
 	kubeproxy "k8s.io/kubernetes/pkg/proxy"
@@ -33,10 +36,20 @@ type frontend struct {
 func (f frontend) String() string { return fmt.Sprintf("%s/%s", f.address, f.protocol) }
 
 // poolName names the endpoints of a Service's port; a Service may treat callers within the cluster and others alike or
-// not.
+// not, and take some callers only. It may also be a pod's host port.
 type poolName struct {
-	port  kubeproxy.ServicePortName
-	local bool
+	port    kubeproxy.ServicePortName
+	local   bool
+	limited bool
+	pod     types.UID
+}
+
+func (n poolName) String() string {
+	kind := "the Service"
+	if n.pod != "" {
+		kind = "the pod"
+	}
+	return fmt.Sprintf("%s %s", kind, n.port.NamespacedName)
 }
 
 // server serves a frontend.
@@ -50,6 +63,7 @@ type proxy struct {
 	node          string
 	nodeAddresses []netip.Addr
 	addresses     addressBook
+	hostPorts     hostPorts
 	recorder      events.EventRecorder
 	changed       chan struct{}
 
@@ -61,7 +75,9 @@ type proxy struct {
 	endpoints kubeproxy.EndpointsMap
 	pools     map[poolName]*pool
 	served    map[frontend]served
-	refused   map[frontend]string
+	refused   map[refusal]string
+	// What was refused by this sync.
+	stillRefused map[refusal]bool
 }
 
 type served struct {
@@ -76,14 +92,14 @@ type addressBook interface {
 }
 
 func newProxy(
-	node string, nodeAddresses []netip.Addr, addresses addressBook, recorder events.EventRecorder,
+	node string, nodeAddresses []netip.Addr, hostPorts hostPorts, addresses addressBook, recorder events.EventRecorder,
 ) *proxy {
-	return &proxy{node: node, nodeAddresses: nodeAddresses, addresses: addresses, recorder: recorder,
+	return &proxy{node: node, nodeAddresses: nodeAddresses, hostPorts: hostPorts, addresses: addresses, recorder: recorder,
 		changed:        make(chan struct{}, 1),
 		serviceChanges: kubeproxy.NewServiceChangeTracker(v1.IPv4Protocol, nil, nil),
 		sliceChanges:   kubeproxy.NewEndpointsChangeTracker(v1.IPv4Protocol, node, nil, nil),
 		services:       kubeproxy.ServicePortMap{}, endpoints: kubeproxy.EndpointsMap{},
-		pools: map[poolName]*pool{}, served: map[frontend]served{}, refused: map[frontend]string{}}
+		pools: map[poolName]*pool{}, served: map[frontend]served{}, refused: map[refusal]string{}}
 }
 
 func (p *proxy) serviceChanged(before, after *v1.Service) {
@@ -125,6 +141,7 @@ func (p *proxy) loop(ctx context.Context) {
 // sync brings what is served in step with what is known. It returns when to try again, if something is to be tried
 // again.
 func (p *proxy) sync() (again time.Duration) {
+	p.stillRefused = map[refusal]bool{}
 	p.services.Update(p.serviceChanges)
 	p.endpoints.Update(p.sliceChanges)
 	wanted := p.frontends()
@@ -142,11 +159,6 @@ func (p *proxy) sync() (again time.Duration) {
 		klog.ErrorS(err, "the Services' addresses", "retryIn", retry)
 		again = retry
 	}
-	for front := range p.refused {
-		if _, ok := wanted[front]; !ok {
-			delete(p.refused, front)
-		}
-	}
 	for front, pool := range wanted {
 		if now, ok := p.served[front]; ok {
 			now.server.endpointsChanged()
@@ -154,13 +166,13 @@ func (p *proxy) sync() (again time.Duration) {
 		}
 		server, err := listen(front, pool)
 		if err != nil {
-			p.tell(front, pool.name.port, err)
+			p.tell(front, pool.name, fmt.Errorf("%w; end the program that has it, or choose another port", err))
 			again = retry
 			continue
 		}
-		delete(p.refused, front)
 		p.served[front] = served{pool, server}
 	}
+	maps.DeleteFunc(p.refused, func(about refusal, _ string) bool { return !p.stillRefused[about] })
 	return again
 }
 
@@ -174,7 +186,7 @@ func (p *proxy) frontends() map[frontend]*pool {
 			continue // gVisor has none
 		}
 		cluster, local, _, _ := kubeproxy.CategorizeEndpoints(p.endpoints[name], service, p.node, nil)
-		serve := func(onlyLocal bool, addresses []netip.Addr, port int) {
+		serve := func(onlyLocal bool, addresses []netip.Addr, port int, sources []*net.IPNet) {
 			endpoints := cluster
 			if onlyLocal {
 				endpoints = local
@@ -182,21 +194,23 @@ func (p *proxy) frontends() map[frontend]*pool {
 			if len(endpoints) == 0 || port == 0 {
 				return
 			}
-			key := poolName{name, onlyLocal}
+			key := poolName{port: name, local: onlyLocal, limited: len(sources) > 0}
 			used[key] = true
 			if p.pools[key] == nil {
 				p.pools[key] = newPool(key)
 			}
-			p.pools[key].set(addressesOf(endpoints), affinityOf(service))
+			p.pools[key].set(addressesOf(endpoints), affinityOf(service), prefixes(sources))
 			for _, address := range addresses {
 				wanted[frontend{service.Protocol(), netip.AddrPortFrom(address, uint16(port))}] = p.pools[key]
 			}
 		}
-		serve(service.InternalPolicyLocal(), ipv4(service.ClusterIP()), service.Port())
-		others := ipv4(append(service.ExternalIPs(), service.LoadBalancerVIPs()...)...)
-		serve(service.ExternalPolicyLocal(), others, service.Port())
-		serve(service.ExternalPolicyLocal(), p.nodeAddresses, service.NodePort())
+		serve(service.InternalPolicyLocal(), ipv4(service.ClusterIP()), service.Port(), nil)
+		serve(service.ExternalPolicyLocal(), ipv4(service.ExternalIPs()...), service.Port(), nil)
+		balanced := ipv4(service.LoadBalancerVIPs()...)
+		serve(service.ExternalPolicyLocal(), balanced, service.Port(), service.LoadBalancerSourceRanges())
+		serve(service.ExternalPolicyLocal(), p.nodeAddresses, service.NodePort(), nil)
 	}
+	p.addHostPorts(wanted, used)
 	for key := range p.pools {
 		if !used[key] {
 			delete(p.pools, key)
@@ -220,14 +234,27 @@ func (p *proxy) serviceAddresses() map[netip.Addr]bool {
 	return all
 }
 
-// tell says once in the log, and to who looks at the Service, that a port cannot be served.
-func (p *proxy) tell(front frontend, name kubeproxy.ServicePortName, err error) {
-	if p.refused[front] == err.Error() {
+// refusal is what was told of a port that cannot be served.
+type refusal struct {
+	front frontend
+	name  poolName
+}
+
+// tell says once in the log, and to who looks at the Service or the pod, that a port cannot be served.
+func (p *proxy) tell(front frontend, name poolName, err error) {
+	about := refusal{front, name}
+	p.stillRefused[about] = true
+	if p.refused[about] == err.Error() {
 		return
 	}
-	p.refused[front] = err.Error()
-	klog.ErrorS(err, "a Service's port cannot be served", "service", name, "address", front)
-	service := &v1.ObjectReference{APIVersion: "v1", Kind: "Service", Namespace: name.Namespace, Name: name.Name}
-	p.recorder.Eventf(service, nil, v1.EventTypeWarning, "FailedToListen", "Serving",
-		"%s cannot be listened on: %v; end the program that has it, or choose another port", front, err)
+	p.refused[about] = err.Error()
+	klog.ErrorS(err, "a port cannot be served", "by", name, "address", front)
+	reference := &v1.ObjectReference{
+		APIVersion: "v1", Kind: "Service", Namespace: name.port.Namespace, Name: name.port.Name,
+	}
+	if name.pod != "" {
+		reference.Kind, reference.UID = "Pod", name.pod
+	}
+	p.recorder.Eventf(reference, nil, v1.EventTypeWarning, "FailedToListen", "Serving",
+		"%s cannot be listened on: %v", front, err)
 }

@@ -45,7 +45,8 @@ func newCluster(t *testing.T) *cluster {
 		T: t, book: book{}, events: events.NewFakeRecorder(10), services: map[string]*v1.Service{},
 		slices: map[string]*discoveryv1.EndpointSlice{},
 	}
-	c.proxy = newProxy("node", []netip.Addr{netip.MustParseAddr(nodeIP)}, c.book, c.events)
+	c.proxy = newProxy("node", []netip.Addr{netip.MustParseAddr(nodeIP)}, hostPorts(t.TempDir()),
+		c.book, c.events)
 	t.Cleanup(func() {
 		for _, now := range c.served {
 			now.server.Close()

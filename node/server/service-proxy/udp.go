@@ -22,7 +22,7 @@ const (
 
 // Datagrams' buffers. A flow that waits for an answer has none: a busy DNS client leaves thousands of such flows
 // behind.
-var buffers = sync.Pool{New: func() any { buffer := make([]byte, 65535); return &buffer }}
+var buffers = sync.Pool{New: func() any { return new([65535]byte) }}
 
 // udpRelay passes datagrams on. Each client address is a flow, which stays with an endpoint for as long as there is one
 // and datagrams come.
@@ -136,14 +136,14 @@ func (r *udpRelay) answer(f *flow) {
 		f.conn.SetReadDeadline(time.Unix(0, f.last.Load()).Add(f.idle()))
 		var failure error
 		err := raw.Read(func(fd uintptr) bool {
-			buffer := buffers.Get().(*[]byte)
+			buffer := buffers.Get().(*[65535]byte)
 			defer buffers.Put(buffer)
 			var n int
-			if n, failure = unix.Read(int(fd), *buffer); failure == unix.EAGAIN {
+			if n, failure = unix.Read(int(fd), buffer[:]); failure == unix.EAGAIN {
 				return false
 			}
 			if failure == nil {
-				_, failure = r.conn.WriteToUDPAddrPort((*buffer)[:n], f.client)
+				_, failure = r.conn.WriteToUDPAddrPort(buffer[:n], f.client)
 			}
 			return true
 		})
