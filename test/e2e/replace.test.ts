@@ -7,6 +7,7 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
+import { connect } from "node:tls";
 import type { Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -138,30 +139,51 @@ const registered = () =>
 describe("what restarts nothing", () => {
   let server: Server;
   let port: number;
+  let published: number;
   const values: Record<string, () => unknown> = {
     "sandbox.memory": () => "3Gi",
     "sandbox.cpus": () => 1.5,
     "sandbox.hostPorts": () => [port],
     "sandbox.restart": () => false,
+    ports: () => [`${published}:6443`],
   };
 
   beforeAll(async () => {
+    const listening = (on: Server) =>
+      new Promise<number>((resolve) => on.listen(0, () => resolve((on.address() as AddressInfo).port)));
     server = createServer((_, response) => response.end("the host answers"));
-    await new Promise<void>((resolve) => server.listen(0, resolve));
-    ({ port } = server.address() as AddressInfo);
+    port = await listening(server);
+    const other = createServer();
+    published = await listening(other); // free, once this one is closed
+    other.close();
   });
 
   afterAll(() => {
     server.close();
   });
 
+  /** What the node gets of a service of the host's. */
   const ask = () => {
-    const { host } = linkAddresses(stackSubnet());
+    const { host } = linkAddresses(parseStackConfig({ name, ...options }).sandbox.subnet);
     const get = [pathInSandbox({ name: "images" }, "testpod"), "get", `http://${host}:${port}/`];
     return inside(name, ...get).catch((error: Error) => /deadline exceeded/.exec(error.message)?.[0] ?? error.message);
   };
-  const stackSubnet = () => parseStackConfig({ name, ...options }).sandbox.subnet;
-  const told = () => JSON.parse(readFileSync(pathsOf(name).spec, "utf8")) as { restart: boolean };
+
+  /** Whether the API server shows its certificate at the host's port. */
+  const shown = () =>
+    new Promise<boolean>((resolve) => {
+      const socket = connect({ host: "127.0.0.1", port: published, rejectUnauthorized: false }, () => {
+        resolve(true);
+        socket.destroy();
+      });
+      socket.once("error", () => resolve(false));
+    });
+
+  /** What there is to see of each. */
+  const effects = async () => {
+    const { restart } = JSON.parse(readFileSync(pathsOf(name).spec, "utf8")) as { restart: boolean };
+    return { ...limits(), host: await ask(), restart, shown: await shown() };
+  };
 
   it("is known for every option whose doc says so", () => {
     expect(documented(/restarts nothing/)).toEqual(Object.keys(values));
@@ -169,26 +191,20 @@ describe("what restarts nothing", () => {
 
   it("takes effect at once, in the sandbox that runs, and its pods live on", async () => {
     const [pod, { sandbox, egress }, { incarnation }] = [await container(), supervised(name), record(name)];
-    expect([limits(), await ask(), told().restart]).toEqual([
-      { memory: 4 * 2 ** 30, cpus: null },
-      "deadline exceeded",
-      true,
-    ]);
+    const [kept, given] = ["deadline exceeded", "the host answers"];
+    expect(await effects()).toEqual({ memory: 4 * 2 ** 30, cpus: null, host: kept, restart: true, shown: false });
     const changed = Object.fromEntries(Object.entries(values).map(([path, value]) => [path, value()]));
     expect(await change(changed)).toEqual({ update: ["sandbox-process"] });
-    expect([limits(), await ask(), told().restart]).toEqual([
-      { memory: 3 * 2 ** 30, cpus: 1.5 },
-      "the host answers",
-      false,
-    ]);
+    expect(await effects()).toEqual({ memory: 3 * 2 ** 30, cpus: 1.5, host: given, restart: false, shown: true });
     await expectWell();
     await change({
       "sandbox.memory": null,
       "sandbox.cpus": null,
       "sandbox.hostPorts": [],
       "sandbox.restart": true,
+      ports: [],
     });
-    expect([limits(), await ask(), told().restart]).toEqual([{ memory: null, cpus: null }, "deadline exceeded", true]);
+    expect(await effects()).toEqual({ memory: null, cpus: null, host: kept, restart: true, shown: false });
     expect([await container(), supervised(name), record(name).incarnation]).toEqual([
       pod,
       expect.objectContaining({ sandbox, egress }),
@@ -314,7 +330,9 @@ describe("what replaces something", () => {
   /** Kills the step that starts the node on another machine, when that has done so and before the step knows. */
   async function killedThere(): Promise<void> {
     const running = (pattern: RegExp) =>
-      readdirSync("/proc").filter((pid) => /^\d+$/.test(pid) && pattern.test(argumentsOf(Number(pid)).join(" ")));
+      readdirSync("/proc").filter(
+        (pid) => /^\d+$/.test(pid) && pattern.test(argumentsOf(Number(pid)).join(" ").trim()),
+      );
     const starts = new RegExp(`^ssh .* ${network}\\.2 .*'machine' 'start'$`);
     const parentOf = (pid: string) => Number(/^PPid:\s+(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]);
     const step = await waitFor("the node is being started there", 240, () => {
