@@ -87,7 +87,7 @@ describe.each<[string, QuirkId[], string[]]>([
   ["2026-09", everywhere, []],
   [
     "2025-02",
-    [...everywhere, "procfs-root-inode", "tmpfs-nr-blocks", "setns-exec", "overlay-upper"],
+    [...everywhere, "no-setuid", "procfs-root-inode", "tmpfs-nr-blocks", "setns-exec", "overlay-upper"],
     ["procfs-root-inode", "setns-exec", "tmpfs-nr-blocks"],
   ],
 ])("gVisor %s", (generation, lacks, patches) => {

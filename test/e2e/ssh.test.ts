@@ -203,9 +203,9 @@ describe("a cluster", () => {
     const asked = [1, 2, 3].map(() => kubectl("get", "--raw=/readyz"));
     expect(await Promise.all(asked)).toEqual(["ok", "ok", "ok"]);
     // A tunnel that came first serves later calls as well, and is called "ssh: SOCKET [mux]"; else it is served by one.
-    const sshs = processesHere().filter((line) => /\bssh:? /.test(line));
+    const sshs = traces(home).processes.filter((line) => /\bssh:? /.test(line));
     const serves = argumentsOf(tunnel().pid).join(" ").includes("[mux]");
-    expect(sshs, processesHere().join("\n")).toHaveLength(serves ? 1 : 2);
+    expect(sshs, sshs.join("\n")).toHaveLength(serves ? 1 : 2);
     expect(tunnel().localPort).toBe(before.localPort); // of kubeconfigs that were copied
     const log = join(pathsOf(name).logs, "tunnel.log");
     writeFileSync(log, "what ssh says\n".repeat(2 ** 17));
