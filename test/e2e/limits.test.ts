@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { waitFor } from "../../system/wait.ts";
 import { everyField, type Field, type Schemas } from "./everyField.ts";
 import {
+  changes,
   endAll,
   inside,
   kill,
@@ -22,14 +23,17 @@ const name = "e2e-l";
 const image = "example.test/shell:1";
 const archive = join(home, "shell.tar");
 
+const kubeletArgs = ["pod-max-pids=40"];
+const options = {
+  images: [archive],
+  pod: { enabled: false },
+  addons: { coredns: { enabled: false }, metricsServer: { enabled: false } },
+  node: { kubeletArgs },
+};
+
 beforeAll(async () => {
   await shellImage(image, archive);
-  const stack = await open(name, {
-    images: [archive],
-    pod: { enabled: false },
-    addons: { coredns: { enabled: false }, metricsServer: { enabled: false } },
-    node: { kubeletArgs: ["pod-max-pids=40"] },
-  });
+  const stack = await open(name, options);
   await stack.up();
 });
 
@@ -515,4 +519,21 @@ describe("a node that has lost /run", () => {
     });
     expect(await ask("stays", ".metadata.uid")).toBe(uid);
   });
+});
+
+it.each([
+  ["kubelet", { kubeletArgs: [...kubeletArgs, "root-dir=/proc/none"] }, "mkdir /proc/none: "],
+  ["kube-scheduler", { kubeletArgs, schedulerArgs: ["config=/none"] }, "open /none: no such file or directory"],
+])("a %s that cannot run is told with the reason, and makes way for the one of before", async (part, node, why) => {
+  const stack = await open(name, { ...options, node });
+  const { message } = await stack.up().then(
+    () => new Error("it ended well"),
+    (error: Error) => error,
+  );
+  expect(message).toContain(`keep ending, the last time: ${part} ended: `);
+  expect(message).toContain(why);
+  expect(message).toMatch(/the server of before, v[\d.]+, runs again, as it was/);
+  await kubectl(name, "wait", `node/${name}`, "--for=condition=Ready", "--timeout=30s");
+  const before = await open(name, options);
+  expect((await changes((settings) => before.preview(settings))).changed).toEqual({});
 });
