@@ -63,6 +63,8 @@ const quirks: QuirkId[] = [
   "no-freezer",
   "old-kernel-cri",
   "no-netfilter",
+  "no-pod-sysctls",
+  "no-user-namespaces",
 ];
 const settings = (name: string) => join(root, `Pulumi.${name}.yaml`);
 const controlPlane = "bench-cp";
