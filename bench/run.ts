@@ -122,6 +122,7 @@ function prepareNative(): void {
   for (const file of ["runsc", "adapt.ts"])
     symlinkSync(join(import.meta.dirname, "native", file), join(folder, "runtime", file));
   symlinkSync(join(artifactFolder({ name: "runc" }), "runc"), join(folder, "runtime/runc"));
+  symlinkSync(process.execPath, join(folder, "runtime/node")); // a supervisor's PATH is the system's
   writeSettings(refs.native.name, { sandbox: { runsc: nativeRunsc }, quirks });
 }
 

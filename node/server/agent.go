@@ -135,7 +135,7 @@ func (a *agent) listen(ctx context.Context, report io.Reader) string {
 			why = append(why, lines.Text())
 			continue
 		}
-		a.stages.reached("controllers")
+		a.stages.note(controllersNote, time.Now().UnixMilli(), problemNote)
 		go a.stages.watch(ctx, a.config, stageAgent, stageNode)
 	}
 	return strings.Join(why, "\n")

@@ -163,10 +163,13 @@ func (s *stages) reached(stage string) {
 
 // agentStarts forgets how far the agent before it was.
 func (s *stages) agentStarts() {
-	s.note("agentStarted", time.Now().UnixMilli(), "controllers", stageNames[stageAgent], stageNames[stageNode])
+	s.note("agentStarted", time.Now().UnixMilli(), controllersNote, stageNames[stageAgent], stageNames[stageNode])
 }
 
-const problemNote = "problem"
+const (
+	controllersNote = "controllers" // controllers and scheduler answer
+	problemNote     = "problem"
+)
 
 // note writes something down, and forgets other things.
 func (s *stages) note(key string, value any, forgotten ...string) {
