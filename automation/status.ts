@@ -61,7 +61,7 @@ interface KubernetesPod {
   status: { phase?: string; conditions?: { type: string; status: string; message?: string; reason?: string }[] };
 }
 
-/** Bytes that are free on a disk when it is told that it is nearly full. */
+/** Bytes that are free on a disk when it is told that it is nearly full; of a small one, a tenth of it. */
 const NEARLY_FULL = 2 ** 30;
 
 const LIMITS =
@@ -152,7 +152,7 @@ async function disk({ name }: StackConfig, machine: Machine, found: Status): Pro
   const { logs } = hostPaths(name, homeFolder());
   found.disk = { ...usage, hostLogs: filesBelow(logs).reduce((sum, file) => sum + statSync(file).size, 0) };
   const { size, free, root } = usage;
-  if (free < NEARLY_FULL)
+  if (free < Math.min(NEARLY_FULL, size / 10))
     found.problems.push(
       `the disk is nearly full: ${mebibytes(free)} of ${mebibytes(size)} are free, of which the ` +
         `sandbox has taken ${mebibytes(root)}; \`gvisor-k3s images prune -c ${name}\` removes what no container uses`,

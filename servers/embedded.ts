@@ -27,7 +27,7 @@ const folder = `${inSandbox.nodeData}/server/manifests`;
 
 /** What the server notes of its start: its process, and when it came how far. See node/server/ready.go. */
 const stages = `${inSandbox.nodeData}/server/stages.json`;
-const keys: Record<Stage, string> = { api: "defaultServiceAccount", node: "nodeReady" };
+const keys: Record<Stage, string> = { api: "defaultServiceAccount", agent: "agentAlive", node: "nodeReady" };
 
 /** What the server notes of a manifest; see `manifestState` in node/server/manifests.go. */
 interface ManifestState {

@@ -24,8 +24,11 @@ export interface ServerRef {
 /** What finds a server's client: enough for what is asked of its API, and the same for another version of it. */
 export type ClientRef = Pick<ServerRef, "distribution" | "kubectl">;
 
-/** How far a server is: its API answers and the default service account is there, or its node is Ready. */
-export type Stage = "api" | "node";
+/**
+ * How far a server is: its API answers and the default service account is there; its controllers, scheduler and kubelet
+ * live as well; or its node is Ready.
+ */
+export type Stage = "api" | "agent" | "node";
 
 /** What is asked of a server's API. */
 export interface Client {

@@ -87,7 +87,7 @@ export async function runStep(name: string, given: object, content: string): Pro
   }
 }
 
-if (import.meta.main) {
+async function main(): Promise<void> {
   const name = process.argv[2] ?? "";
   try {
     const given = JSON.parse(process.env.STEP_PARAMS ?? "{}") as object;
@@ -98,3 +98,6 @@ if (import.meta.main) {
     process.exitCode = 1;
   }
 }
+
+// Not awaited here: who loads the library by require() could load no module that waits.
+if (import.meta.main) void main();

@@ -3,7 +3,7 @@ import type { Wanted } from "../artifacts/artifacts.ts";
 import { ensureService, serviceStates, stopService } from "../machines/services.ts";
 import { openServer } from "../servers/index.ts";
 import { lastReady, noteReady, type ReadyServer } from "../servers/ready.ts";
-import type { ServerRef } from "../servers/server.ts";
+import type { ServerRef, Stage } from "../servers/server.ts";
 import { dropCopies, isUnsettled, keepData, restoreData } from "./data.ts";
 import { provideTo } from "./runtime.ts";
 import type { Context, OnMachine, Step } from "./step.ts";
@@ -25,7 +25,8 @@ const STOP = 15;
 
 /**
  * Has the server run with its config (the content), and waits until the API is ready: /readyz, and the default service
- * account is there. The node becomes Ready when it has a network; see `ensureNetwork`.
+ * account is there. The node becomes Ready when it has a network; see `ensureNetwork`. Where another server was ready
+ * before, nobody may wait for the node, so this waits until all of the server lives.
  * @throws Error with the end of the server's log if it does not become ready. If another one was ready before, that one
  *   runs again then, with its configuration, and, if it was of another version, with the data as they were
  */
@@ -47,7 +48,12 @@ export const ensureServer: Step<ServerParams> = {
   },
 };
 
-async function startServer(context: ServerContext, ref: ServerRef, config: string): Promise<void> {
+async function startServer(
+  context: ServerContext,
+  ref: ServerRef,
+  config: string,
+  stage: Stage = "agent",
+): Promise<void> {
   const { machine, repairs } = context;
   const server = openServer(ref);
   const { service, files } = server.service(config);
@@ -56,7 +62,7 @@ async function startServer(context: ServerContext, ref: ServerRef, config: strin
     ...service,
     config: `${files.map(({ content }) => content).join()}${repairs}${context.files}`,
   });
-  await server.reached(machine, "api");
+  await server.reached(machine, stage);
 }
 
 /** The same program, whatever its configuration. */

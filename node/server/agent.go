@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -33,21 +36,32 @@ const (
 	stableAgent = 30 * time.Second
 	// agentPatience is what it has to end by itself: what its components have, and a little for the process.
 	agentPatience = patience + time.Second
+	// hopeless is how often it may end before that is told to who waits for it.
+	hopeless = 5
 	// begin is what it is sent when the API server answers.
 	begin = 'b'
+	// alive is the line that it reports when controllers and scheduler answer; the others say why it ends.
+	alive = "alive"
+	// reportFD is where it reports.
+	reportFD = 3
 )
 
 // agent is the process beside the API server's.
 type agent struct {
-	file  string // the config file
-	ready chan struct{}
+	file   string // the config file
+	config *Config
+	stages *stages
+	ready  chan struct{}
 }
 
-func newAgent(file string) *agent { return &agent{file: file, ready: make(chan struct{})} }
+func newAgent(file string, config *Config, stages *stages) *agent {
+	return &agent{file: file, config: config, stages: stages, ready: make(chan struct{})}
+}
 
 // run keeps the agent running until the context's end. It is started before the API server answers, so that it has
 // loaded itself by then.
 func (a *agent) run(ctx context.Context) {
+	ends := 0
 	for backoff := firstAgentBackoff; ; {
 		started := time.Now()
 		err := a.once(ctx)
@@ -55,7 +69,10 @@ func (a *agent) run(ctx context.Context) {
 			return
 		}
 		if time.Since(started) > stableAgent {
-			backoff = firstAgentBackoff
+			backoff, ends = firstAgentBackoff, 0
+		}
+		if ends++; ends >= hopeless {
+			a.stages.note(problemNote, "controllers, scheduler and kubelet keep ending, the last time: "+err.Error())
 		}
 		klog.ErrorS(err, "controllers, scheduler and kubelet ended, and start again; the API goes on", "in", backoff)
 		select {
@@ -70,6 +87,9 @@ func (a *agent) run(ctx context.Context) {
 // once runs the process until it ends, and ends it with the context. Its standard input tells it to begin, and its end
 // that this process is gone.
 func (a *agent) once(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a.stages.agentStarts()
 	command := exec.CommandContext(ctx, "/proc/self/exe", agentCommand, "--config", a.file)
 	command.Args[0] = os.Args[0] // by which it is known in a list of processes
 	command.Stdout, command.Stderr = os.Stdout, os.Stderr
@@ -80,25 +100,60 @@ func (a *agent) once(ctx context.Context) error {
 		return err
 	}
 	defer input.Close()
-	if err := command.Start(); err != nil {
+	report, its, err := os.Pipe()
+	if err != nil {
 		return err
 	}
-	ended := make(chan struct{})
+	defer report.Close()
+	command.ExtraFiles = []*os.File{its}
+	err = command.Start()
+	its.Close()
+	if err != nil {
+		return err
+	}
 	go func() {
 		select {
 		case <-a.ready:
 			_, _ = input.Write([]byte{begin}) // one that has ended already is told by Wait
-		case <-ended:
+		case <-ctx.Done():
 		}
 	}()
+	reported := make(chan string)
+	go func() { reported <- a.listen(ctx, report) }()
 	err = command.Wait()
-	close(ended)
-	return errors.Join(err, errors.New("it should not"))
+	if why := <-reported; why != "" {
+		return errors.New(why)
+	}
+	return cmp.Or(err, errors.New("it should not")) // what a panic says is in the log
+}
+
+// listen notes how far the agent is, and returns why it ends.
+func (a *agent) listen(ctx context.Context, report io.Reader) string {
+	var why []string
+	for lines := bufio.NewScanner(report); lines.Scan(); {
+		if lines.Text() != alive {
+			why = append(why, lines.Text())
+			continue
+		}
+		a.stages.reached("controllers")
+		go a.stages.watch(ctx, a.config, stageAgent, stageNode)
+	}
+	return strings.Join(why, "\n")
 }
 
 // runAgent is the process: it waits for the word to begin, and ends when it is told to, when one of its components
 // does, or at once when the server is gone, which starts another one.
 func runAgent(ctx context.Context, config *Config, input io.Reader) error {
+	report := os.NewFile(reportFD, "report")
+	syscall.CloseOnExec(reportFD) // what the kubelet runs must not keep it open
+	err := runComponents(ctx, config, input, report)
+	if err != nil {
+		fmt.Fprintln(report, err)
+	}
+	return err
+}
+
+func runComponents(ctx context.Context, config *Config, input io.Reader, report io.Writer) error {
 	life, err := certificateLife()
 	if err != nil {
 		return err
@@ -128,7 +183,7 @@ func runAgent(ctx context.Context, config *Config, input io.Reader) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	components := &components{config: config, pki: &pki{config: config, life: life}, cancel: cancel}
+	components := newComponents(config, &pki{config: config, life: life}, cancel)
 	components.start(ctx, "kube-controller-manager", components.controllerManager)
 	components.start(ctx, "kube-scheduler", components.scheduler)
 	if !config.DisableAgent {
@@ -144,6 +199,11 @@ func runAgent(ctx context.Context, config *Config, input io.Reader) error {
 		}
 	}
 	components.start(ctx, "manifests", func(ctx context.Context) error { return deployManifests(ctx, config) })
+	go func() {
+		if components.answer(ctx) {
+			fmt.Fprintln(report, alive)
+		}
+	}()
 	<-ctx.Done()
 	components.wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	cliflag "k8s.io/component-base/cli/flag"
@@ -29,6 +34,42 @@ type components struct {
 	pki     *pki
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
+	// serving gets where controllers and scheduler answer, once their options are taken; nil if that is turned off.
+	serving chan *server.SecureServingInfo
+}
+
+func newComponents(config *Config, pki *pki, cancel context.CancelCauseFunc) *components {
+	return &components{config: config, pki: pki, cancel: cancel, serving: make(chan *server.SecureServingInfo, 2)}
+}
+
+// answer waits until controllers and scheduler answer, and tells whether they do.
+func (c *components) answer(ctx context.Context) bool {
+	// Their certificates are their own, of each start.
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
+	client := &http.Client{Transport: transport, Timeout: time.Second}
+	for range cap(c.serving) {
+		var serving *server.SecureServingInfo
+		select {
+		case <-ctx.Done():
+			return false
+		case serving = <-c.serving:
+		}
+		if serving == nil {
+			continue
+		}
+		url := fmt.Sprintf("https://%s/healthz", serving.Listener.Addr())
+		err := wait.PollUntilContextCancel(ctx, pollEvery, true, func(context.Context) (bool, error) {
+			response, err := client.Get(url)
+			if err != nil {
+				return false, nil
+			}
+			return response.StatusCode < http.StatusInternalServerError, response.Body.Close()
+		})
+		if err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // start runs a component; its end is the end of its process, because only the whole of that can be started again.
@@ -36,7 +77,7 @@ func (c *components) start(ctx context.Context, name string, run func(context.Co
 	c.running.Go(func() {
 		err := run(ctx)
 		if ctx.Err() == nil {
-			c.cancel(fmt.Errorf("%s ended: %w", name, errors.Join(err, errors.New("it should not"))))
+			c.cancel(fmt.Errorf("%s ended: %w", name, cmp.Or(err, errors.New("it should not"))))
 		}
 	})
 }
@@ -154,6 +195,7 @@ func (c *components) controllerManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.serving <- complete.SecureServing
 	return controllermanager.Run(ctx, complete.Complete())
 }
 
@@ -175,6 +217,7 @@ func (c *components) scheduler(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.serving <- complete.SecureServing
 	return scheduler.Run(ctx, complete, instance)
 }
 

@@ -63,7 +63,7 @@ func dispatch(args []string) error {
 	default:
 		return fmt.Errorf("unknown command %q; %s", args[0], usage)
 	}
-	stage := flags.String("stage", "node", "what to be ready for: api or node")
+	stage := flags.String("stage", "node", "what to be ready for: api, agent or node")
 	wait := flags.Int("wait", 0, "seconds to wait for it")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
@@ -106,8 +106,9 @@ func runServer(ctx context.Context, config *Config, file string) error {
 	api, stopAPI := context.WithCancel(datastore)
 	defer stopAPI()
 	ctx, cancel := context.WithCancelCause(ctx)
-	components := &components{config: config, pki: pki, cancel: cancel}
-	agent := newAgent(file)
+	components := newComponents(config, pki, cancel)
+	stages := newStages(config)
+	agent := newAgent(file, config, stages)
 	var running sync.WaitGroup
 	running.Go(func() { agent.run(ctx) })
 	err = serveAPI(ctx, datastore, api, components, agent)
@@ -120,8 +121,7 @@ func runServer(ctx context.Context, config *Config, file string) error {
 
 // serveAPI has the API served until the first context's end, and tells why it ended unless somebody asked for it.
 func serveAPI(ctx, datastore, api context.Context, components *components, agent *agent) error {
-	config := components.config
-	stages := newStages(config)
+	config, stages := components.config, agent.stages
 	if err := startDatastore(datastore, config); err != nil {
 		return fmt.Errorf("datastore: %w", err)
 	}
@@ -134,7 +134,7 @@ func serveAPI(ctx, datastore, api context.Context, components *components, agent
 	stages.reached("apiReady")
 	close(agent.ready)
 	components.start(api, "API server's own certificate", components.apiServerAgain)
-	go stages.watch(ctx, config)
+	go stages.watch(ctx, config, stageAPI)
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause

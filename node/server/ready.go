@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,20 +22,38 @@ const pollEvery = 50 * time.Millisecond
 // Readiness is what `ready` prints.
 type Readiness struct {
 	APIReady              bool   `json:"apiReady"`
+	AgentAlive            bool   `json:"agentAlive"`
 	NodeReady             bool   `json:"nodeReady"`
 	DefaultServiceAccount bool   `json:"defaultServiceAccount"`
 	Message               string `json:"message,omitempty"` // what it waits for
 }
 
-// reached tells whether a stage is reached: "api" is /readyz and the default service account, "node" is that and a
-// Ready node.
+// The stages of a start: /readyz and the default service account; that, and controllers and scheduler answer, and the
+// kubelet has told its state since the agent's start; that, and the node is Ready. Where there is no node, it is not
+// waited for.
+const (
+	stageAPI   = "api"
+	stageAgent = "agent"
+	stageNode  = "node"
+)
+
+// stageNames are the stages by what they are noted as.
+var stageNames = map[string]string{stageAPI: "defaultServiceAccount", stageAgent: "agentAlive", stageNode: "nodeReady"}
+
 func (r Readiness) reached(c *Config, stage string) bool {
-	return r.APIReady && r.DefaultServiceAccount && (stage == "api" || c.DisableAgent || r.NodeReady)
+	switch api := r.APIReady && r.DefaultServiceAccount; stage {
+	case stageAPI:
+		return api
+	case stageAgent:
+		return api && r.AgentAlive
+	default:
+		return api && r.AgentAlive && (c.DisableAgent || r.NodeReady)
+	}
 }
 
 func reportReadiness(ctx context.Context, c *Config, stage string, seconds int) error {
-	if stage != "api" && stage != "node" {
-		return fmt.Errorf("--stage %q: api and node are allowed", stage)
+	if stageNames[stage] == "" {
+		return fmt.Errorf("--stage %q: api, agent and node are allowed", stage)
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
 	defer cancel()
@@ -51,12 +70,12 @@ func reportReadiness(ctx context.Context, c *Config, stage string, seconds int) 
 	return nil
 }
 
-// readiness looks at the cluster once. A node that is Ready since before this server's start does not count: it may be
-// a memory.
+// readiness looks at the cluster once. A node that is Ready since before this agent's start does not count: it may be a
+// memory.
 func readiness(ctx context.Context, c *Config) (state Readiness) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	started, err := readStages(c)
+	noted, err := readStages(c)
 	if err != nil {
 		state.Message = "the server has not started"
 		return state
@@ -75,7 +94,12 @@ func readiness(ctx context.Context, c *Config) (state Readiness) {
 		return state
 	}
 	state.DefaultServiceAccount = true
+	if noted.Controllers == 0 {
+		state.Message = cmp.Or(noted.Problem, "controllers and scheduler do not answer yet")
+		return state
+	}
 	if c.DisableAgent {
+		state.AgentAlive = true
 		return state
 	}
 	node, err := client.CoreV1().Nodes().Get(ctx, c.NodeName, metav1.GetOptions{})
@@ -88,8 +112,8 @@ func readiness(ctx context.Context, c *Config) (state Readiness) {
 			continue
 		}
 		// Times in the status have no fraction of a second.
-		fresh := condition.LastHeartbeatTime.Unix() >= started["started"]/1000
-		state.NodeReady = condition.Status == corev1.ConditionTrue && fresh
+		state.AgentAlive = condition.LastHeartbeatTime.Unix() >= noted.AgentStarted/1000
+		state.NodeReady = state.AgentAlive && condition.Status == corev1.ConditionTrue
 		if !state.NodeReady {
 			state.Message = fmt.Sprintf("node %s is not Ready: %s", c.NodeName, condition.Message)
 		}
@@ -116,50 +140,75 @@ func waitForAPI(ctx context.Context, c *Config) error {
 	})
 }
 
-// stages notes when the server got how far, in stages.json beside the datastore: Unix time in milliseconds by stage,
-// and the process that they are of.
+// stages notes in stages.json, beside the datastore, when the server got how far: Unix time in milliseconds by stage, the
+// process that they are of, and why it gets no further.
 type stages struct {
 	mu    sync.Mutex
 	file  string
-	times map[string]int64
+	noted map[string]any
 }
 
 func stagesFile(c *Config) string { return c.path("server", "stages.json") }
 
 func newStages(c *Config) *stages {
-	s := &stages{file: stagesFile(c), times: map[string]int64{"pid": int64(os.Getpid())}}
+	s := &stages{file: stagesFile(c), noted: map[string]any{"pid": os.Getpid()}}
 	s.reached("started")
 	return s
 }
 
 func (s *stages) reached(stage string) {
+	klog.InfoS("stage reached", "stage", stage)
+	s.note(stage, time.Now().UnixMilli())
+}
+
+// agentStarts forgets how far the agent before it was.
+func (s *stages) agentStarts() {
+	s.note("agentStarted", time.Now().UnixMilli(), "controllers", stageNames[stageAgent], stageNames[stageNode])
+}
+
+const problemNote = "problem"
+
+// note writes something down, and forgets other things.
+func (s *stages) note(key string, value any, forgotten ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.times[stage] = time.Now().UnixMilli()
-	klog.InfoS("stage reached", "stage", stage, "milliseconds", s.times[stage]-s.times["started"])
-	content, err := json.Marshal(s.times)
+	for _, other := range forgotten {
+		delete(s.noted, other)
+	}
+	s.noted[key] = value
+	content, err := json.Marshal(s.noted)
 	if err = errors.Join(err, writePrivate(s.file, content)); err != nil {
 		klog.ErrorS(err, "the stage could not be noted")
 	}
 }
 
-// watch notes the stages that come after the API server's.
-func (s *stages) watch(ctx context.Context, c *Config) {
-	for _, stage := range []string{"api", "node"} {
+// watch notes stages as they are reached, one after the other.
+func (s *stages) watch(ctx context.Context, c *Config, stages ...string) {
+	for _, stage := range stages {
 		err := wait.PollUntilContextCancel(ctx, pollEvery, true, func(ctx context.Context) (bool, error) {
 			return readiness(ctx, c).reached(c, stage), nil
 		})
-		if err == nil {
-			s.reached(map[string]string{"api": "defaultServiceAccount", "node": "nodeReady"}[stage])
+		if err != nil {
+			return
 		}
+		s.reached(stageNames[stage])
 	}
 }
 
-func readStages(c *Config) (map[string]int64, error) {
+// noted is what is read of it.
+type noted struct {
+	Started      int64  `json:"started"`
+	Datastore    int64  `json:"datastore"`
+	APIReady     int64  `json:"apiReady"`
+	AgentStarted int64  `json:"agentStarted"`
+	Controllers  int64  `json:"controllers"`
+	Problem      string `json:"problem"`
+}
+
+func readStages(c *Config) (noted noted, err error) {
 	content, err := os.ReadFile(stagesFile(c))
 	if err != nil {
-		return nil, err
+		return noted, err
 	}
-	var times map[string]int64
-	return times, json.Unmarshal(content, &times)
+	return noted, json.Unmarshal(content, &noted)
 }

@@ -89,6 +89,8 @@ func TestReadiness(t *testing.T) {
 	}
 	const account = `{"kind":"ServiceAccount","apiVersion":"v1"}`
 	const accountPath, nodePath = "/api/v1/namespaces/default/serviceaccounts/default", "/api/v1/nodes/node-1"
+	var stages *stages
+	const quiet, gone = "controllers and scheduler do not answer yet", "they keep ending"
 	steps := []struct {
 		name       string
 		act        func()
@@ -99,7 +101,7 @@ func TestReadiness(t *testing.T) {
 		reached    bool // the stage "node"
 	}{
 		{name: "never started", act: func() {}, message: "the server has not started"},
-		{name: "no answer", act: func() { newStages(config) }, message: "the API server does not answer: "},
+		{name: "no answer", act: func() { stages = newStages(config) }, message: "the API server does not answer: "},
 		{
 			name:    "no account",
 			act:     func() { answers["/readyz"] = "ok" },
@@ -107,8 +109,22 @@ func TestReadiness(t *testing.T) {
 			message: "could not find",
 		},
 		{
-			name:       "no node",
+			name:       "no controllers",
 			act:        func() { answers[accountPath] = account },
+			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
+			message:    quiet,
+			apiReached: true,
+		},
+		{
+			name:       "controllers that keep ending",
+			act:        func() { stages.note(problemNote, gone) },
+			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
+			message:    gone,
+			apiReached: true,
+		},
+		{
+			name:       "no node",
+			act:        func() { stages.agentStarts(); stages.reached("controllers") },
 			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
 			message:    "could not find",
 			apiReached: true,
@@ -116,13 +132,13 @@ func TestReadiness(t *testing.T) {
 		{
 			name:       "no node is needed",
 			act:        func() {},
-			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
+			want:       Readiness{APIReady: true, DefaultServiceAccount: true, AgentAlive: true},
 			agentless:  true,
 			apiReached: true,
 			reached:    true,
 		},
 		{name: "not ready", act: func() { answers[nodePath] = node("False", time.Now().Add(time.Hour)) },
-			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
+			want:       Readiness{APIReady: true, DefaultServiceAccount: true, AgentAlive: true},
 			message:    "node node-1 is not Ready: why",
 			apiReached: true,
 		},
@@ -133,7 +149,16 @@ func TestReadiness(t *testing.T) {
 			apiReached: true,
 		},
 		{name: "ready", act: func() { answers[nodePath] = node("True", time.Now().Add(time.Hour)) },
-			want: Readiness{APIReady: true, DefaultServiceAccount: true, NodeReady: true}, apiReached: true, reached: true},
+			want:       Readiness{APIReady: true, DefaultServiceAccount: true, AgentAlive: true, NodeReady: true},
+			apiReached: true,
+			reached:    true,
+		},
+		// Nor what an agent did that was before.
+		{name: "ready, and the agent ended", act: func() { stages.agentStarts() },
+			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
+			message:    gone,
+			apiReached: true,
+		},
 	}
 	for _, step := range steps { // in order: each builds on the one before
 		t.Run(step.name, func(t *testing.T) {
@@ -175,7 +200,7 @@ func TestCommandLine(t *testing.T) {
 		"join":                               `unknown command "join"; ` + usage,
 		"check --config /no/such/file":       "open /no/such/file: no such file or directory",
 		"check --config " + config:           "",
-		"ready --stage x --config " + config: `--stage "x": api and node are allowed`,
+		"ready --stage x --config " + config: `--stage "x": api, agent and node are allowed`,
 	} {
 		got := ""
 		if err := dispatch(strings.Fields(line)); err != nil {
@@ -191,6 +216,35 @@ func TestCommandLine(t *testing.T) {
 	if err != nil || versions["kine"] == "" || versions["kubernetes"] == "" {
 		t.Errorf("version: %v, %v", versions, err)
 	}
+}
+
+// What waits for an agent that cannot run is told so, and why.
+func TestAgentThatKeepsEnding(t *testing.T) {
+	config := configFor(t, fmt.Sprintf("https-listen-port: %d\n"+
+		"kube-scheduler-arg: [config=/none]\nkube-controller-manager-arg: [kubeconfig=/none]\n", freePort(t)))
+	prepare(t, config)
+	t.Setenv(asItself, "1")
+	stages := newStages(config)
+	agent := newAgent(config.path("config.yaml"), config, stages)
+	close(agent.ready)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		agent.run(ctx)
+		close(ended)
+	}()
+	var found noted
+	err := wait.PollUntilContextTimeout(ctx, pollEvery, 2*time.Minute, true, func(context.Context) (bool, error) {
+		found, _ = readStages(config)
+		return found.Problem != "", nil
+	})
+	what, why, _ := strings.Cut(found.Problem, ": ")
+	if err != nil || what != "controllers, scheduler and kubelet keep ending, the last time" ||
+		!strings.Contains(why, " ended: ") || !strings.Contains(why, "/none: no such file or directory") {
+		t.Errorf("%v, %+v", err, found)
+	}
+	stop()
+	<-ended
 }
 
 // The real server without a kubelet: it starts, deploys the manifests and follows their changes, keeps its state over a
@@ -218,8 +272,7 @@ func TestServer(t *testing.T) {
 		t.Errorf("everybody can read the datastore: %v, %v", info, err)
 	}
 	stages, err := readStages(config)
-	inOrder := 0 < stages["started"] && stages["started"] <= stages["datastore"] &&
-		stages["datastore"] <= stages["apiReady"]
+	inOrder := 0 < stages.Started && stages.Started <= stages.Datastore && stages.Datastore <= stages.APIReady
 	if err != nil || !inOrder {
 		t.Errorf("stages %v, %v", stages, err)
 	}

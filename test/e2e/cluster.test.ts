@@ -305,7 +305,7 @@ it("a network policy is told to be without effect", async () => {
 });
 
 describe("the way out", () => {
-  const outside = "gk-e2e-out";
+  const outside = "e2e-outside"; // not gk-: such links lead to sandboxes, and pods are not let there
   const address = "198.51.100.2"; // of a network for documentation, RFC 5737
   let server: ResultPromise;
   const ip = (...args: string[]) => execa("ip", args);

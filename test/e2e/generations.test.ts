@@ -87,7 +87,7 @@ describe.each<[string, QuirkId[], string[]]>([
   ["2026-09", everywhere, []],
   [
     "2025-02",
-    [...everywhere, "procfs-root-inode", "tmpfs-nr-blocks", "setns-exec", "overlay-upper"],
+    [...everywhere, "no-setuid", "procfs-root-inode", "tmpfs-nr-blocks", "setns-exec", "overlay-upper"],
     ["procfs-root-inode", "setns-exec", "tmpfs-nr-blocks"],
   ],
 ])("gVisor %s", (generation, lacks, patches) => {
@@ -104,9 +104,10 @@ describe.each<[string, QuirkId[], string[]]>([
     const runc = artifactFolder({ name: "runc", ...(patches.length > 0 ? { patches } : {}) })
       .split("/")
       .at(-1);
-    expect(await inside(name, "/bin/cat", "/etc/containerd/config.toml")).toContain(
-      `BinaryName = "/opt/gvisor-k3s/${runc}/runc"`,
-    );
+    const config = await inside(name, "/bin/cat", "/etc/containerd/config.toml");
+    const [, wrapper] = /BinaryName = "(\/opt\/gvisor-k3s\/runc-wrapper-[0-9a-f]+)\/runc-wrapper"/.exec(config)!;
+    const { runtime } = JSON.parse(await inside(name, "/bin/cat", `${wrapper}/rules.json`)) as { runtime: string[] };
+    expect(runtime).toEqual([`/opt/gvisor-k3s/${runc}/runc`]);
   });
 
   it("changes nothing the second time, nor when what was found is named", async () => {

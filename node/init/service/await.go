@@ -27,7 +27,8 @@ const (
 
 // Awaited is what is waited for: that a service runs, or what the process that runs has noted.
 type Awaited struct {
-	// File holds a JSON object whose "pid" is the process that noted it. Without one the service only has to run.
+	// File holds a JSON object whose "pid" is the process that noted it, and whose "problem", if there is one, says why it
+	// gets no further. Without a file the service only has to run.
 	File string `json:"file"`
 	// Key is there once it is reached; without one the process only has to have noted its pid.
 	Key     string `json:"key"`
@@ -99,10 +100,11 @@ type waiting struct {
 // look finds out whether it is over.
 func (w *waiting) look(ctx context.Context) (Outcome, bool, error) {
 	if !w.known || time.Since(w.asked) >= askEvery {
+		asking := time.Now()
 		details, err := w.client.Details(ctx)
 		w.asked = time.Now()
 		if errors.Is(err, context.DeadlineExceeded) {
-			w.silent = true
+			w.silent = w.silent || w.asked.Sub(asking) > askEvery/2 // else it had no time to answer
 			return Outcome{}, false, nil
 		}
 		if err != nil {
@@ -119,8 +121,14 @@ func (w *waiting) look(ctx context.Context) (Outcome, bool, error) {
 		w.silent, w.known, w.detail = false, true, detail
 	}
 	state := w.detail.State
-	if w.known && state.PID != 0 && w.awaited.noted(state.PID) {
-		return Outcome{Reached: true, State: state}, true, nil
+	if w.known && state.PID != 0 {
+		reached, problem := w.awaited.noted(state.PID)
+		if reached {
+			return Outcome{Reached: true, State: state}, true, nil
+		}
+		if problem != "" {
+			return w.notReached(problem), true, nil
+		}
 	}
 	if limit := w.awaited.Attempts; limit > 0 && state.Restarts-w.before >= limit {
 		return w.notReached("it keeps ending, the last time with " + state.LastExit), true, nil
@@ -128,28 +136,32 @@ func (w *waiting) look(ctx context.Context) (Outcome, bool, error) {
 	return Outcome{}, false, nil
 }
 
-// noted tells whether this process has noted what is waited for. It must run still: process 1 was asked a while ago.
-func (a Awaited) noted(pid int) bool {
+// noted tells whether this process has noted what is waited for, or why it gets no further. It must run still: process
+// 1 was asked a while ago.
+func (a Awaited) noted(pid int) (reached bool, problem string) {
 	if unix.Kill(pid, 0) != nil {
-		return false
+		return false, ""
 	}
 	if a.File == "" {
-		return true
+		return true, ""
 	}
 	content, err := files.Read(a.File, awaitedLimit)
 	if err != nil {
-		return false
+		return false, ""
 	}
 	var found map[string]json.RawMessage
 	if json.Unmarshal(content, &found) != nil {
-		return false
+		return false, ""
 	}
 	var by int
 	if json.Unmarshal(found["pid"], &by) != nil || by != pid {
-		return false
+		return false, ""
 	}
-	_, reached := found[a.Key]
-	return a.Key == "" || reached
+	if _, reached = found[a.Key]; a.Key == "" || reached {
+		return true, ""
+	}
+	_ = json.Unmarshal(found["problem"], &problem) // without one it is absent
+	return false, problem
 }
 
 func (w *waiting) givenUp() Outcome {

@@ -194,6 +194,8 @@ func TestAwaitWhatIsNoted(t *testing.T) {
 		{"a pid that is none", write(`{"pid":"%d","nodeReady":1}`, pid)},
 		{"another process's", write(`{"pid":%d,"nodeReady":1}`, os.Getpid())},
 		{"another stage", write(`{"pid":%d,"started":1}`, pid)},
+		{"another process's problem", write(`{"pid":%d,"problem":"why"}`, os.Getpid())},
+		{"a problem that is no text", write(`{"pid":%d,"problem":1}`, pid)},
 		{"too much", write(`{"pid":%d,"nodeReady":1,"x":"%s"}`, pid, strings.Repeat("x", awaitedLimit))},
 	}
 	// Whatever is there is looked at several times; the next thing takes its place when it was, so nothing is timed.
@@ -201,18 +203,18 @@ func TestAwaitWhatIsNoted(t *testing.T) {
 	awaited := Awaited{File: file, Key: "nodeReady", Seconds: 3600}
 	for _, thing := range notYet {
 		must(t, os.RemoveAll(file), thing.plant())
-		if awaited.noted(pid) {
+		if isNoted(awaited, pid) {
 			t.Errorf("%s was taken for it", thing.what)
 		}
 	}
 	must(t, os.RemoveAll(file), write(`{"pid":%d,"nodeReady":null,"x":"%s"}`, pid, "y")())
-	if !awaited.noted(pid) {
+	if !isNoted(awaited, pid) {
 		t.Error("it is there, and is not seen")
 	}
-	if (Awaited{File: file}).noted(pid + 1) {
+	if isNoted(Awaited{File: file}, pid+1) {
 		t.Error("without a key, another process's was taken for it")
 	}
-	if !(Awaited{File: file}).noted(pid) {
+	if !isNoted(Awaited{File: file}, pid) {
 		t.Error("without a key, its pid is enough")
 	}
 
@@ -241,6 +243,29 @@ func TestAwaitWhatIsNoted(t *testing.T) {
 	}
 }
 
+// What the process has noted for a reason is told at once, with its log.
+func TestAwaitEndsWithAProblemThatIsNoted(t *testing.T) {
+	service := shell(t, forever)
+	put(t, service)
+	pid := pidOf(service)
+	file := filepath.Join(t.TempDir(), "stages.json")
+	must(t, os.WriteFile(file, fmt.Appendf(nil, `{"pid":%d,"problem":"why","api":1}`, pid), 0o600))
+	client := serve(t, controlHandler(supervisor, supervisor.notes))
+	outcome, err := client.Await(service.Name, Awaited{File: file, Key: "node", Seconds: 3600})
+	if err != nil || outcome.Reached || outcome.Why != "why" {
+		t.Errorf("got %+v, %v", outcome, err)
+	}
+	outcome, err = client.Await(service.Name, Awaited{File: file, Key: "api", Seconds: 3600})
+	if err != nil || !outcome.Reached {
+		t.Errorf("what is reached is not: %+v, %v", outcome, err)
+	}
+}
+
+func isNoted(awaited Awaited, pid int) bool {
+	reached, _ := awaited.noted(pid)
+	return reached
+}
+
 // The process that noted it has ended since, and process 1 has not been asked again yet.
 func TestAwaitedProcessMustRunStill(t *testing.T) {
 	service := shell(t, forever)
@@ -248,11 +273,11 @@ func TestAwaitedProcessMustRunStill(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "stages.json")
 	pid := pidOf(service)
 	must(t, os.WriteFile(file, fmt.Appendf(nil, `{"pid":%d}`, pid), 0o600))
-	if !(Awaited{File: file}).noted(pid) {
+	if !isNoted(Awaited{File: file}, pid) {
 		t.Error("it runs")
 	}
 	supervisor.Stop(service.Name)
-	if (Awaited{File: file}).noted(pid) {
+	if isNoted(Awaited{File: file}, pid) {
 		t.Error("it has ended")
 	}
 }
