@@ -13,7 +13,7 @@ SOURCES := index.ts lib.ts config system artifacts machines servers steps compon
 GO_FLAGS := GOFLAGS=-trimpath CGO_ENABLED=0
 SERVER_FLAGS := GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1
 
-.PHONY: api audit help bootstrap build up preview destroy status doctor bench growth conformance check unit \
+.PHONY: api audit help bootstrap build release up preview destroy status doctor bench growth conformance check unit \
 	go-lint go-test e2e runtimes docs test
 
 help: ## this list
@@ -57,7 +57,7 @@ check: bootstrap ## types, lint, layout, the arrows between the folders, and the
 	@node_modules/.bin/typedoc --emit none --logLevel Warn
 
 unit: bootstrap ## unit tests; T='part of a name' for some of them
-	@sh toolchain/bootstrap.sh curl
+	@sh toolchain/bootstrap.sh curl openssl
 	@echo "== unit tests"
 	@node_modules/.bin/vitest run --project unit $(if $(T),-t '$(T)')
 
@@ -81,6 +81,9 @@ e2e: build ## end-to-end tests; FILE=security T='part of a name' for some, KEEP=
 runtimes: build ## run every OCI runtime on every generation of gVisor (docs/runtimes.md)
 	@sh toolchain/bootstrap.sh crun
 	@node docs/runtimes.ts
+
+release: build ## make release/: npm packages, archives, sums and bills of materials; ARCHS='x64 arm64' for both
+	@nice node toolchain/release.ts $(ARCHS)
 
 api: bootstrap ## write the documentation of the library into dist/api, as HTML
 	@node_modules/.bin/typedoc

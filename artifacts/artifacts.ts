@@ -6,14 +6,17 @@
  */
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { closeSync, existsSync, openSync, readFileSync, readSync } from "node:fs";
-import { chmod, mkdir, mkdtemp, rename, rm } from "node:fs/promises";
+import { existsSync, readFileSync } from "node:fs";
 import { arch } from "node:os";
 import { extname, join, relative } from "node:path";
 import { inSandbox } from "../config/paths.ts";
 import { readJson } from "../system/files.ts";
-import { cacheFolder } from "../system/folders.ts";
+import { findProgram } from "../system/programs.ts";
 import { run } from "../system/run.ts";
+import { artifactsFolder } from "./cache.ts";
+import { isInstalled, isObtainable, obtain, type Release } from "./release.ts";
+
+export { artifactsFolder, fileDigest, intoPlace } from "./cache.ts";
 
 /** What is built from Go modules, for a user's machine. */
 export const usualArtifacts = [
@@ -27,6 +30,7 @@ export const usualArtifacts = [
   "server",
   "images",
   "pulumi",
+  "language-host",
   "standins",
 ] as const;
 
@@ -52,6 +56,10 @@ export interface Manifest {
   patches: Partial<Record<ArtifactName, Record<string, string>>>;
   /** Versions of what is contained, without a leading v. */
   versions: Record<"gvisor" | "kubernetes" | "runc" | "containerd" | "pulumi", string>;
+  /** The folder of what every sandbox has in its /bin; without one, it is made of this machine's busybox. */
+  base?: string;
+  /** Where what is named above is ready-made; nothing is compiled then. */
+  release?: Release;
 }
 
 const root = join(import.meta.dirname, "..");
@@ -62,15 +70,35 @@ const VARIABLE = "GVISOR_K3S_MANIFEST";
 
 let known: Manifest | undefined;
 
+/** What the npm package has of a release for this kind of machine. */
+const shipped = join(root, "manifests", `${process.platform}-${process.arch}.json`);
+
 /**
- * The manifest of this checkout or package.
+ * The manifest of this checkout or package: that of the release, unless nothing of it can be had and there is a compiler.
  * @throws Error that says what is missing to make it
  */
 export function manifest(): Manifest {
-  process.env[VARIABLE] ||= toolchain("--manifest").trim();
+  process.env[VARIABLE] ||= takesRelease() ? shipped : toolchain("--manifest").trim();
   known ??= readJson<Manifest>(process.env[VARIABLE]!, "delete it");
   if (known === undefined) throw new Error(`there is no ${process.env[VARIABLE]}; unset ${VARIABLE}`);
   return known;
+}
+
+function takesRelease(): boolean {
+  const release = readJson<Manifest>(shipped, "install gvisor-k3s again")?.release;
+  return release !== undefined && (isObtainable(release) || findProgram("go") === undefined);
+}
+
+/**
+ * Whether Pulumi's plugins are this project's stand-ins: those of a checkout, or of a release whose package of them was
+ * installed, or is asked for with GVISOR_K3S_STANDINS=1. Otherwise Pulumi brings its own.
+ */
+export function takesStandins(): boolean {
+  const { artifacts, release } = manifest();
+  if (release === undefined) return artifacts.standins !== undefined;
+  const archive = release.archives[artifacts.standins];
+  if (archive === undefined) return false;
+  return process.env.GVISOR_K3S_STANDINS === "1" || isInstalled(archive.package, release);
 }
 
 /** Runs toolchain/build.ts, which is fast unless it builds, and returns what it prints. */
@@ -87,10 +115,10 @@ function toolchain(...args: string[]): string {
 
 /** The name of an artifact's folder. */
 export function artifactId({ name, patches = [] }: Artifact): string {
-  const { artifacts, patches: all } = manifest();
+  const { artifacts, patches: all, release } = manifest();
   const plain = artifacts[name];
   if (patches.length === 0) return plain;
-  const hashes = patches.map((id) => {
+  const hashes = readyWith(patches, release?.variants[name]).map((id) => {
     const hash = all[name]?.[id];
     if (hash === undefined) throw new Error(`there is no patch ${id} of ${name}`);
     return hash;
@@ -98,13 +126,23 @@ export function artifactId({ name, patches = [] }: Artifact): string {
   return `${name}-${digest(plain, ...hashes)}`;
 }
 
+/**
+ * The patches that an artifact is ready with, of those sets that a release has: the fewest that have all that are asked
+ * for in them. A patch does something only where the kernel lacks what it makes up for.
+ */
+function readyWith(patches: string[], sets: string[][] = []): string[] {
+  const enough = sets.filter((set) => patches.every((id) => set.includes(id)));
+  return enough.sort((one, other) => one.length - other.length)[0] ?? patches;
+}
+
 /** The ids of the patches that an artifact can be built with. */
 export function knownPatches(name: ArtifactName): string[] {
   return Object.keys(manifest().patches[name] ?? {}).sort();
 }
 
-/** What `patch` says of a patch that does not apply to the pinned source; undefined if it does. */
+/** What `patch` says of a patch that does not apply to the pinned source; undefined if it does, as in a release. */
 export function patchRefusal(name: ArtifactName, id: string): string | undefined {
+  if (manifest().release !== undefined) return undefined;
   return toolchain("--try-patch", id, name).trim() || undefined;
 }
 
@@ -128,11 +166,6 @@ export function folderOf(inside: string): string {
   return join(artifactsFolder(), relative(inSandbox.artifacts, inside).split("/")[0]!);
 }
 
-/** The folder that holds all artifacts, which every sandbox sees read-only. */
-export function artifactsFolder(): string {
-  return join(cacheFolder(), "artifacts");
-}
-
 /** An artifact by its id, as a step takes it: where it is there already, nothing else is asked. */
 export type Wanted = Artifact & { id: string };
 
@@ -145,31 +178,18 @@ export function wanted(artifact: Artifact): Wanted {
  * Sees to it that an artifact is there.
  * @param say takes a line per thing that is done
  * @returns its folder
- * @throws CommandError of the compiler, or of a patch that does not apply
+ * @throws CommandError of the compiler, or of a patch that does not apply; of a release, Error that tells where it was
+ *   looked for
  */
 export async function provide({ id, name, patches = [] }: Wanted, say: (line: string) => void): Promise<string> {
   const folder = join(artifactsFolder(), id);
   if (existsSync(folder)) return folder;
+  const { release } = manifest();
+  if (release !== undefined) return await obtain(id, release, say);
   say(`building ${[name, ...patches].join(" with ")}`);
   const choices = patches.flatMap((patch) => ["--patch", patch]);
   await run(process.execPath, [join(root, `toolchain/build${extension}`), ...choices, name]);
   if (!existsSync(folder)) throw new Error(`${name} was built, and not as ${folder}: its sources changed meanwhile`);
-  return folder;
-}
-
-/** Fills a folder under a temporary name and moves it into place at once, so that a folder that exists is whole. */
-export async function intoPlace(folder: string, fill: (work: string) => Promise<void>): Promise<string> {
-  await mkdir(artifactsFolder(), { recursive: true, mode: 0o755 });
-  const work = await mkdtemp(`${folder}.tmp-`);
-  try {
-    await fill(work);
-    await chmod(work, 0o755);
-    await rename(work, folder).catch((error: NodeJS.ErrnoException) => {
-      if (error.code !== "ENOTEMPTY" && error.code !== "EEXIST") throw error; // another process was faster
-    });
-  } finally {
-    await rm(work, { recursive: true, force: true });
-  }
   return folder;
 }
 
@@ -193,9 +213,9 @@ export function imageArchive(image: OwnImage): string {
   return join(artifactFolder({ name: "images" }), `${image}.tar`);
 }
 
-/** Go's name for this machine's architecture. */
+/** Go's name for this machine's architecture, or for that which is built for (GOARCH). */
 export function goArch(): string {
-  return arch() === "x64" ? "amd64" : arch();
+  return process.env.GOARCH || (arch() === "x64" ? "amd64" : arch());
 }
 
 /** Names something by everything that goes into it. */
@@ -203,18 +223,6 @@ export function digest(...parts: (string | Buffer)[]): string {
   const hash = createHash("sha256");
   for (const part of parts) hash.update(`${part.length}:`).update(part);
   return hash.digest("hex").slice(0, 12);
-}
-
-/** The SHA-256 of a file of any size, in hex. */
-export function fileDigest(path: string): string {
-  const [hash, buffer, file] = [createHash("sha256"), Buffer.alloc(2 ** 20), openSync(path, "r")];
-  try {
-    for (let size = readSync(file, buffer); size > 0; size = readSync(file, buffer))
-      hash.update(buffer.subarray(0, size));
-    return hash.digest("hex");
-  } finally {
-    closeSync(file);
-  }
 }
 
 /** This project's version. */

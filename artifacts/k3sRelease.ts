@@ -3,11 +3,11 @@
  * @module
  */
 import { existsSync, statSync } from "node:fs";
-import { chmod, copyFile, mkdir, mkdtemp, readFile, rename, rm } from "node:fs/promises";
+import { chmod, copyFile, mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { cacheFolder } from "../system/folders.ts";
 import { run } from "../system/run.ts";
-import { artifactsFolder, fileDigest, goArch } from "./artifacts.ts";
+import { artifactsFolder, fileDigest, goArch, intoPlace } from "./artifacts.ts";
 
 /** Where k3s publishes its releases (k3s-io/k3s: install.sh). */
 const RELEASES = "https://github.com/k3s-io/k3s/releases/download";
@@ -89,11 +89,10 @@ async function verify(part: string, expected: string, otherwise: string): Promis
 }
 
 async function place(part: string, folder: string): Promise<void> {
-  await mkdir(artifactsFolder(), { recursive: true });
-  const made = await mkdtemp(join(artifactsFolder(), ".k3s-"));
-  await copyFile(part, join(made, "k3s"));
-  for (const path of [join(made, "k3s"), made]) await chmod(path, 0o755);
-  await rename(made, folder).catch(async () => await rm(made, { recursive: true })); // another process was first
+  await intoPlace(folder, async (work) => {
+    await copyFile(part, join(work, "k3s"));
+    await chmod(join(work, "k3s"), 0o755);
+  });
 }
 
 /** curl's exit codes for a transfer that ended in its midst: cut off, too slow, nothing sent, broken. */

@@ -8,8 +8,9 @@ import { chmod, copyFile, mkdir, symlink, writeFile } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { inSandbox } from "../config/paths.ts";
 import { run } from "../system/run.ts";
-import { artifactsFolder, digest, fileDigest, intoPlace, provide, type Wanted } from "./artifacts.ts";
+import { artifactsFolder, digest, fileDigest, intoPlace, manifest, provide, type Wanted } from "./artifacts.ts";
 import { readElf } from "./elf.ts";
+import { obtain } from "./release.ts";
 
 /**
  * Copies a program of the user's into the cache, with the libraries that it is linked with. Its path is known before:
@@ -73,34 +74,39 @@ export function wrapperPath(wrapper: Wanted, rulesFile: string): string {
 
 const wrapperId = (wrapper: string, rulesFile: string) => `runc-wrapper-${digest(wrapper, rulesFile)}`;
 
-/** The folder of what every sandbox has in its /bin: a static busybox, and a link to it for each of its programs. */
+/**
+ * The folder of what every sandbox has in its /bin: a static busybox, and a link to it for each of its programs. It is
+ * a release's, or made of this machine's.
+ */
 export function baseFolder(): string {
-  return join(artifactsFolder(), `base-${digest(fileDigest(staticBusybox()))}`);
+  return join(artifactsFolder(), manifest().base ?? `base-${digest(fileDigest(staticBusybox()))}`);
 }
 
 /** Puts it there; see {@link baseFolder}. */
-export async function stageBase(): Promise<string> {
+export async function stageBase(say: (line: string) => void = () => {}): Promise<string> {
   const folder = baseFolder();
   if (existsSync(folder)) return folder;
-  const busybox = staticBusybox();
+  const { base, release } = manifest();
+  if (base !== undefined && release !== undefined) return await obtain(base, release, say);
+  const [busybox, own] = [staticBusybox(), staticBusybox({})];
   return await intoPlace(folder, async (work) => {
     const bin = join(work, "bin");
     await mkdir(bin, { mode: 0o755 });
     await copyFile(busybox, join(bin, "busybox"));
     await chmod(join(bin, "busybox"), 0o755);
-    const { stdout } = await run(busybox, ["--list"]);
+    const { stdout } = await run(own, ["--list"]);
     const applets = stdout.split("\n").filter((applet) => applet !== "" && applet !== "busybox");
     for (const applet of applets) await symlink("busybox", join(bin, applet));
   });
 }
 
 /**
- * This machine's static busybox.
+ * This machine's static busybox, or, while a release is made for another kind of machine, that one's.
  * @throws Error that says what to install
  */
-export function staticBusybox(): string {
+export function staticBusybox({ GVISOR_K3S_BUSYBOX: other }: NodeJS.ProcessEnv = process.env): string {
   const advice = "install a static one (Debian: apt-get install busybox-static)";
-  const found = ["/bin/busybox", "/usr/bin/busybox"].find((path) => existsSync(path));
+  const found = (other ? [other] : ["/bin/busybox", "/usr/bin/busybox"]).find((path) => existsSync(path));
   if (!found) throw new Error(`no /bin/busybox: ${advice}`);
   // A dynamic program asks for an interpreter; a static one has no such segment.
   if (readFileSync(found).includes("/ld-")) throw new Error(`${found} is not static: ${advice}`);

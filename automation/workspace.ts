@@ -3,20 +3,30 @@
  * @module
  */
 import { randomBytes } from "node:crypto";
-import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { createRequire } from "node:module";
 import { hostname } from "node:os";
-import { dirname, extname, join } from "node:path";
+import { basename, dirname, extname, join } from "node:path";
 import { LocalWorkspace, PulumiCommand, Stack, StackAlreadyExistsError } from "@pulumi/pulumi/automation/index.js";
 import { gte } from "semver";
 import { parseDocument, stringify } from "yaml";
-import { manifest, provide, wanted } from "../artifacts/artifacts.ts";
+import { manifest, provide, takesStandins, wanted } from "../artifacts/artifacts.ts";
 import { parseStackConfig, type StackConfig } from "../config/schema.ts";
 import { readStackConfig } from "../config/stackConfig.ts";
 import { preflight, preflightThere } from "../steps/preflight.ts";
 import { keepWhole, readFile, readJson, rewrite, writeOnce } from "../system/files.ts";
 import { cacheFolder, homeFolder } from "../system/folders.ts";
 import { processStart } from "../system/processes.ts";
+import { findProgram } from "../system/programs.ts";
 import { run, runsWell } from "../system/run.ts";
 import { compileCache } from "./compileCache.ts";
 import { ownerOf, ownProject, readYaml, root, settingsFile } from "./project.ts";
@@ -182,39 +192,53 @@ function passphraseFile(home: string): string {
 }
 
 /**
- * The user's own Pulumi, with its language host, where it is new enough; else the one that is built here, with the
- * project's own small plugins.
+ * The user's own Pulumi, with its language host, where it is new enough; else that of this project. The plugins are
+ * this project's stand-ins or Pulumi's own, which it then brings itself; see `takesStandins`.
  */
 export async function pulumiCommand(
   say: (line: string) => void,
 ): Promise<{ command: PulumiCommand; env: Record<string, string> }> {
-  const programs = ["pulumi", "pulumi-language-nodejs"];
-  const [pulumi, host] = await Promise.all(programs.map((program) => runsWell("which", [program])));
-  const own = pulumi && host && (await runsWell("pulumi", ["version"], { env: NO_UPDATE_CHECK }));
+  const there = ["pulumi", "pulumi-language-nodejs"].every((program) => findProgram(program) !== undefined);
+  const own = there ? await runsWell("pulumi", ["version"], { env: NO_UPDATE_CHECK }) : undefined;
   const version = own?.trim().replace(/^v/, "");
   if (version && gte(version, manifest().versions.pulumi)) return { command: await PulumiCommand.get(), env: {} };
 
   const cli = await provide(wanted({ name: "pulumi" }), say);
-  const standins = await provide(wanted({ name: "standins" }), say);
+  const host = await provide(wanted({ name: "language-host" }), say);
+  const standins = takesStandins() ? await provide(wanted({ name: "standins" }), say) : undefined;
   // Pulumi looks for language hosts beside its own program, and for plugins in its home, which is a private one: the
   // stand-ins must never hide the real ones. Named by what was built, so that a rebuilt plugin is never shadowed by an
   // older one.
-  const folder = join(cacheFolder(), "pulumi", [cli, standins].map((path) => path.split("-").at(-1)).join("-"));
-  const env = { PULUMI_HOME: join(folder, "home"), PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION: "true" };
+  const ids = [cli, host, standins ?? "-own"].map((path) => path.split("-").at(-1));
+  const folder = join(cacheFolder(), "pulumi", ids.join("-"));
+  const env = {
+    PULUMI_HOME: join(folder, "home"),
+    ...(standins === undefined ? {} : { PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION: "true" }),
+  };
   const program = join(folder, "bin/pulumi");
   const ready = join(folder, "ready");
   if (!existsSync(ready)) {
     mkdirSync(dirname(program), { recursive: true });
-    copyFileSync(join(cli, "pulumi"), program);
-    copyFileSync(join(standins, "pulumi-language-nodejs"), join(folder, "bin/pulumi-language-nodejs"));
-    for (const name of ["command", "kubernetes"]) {
-      const file = join(standins, `pulumi-resource-${name}`);
+    for (const file of [join(cli, "pulumi"), join(host, "pulumi-language-nodejs")]) linkOrCopy(file, dirname(program));
+    for (const name of standins === undefined ? [] : ["command", "kubernetes"]) {
+      const file = join(standins!, `pulumi-resource-${name}`);
       const args = ["plugin", "install", "resource", name, packageVersion(name), "--reinstall", "--file", file];
       await run(program, args, { env: { ...env, ...NO_UPDATE_CHECK } });
     }
     writeFileSync(ready, "");
   }
   return { command: await PulumiCommand.get({ root: folder }), env };
+}
+
+/** The same file in another folder: Pulumi alone has 100 MB. */
+function linkOrCopy(file: string, folder: string): void {
+  const target = join(folder, basename(file));
+  rmSync(target, { force: true });
+  try {
+    linkSync(file, target);
+  } catch {
+    copyFileSync(file, target);
+  }
 }
 
 const NO_UPDATE_CHECK = { PULUMI_SKIP_UPDATE_CHECK: "true" };

@@ -514,8 +514,9 @@ export function isRunningHere(ref: MachineRef): boolean {
 const programsOf = ({ runsc, host, init }: ManagedSpec) => ({ runsc, host, init });
 
 async function provideAll({ takes }: ManagedSpec): Promise<void> {
-  await stageBase();
-  for (const artifact of takes) await provide(artifact, (line) => console.error(line));
+  const say = (line: string) => console.error(line);
+  await stageBase(say);
+  for (const artifact of takes) await provide(artifact, say);
 }
 
 async function killAndWait(process: ProcessId): Promise<void> {
@@ -626,7 +627,9 @@ export function mountPoints(): string[] {
  */
 export async function unmountBelow(folder: string): Promise<void> {
   const targets = mountPoints().filter((target) => target === folder || target.startsWith(`${folder}/`));
-  for (const target of targets.reverse()) await run("umount", [target]);
+  if (targets.length === 0) return;
+  const busybox = join(await stageBase(), "bin/busybox"); // a bare machine has no umount
+  for (const target of targets.reverse()) await run(busybox, ["umount", target]);
 }
 
 function rootProblems(): Problem[] {

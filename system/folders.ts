@@ -15,9 +15,18 @@ export function homeFolder(environment: NodeJS.ProcessEnv = process.env): string
 
 /**
  * The folder of what is built, downloaded or unpacked, safe to delete while no sandbox exists: `GVISOR_K3S_CACHE`, by
- * default `gvisor-k3s` in `XDG_CACHE_HOME` or `~/.cache`.
+ * default `gvisor-k3s` in `XDG_CACHE_HOME` or `~/.cache`; in `/var/cache` for who has no home.
  */
 export function cacheFolder(environment: NodeJS.ProcessEnv = process.env): string {
-  const caches = environment.XDG_CACHE_HOME || join(homedir(), ".cache");
+  const caches = environment.XDG_CACHE_HOME || homeCache() || "/var/cache";
   return resolve(environment.GVISOR_K3S_CACHE || join(caches, "gvisor-k3s"));
+}
+
+function homeCache(): string | undefined {
+  try {
+    const home = homedir();
+    return home === "" ? undefined : join(home, ".cache");
+  } catch {
+    return undefined; // neither HOME nor an entry in /etc/passwd
+  }
 }

@@ -4,7 +4,7 @@
  */
 import { execFileSync } from "node:child_process";
 import { accessSync, constants, existsSync, statSync } from "node:fs";
-import { dirname } from "node:path";
+import { delimiter, dirname, join } from "node:path";
 
 /** What a program prints on standard output; "" if it is not there, fails, or takes longer than ten seconds. */
 export function says(program: string, ...args: string[]): string {
@@ -28,6 +28,12 @@ export function isExecutable(path: string): boolean {
   } catch {
     return false;
   }
+}
+
+/** A program by its name, as a shell finds it on PATH; undefined if there is none. */
+export function findProgram(name: string): string | undefined {
+  const folders = (process.env.PATH ?? "").split(delimiter).filter((folder) => folder !== "");
+  return folders.map((folder) => join(folder, name)).find(isExecutable);
 }
 
 /** Whether a folder can be written, or made. */

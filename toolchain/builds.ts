@@ -165,7 +165,8 @@ export const builds = {
       tags: ["sqlite_omit_load_extension"],
     },
   ],
-  standins: [{ module: "standins", packages: ["./cmd/..."] }],
+  "language-host": [{ module: "standins", packages: ["./cmd/pulumi-language-nodejs"] }],
+  standins: [{ module: "standins", packages: ["./cmd/pulumi-resource-command", "./cmd/pulumi-resource-kubernetes"] }],
 } satisfies Record<ArtifactName, GoBuild[]>;
 
 /** The version of a module that one of the project's Go modules pins, without the leading v. */

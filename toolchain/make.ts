@@ -5,8 +5,8 @@
  */
 import { execFileSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { copyFile, cp, mkdir, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { copyFile, cp, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { arch, tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import {
   type Artifact,
@@ -20,12 +20,15 @@ import {
   type OwnImage,
   ownImages,
 } from "../artifacts/artifacts.ts";
+import { readElf } from "../artifacts/elf.ts";
 import { run } from "../system/run.ts";
 import { builds, type GoBuild, moduleVersion, root } from "./builds.ts";
 
-/** The names of all artifacts; the npm package has no sources of those that are for tests. */
+/** The names of all artifacts; the npm package has no sources of those that are for tests, nor of the stand-ins. */
 export const artifactNames = (Object.keys(builds) as ArtifactName[]).filter((name) =>
-  builds[name].every(({ module }) => existsSync(join(root, module))),
+  builds[name].every(({ module, packages }) =>
+    [".", ...packages.filter((path) => path.startsWith("./"))].every((path) => existsSync(join(root, module, path))),
+  ),
 );
 
 /** What the sources make, by the compilers that are here. */
@@ -202,11 +205,15 @@ function patchFile(name: ArtifactName, id: string): string {
   return join(root, "toolchain", name, "patches", `${id}.patch`);
 }
 
+/** What an image alone needs of its program, which is in its archive; tests take the test pod's by itself. */
+const inArchiveOnly: readonly OwnImage[] = ["pause", "coredns", "metrics-server"];
+
 async function makeImages(folder: string, say: (line: string) => void): Promise<void> {
   await run("sh", [join(root, "node/images/pause/build.sh"), join(folder, "pause")]);
+  const mkimage = await runnable("mkimage", folder);
   for (const image of ownImages) {
     say(`image ${image}`);
-    await run(join(folder, "mkimage"), [
+    await run(mkimage, [
       ...imageRecipe(image),
       "--file",
       `${join(folder, image)}:/${image}:0755`,
@@ -216,6 +223,17 @@ async function makeImages(folder: string, say: (line: string) => void): Promise<
       join(folder, `${image}.tar`),
     ]);
   }
+  if (dirname(mkimage) !== folder) await rm(dirname(mkimage), { recursive: true });
+  for (const image of inArchiveOnly) await rm(join(folder, image));
+}
+
+/** A program of node/images that this machine can run, also when it builds for another one. */
+async function runnable(program: string, folder: string): Promise<string> {
+  if (readElf(join(folder, program))?.arch === arch()) return join(folder, program);
+  const native = join(await mkdtemp(join(tmpdir(), "gvisor-k3s-")), program);
+  const env = { CGO_ENABLED: "0", GOARCH: "" };
+  await run("go", ["build", "-o", native, `./${program}`], { cwd: join(root, "node/images"), env });
+  return native;
 }
 
 function imageRecipe(image: OwnImage): string[] {
@@ -233,7 +251,7 @@ function* inputs(name: ArtifactName): Generator<string | Buffer> {
   yield compiler("go", ["env", "GOVERSION", "GOARCH"]);
   for (const goBuild of builds[name] as GoBuild[]) {
     yield JSON.stringify(goBuild);
-    if (goBuild.cgo) yield compiler("gcc", ["-dumpfullversion", "-dumpmachine"]);
+    if (goBuild.cgo) yield compiler(process.env.CC || "gcc", ["-dumpfullversion", "-dumpmachine"]);
     for (const module of [goBuild.module, ...localModules(goBuild.module)]) {
       for (const file of sources(join(root, module))) {
         yield file;
@@ -241,7 +259,7 @@ function* inputs(name: ArtifactName): Generator<string | Buffer> {
       }
     }
   }
-  if (name === "images") yield JSON.stringify(ownImages.map(imageRecipe));
+  if (name === "images") yield JSON.stringify([ownImages.map(imageRecipe), inArchiveOnly]);
 }
 
 const compilers = new Map<string, string>();

@@ -1,17 +1,17 @@
 /**
- * `node toolchain/package.ts`: makes `dist`, the npm package: the TypeScript compiled, because Node.js does not strip
- * types below `node_modules`, beside the sources of what is built on its user's machine. `npm pack ./dist` or `npm
- * publish ./dist` takes it.
+ * `node toolchain/package.ts [FOLDER]`: makes `dist`, or the folder, the npm package: the TypeScript compiled, because Node.js
+ * does not strip types below `node_modules`, beside the sources of what is built on its user's machine. `npm pack ./dist`
+ * or `npm publish ./dist` takes it.
  *
  * The library is an ES module. CommonJS, which Pulumi's own templates are, gets the same one by `require`; its compiler
  * wants declarations of CommonJS for that, which lie in `cjs`.
  */
 import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import { run } from "../system/run.ts";
 
 const root = join(import.meta.dirname, "..");
-const dist = join(root, "dist");
+const dist = resolve(process.argv[2] ?? join(root, "dist"));
 
 /** For tests and checkouts only. */
 const left = new Set([
@@ -24,6 +24,8 @@ const left = new Set([
   "golint",
   "golint.sh",
   "testdata",
+  "pulumi-resource-command",
+  "pulumi-resource-kubernetes",
 ]);
 
 rmSync(dist, { recursive: true, force: true });
@@ -31,11 +33,13 @@ await run(process.execPath, [
   join(root, "node_modules/typescript/bin/tsc"),
   "--project",
   join(root, "tsconfig.package.json"),
+  "--outDir",
+  dist,
 ]);
 for (const entry of [
   "node",
   "host",
-  "standins",
+  "standins", // the language host; the stand-ins for plugins are left out
   "toolchain",
   "docs",
   "provider",

@@ -1,5 +1,5 @@
 /** The npm package, as one who has nothing else takes it: installed into an empty folder, and used from there. */
-import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { LocalWorkspace, Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa } from "execa";
@@ -8,37 +8,69 @@ import { parse } from "yaml";
 import { artifactFolder } from "../../artifacts/artifacts.ts";
 import { pulumiCommand } from "../../automation/workspace.ts";
 import { entriesOf, ownHome, pathsOf, removeHome, root } from "./harness.ts";
+import { startNpmRegistry } from "./npmRegistry.ts";
+import { makeRelease } from "./release.ts";
 
 const home = await ownHome();
 const name = "e2e-npm";
 const folder = join(home, "user");
 const bin = join(home, "bin");
+let registry: Awaited<ReturnType<typeof startNpmRegistry>>;
 const inFolder = (program: string, ...args: string[]) =>
   execa(program, args, { cwd: folder, all: true, reject: false, stdin: "ignore" });
 const gvisorK3s = (...args: string[]) => inFolder(join(folder, "node_modules/.bin/gvisor-k3s"), ...args);
 
 beforeAll(async () => {
   mkdirSync(folder);
-  await execa("node", [join(root, "toolchain/package.ts")]);
-  const { stdout } = await execa("npm", ["pack", join(root, "dist"), "--silent", "--pack-destination", home]);
+  registry = await startNpmRegistry(await makeRelease(home));
   writeFileSync(join(folder, "package.json"), JSON.stringify({ name: "user", private: true, type: "module" }));
-  const installed = await inFolder(
-    "npm",
-    "install",
-    "--ignore-scripts",
-    "--no-audit",
-    "--no-fund",
-    "--loglevel=error",
-    join(home, stdout.trim().split("\n").at(-1)!),
-  );
+  const quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", `--registry=${registry.url}`];
+  const installed = await inFolder("npm", "install", ...quiet, "gvisor-k3s", "gvisor-k3s-standins");
   expect(installed.exitCode, installed.all).toBe(0);
-}, 300_000);
+}, 600_000);
 
 afterAll(async () => {
   if (process.env.KEEP) return;
   for (const cluster of [name, "ci"]) await gvisorK3s("destroy", cluster);
-  rmSync(join(root, "dist"), { recursive: true, force: true });
+  registry.close();
   removeHome(home);
+});
+
+it("is what is published: for each kind of machine its own packages, the stand-ins apart, with sums of all", async () => {
+  const release = join(home, "release");
+  const file = (path: string) => readFileSync(join(release, path), "utf8");
+  const installed = entriesOf(join(folder, "node_modules")).filter((entry) => entry.startsWith("gvisor-k3s"));
+  const kind = `linux-${process.arch}`;
+  expect(installed.toSorted()).toEqual(
+    ["", `-${kind}`, `-pulumi-${kind}`, "-standins", `-standins-${kind}`].map((suffix) => `gvisor-k3s${suffix}`),
+  );
+  const own = JSON.parse(readFileSync(join(folder, "node_modules/gvisor-k3s/package.json"), "utf8"));
+  expect(Object.keys(own.optionalDependencies)).toEqual([`gvisor-k3s-${kind}`, `gvisor-k3s-pulumi-${kind}`]);
+  const sums = await execa("sha256sum", ["--check", "--quiet", "--strict", "SHA256SUMS"], { cwd: release });
+  expect(sums.exitCode).toBe(0);
+  const listed = file("SHA256SUMS")
+    .split("\n")
+    .map((line) => line.slice(66));
+  expect(listed.filter((name) => name !== "").toSorted()).toEqual(
+    entriesOf(release)
+      .filter((name) => name !== "SHA256SUMS")
+      .toSorted(),
+  );
+  const bill = JSON.parse(file(`gvisor-k3s-${kind}.cdx.json`)) as {
+    components: { purl?: string; licenses?: object[] }[];
+  };
+  const contained = bill.components.flatMap(({ purl = "" }) => purl);
+  for (const part of [
+    "golang/k8s.io/kubernetes@v",
+    "golang/gvisor.dev/gvisor@v",
+    "golang/std@",
+    "deb/debian/busybox",
+  ]) {
+    expect(contained).toContainEqual(expect.stringContaining(`pkg:${part}`));
+  }
+  const licences = readFileSync(join(folder, `node_modules/gvisor-k3s-${kind}/LICENSES.txt`), "utf8");
+  expect(licences).not.toContain("(no licence file)");
+  expect(licences).toContain("GNU GENERAL PUBLIC LICENSE");
 });
 
 const tsc = (folder: string, ...options: string[]) =>
