@@ -140,8 +140,8 @@ func waitForAPI(ctx context.Context, c *Config) error {
 	})
 }
 
-// stages notes in stages.json, beside the datastore, when the server got how far: Unix time in milliseconds by stage, the
-// process that they are of, and why it gets no further.
+// stages notes in stages.json, beside the datastore, when the server got how far (Unix time in milliseconds by stage),
+// the process that this is of, and why it gets no further.
 type stages struct {
 	mu    sync.Mutex
 	file  string

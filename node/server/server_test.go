@@ -123,8 +123,11 @@ func TestReadiness(t *testing.T) {
 			apiReached: true,
 		},
 		{
-			name:       "no node",
-			act:        func() { stages.agentStarts(); stages.reached("controllers") },
+			name: "no node",
+			act: func() {
+				stages.agentStarts()
+				stages.note(controllersNote, time.Now().UnixMilli(), problemNote)
+			},
 			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
 			message:    "could not find",
 			apiReached: true,
@@ -156,7 +159,7 @@ func TestReadiness(t *testing.T) {
 		// Nor what an agent did that was before.
 		{name: "ready, and the agent ended", act: func() { stages.agentStarts() },
 			want:       Readiness{APIReady: true, DefaultServiceAccount: true},
-			message:    gone,
+			message:    quiet,
 			apiReached: true,
 		},
 	}

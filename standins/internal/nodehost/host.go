@@ -155,6 +155,9 @@ func (h *Host) InstallDependencies(
 		return err
 	}
 	defer streams.Close()
+	if !req.GetIsTerminal() { // else both are the terminal itself
+		stdout, stderr = inTurn(stdout, stderr)
+	}
 
 	opts, err := parseOptions(req.GetInfo().GetOptions().AsMap())
 	if err != nil {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"slices"
+	"sync"
 
 	"github.com/pulumi/pulumi/sdk/v3/go/common/apitype"
 	"github.com/pulumi/pulumi/sdk/v3/go/common/util/rpcutil"
@@ -42,6 +44,7 @@ func (h *Host) RunPlugin(req *pulumirpc.RunPluginRequest, server pulumirpc.Langu
 		return err
 	}
 	defer streams.Close()
+	stdout, stderr = inTurn(stdout, stderr)
 
 	cmd := exec.CommandContext(ctx, node,
 		slices.Concat(opts.nodeArgs, []string{runner, info.GetProgramDirectory()}, req.GetArgs())...)
@@ -56,4 +59,22 @@ func (h *Host) RunPlugin(req *pulumirpc.RunPluginRequest, server pulumirpc.Langu
 		return fmt.Errorf("the plugin in %s could not be started: %w", info.GetProgramDirectory(), err)
 	}
 	return streams.Close()
+}
+
+// inTurn has two writers written to one at a time: both send on the same gRPC stream, which takes one message at a time
+// (https://pkg.go.dev/google.golang.org/grpc#ServerStream), and Pulumi's own streams do not see to it.
+func inTurn(stdout, stderr io.Writer) (io.Writer, io.Writer) {
+	var mu sync.Mutex
+	return &lockedWriter{&mu, stdout}, &lockedWriter{&mu, stderr}
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	to io.Writer
+}
+
+func (w *lockedWriter) Write(data []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.to.Write(data)
 }
