@@ -218,7 +218,7 @@ async function runJob(file: string): Promise<{ failed: string[]; printed: string
       all: true,
       reject: false,
       stdin: "ignore",
-      env: { PATH: `${bin}:${process.env.PATH}` },
+      env: { PATH: `${bin}:${process.env.PATH}`, npm_config_registry: registry.url },
     });
     if (exitCode !== 0) failed = [...failed, run];
     printed += `${all}\n`;
