@@ -470,9 +470,11 @@ class ManagedSandbox extends BaseMachine implements Machine {
   /** Removes what a sandbox has outside its folder: processes, network, cgroups. It does not need a runsc that works. */
   async #clear(): Promise<void> {
     const { state, runsc, link, networkNamespace, spec, supervisor } = this.#paths;
+    const sandbox = toldOrNot(this.ref)?.sandbox;
     // First, or it would start the sandbox again. One that has just begun has not told yet that it is there.
     await killProcesses("supervise", spec);
     await killProcesses(`--root=${runsc}`);
+    if (sandbox && isAlive(sandbox)) await killAndWait(sandbox); // a runtime that is called otherwise than gVisor's
     await killProcesses(`-netns=${networkNamespace}`); // an egress of a release up to 0.2
     await unmountBelow(state);
     for (const path of [runsc, supervisor]) await rm(path, { recursive: true, force: true });
@@ -503,6 +505,15 @@ class ManagedSandbox extends BaseMachine implements Machine {
 function supervisorOf({ name, home }: MachineRef): SupervisorState | undefined {
   const remedy = "delete it, and the next `gvisor-k3s up` starts the sandbox again";
   return readJson<SupervisorState>(hostPaths(name, home).supervisor, remedy);
+}
+
+/** The same where it does not matter: a file that is not whole keeps nothing from being removed. */
+function toldOrNot(ref: MachineRef): SupervisorState | undefined {
+  try {
+    return supervisorOf(ref);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Whether a sandbox's process runs, be it one that the supervisor has started again. */
