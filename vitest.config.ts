@@ -1,12 +1,14 @@
 import { availableParallelism, totalmem } from "node:os";
 import { join } from "node:path";
 import { defineConfig } from "vitest/config";
+import { Failures } from "./test/failures.ts";
 
 /** Two nodes with what the tests run on them take this much. */
 const enoughForTwo = availableParallelism() >= 2 && totalmem() > 10 * 2 ** 30;
 
 export default defineConfig({
   test: {
+    reporters: ["default", new Failures()],
     projects: [
       // What is built is named by a fixed manifest there, so that no compiler is asked.
       {
