@@ -10,6 +10,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
@@ -54,6 +55,7 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   if (!process.env.PULUMI_BACKEND_URL) {
     envVars.PULUMI_BACKEND_URL = `file://${join(home, "pulumi")}`;
     dropDeadLocks(home, name, say);
+    mendState(home, name, say);
     dropOldCopies(home, name);
   }
   if (!process.env.PULUMI_CONFIG_PASSPHRASE && !process.env.PULUMI_CONFIG_PASSPHRASE_FILE)
@@ -84,6 +86,33 @@ function dropDeadLocks(home: string, stack: string, say: (line: string) => void)
     if (lock.hostname !== hostname() || isPulumi(lock.pid)) continue;
     say(`an earlier run was interrupted (process ${lock.pid}, ${lock.timestamp}); its lock is removed`);
     rmSync(join(folder, file));
+  }
+}
+
+/**
+ * Puts the newest whole copy of a stack's state in the place of one that a full disk has cut short: Pulumi renames what
+ * it could not write to the end as well (gocloud.dev/blob, Bucket.WriteAll). What was made since that copy is found by
+ * the steps, which look before they make anything.
+ */
+export function mendState(home: string, stack: string, say: (line: string) => void): void {
+  const folder = join(home, "pulumi/.pulumi");
+  const state = join(folder, "stacks", ownProject(), `${stack}.json`);
+  if (!existsSync(state) || isWhole(state)) return;
+  const [backups, name] = [join(folder, "backups", ownProject(), stack), new RegExp(`^${stack}\\.\\d+\\.json$`)];
+  const older = (existsSync(backups) ? readdirSync(backups) : []).filter((file) => name.test(file)).sort();
+  const copies = [`${state}.bak`, ...older.reverse().map((file) => join(backups, file))];
+  const copy = copies.find((file) => existsSync(file) && isWhole(file));
+  if (copy === undefined) return; // Pulumi says what is wrong with it
+  say(`Pulumi's state was cut short by a full disk; its last whole copy is taken: ${copy}`);
+  renameSync(copy, state); // which takes no room
+}
+
+function isWhole(file: string): boolean {
+  try {
+    JSON.parse(readFileSync(file, "utf8"));
+    return true;
+  } catch {
+    return false;
   }
 }
 

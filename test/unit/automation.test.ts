@@ -32,7 +32,7 @@ import {
 } from "../../automation/kubeconfig.ts";
 import { machineOf, machinesOf } from "../../automation/list.ts";
 import { statesInClear } from "../../automation/secrets.ts";
-import { dropOldCopies, readConfig, setRelease } from "../../automation/workspace.ts";
+import { dropOldCopies, mendState, readConfig, setRelease } from "../../automation/workspace.ts";
 import { hostPaths } from "../../machines/paths.ts";
 
 const own = (key: string) => `apiVersion: v1
@@ -256,6 +256,48 @@ describe("Pulumi's copies of a stack's state", () => {
           for (const name of names) expect(existsSync(join(where, name)), name).toBe(run >= first);
     dropOldCopies(home, "a-179565540922365163");
     expect(readdirSync(folder("history", "a-179565540922365163"))).toHaveLength(40);
+    rmSync(home, { recursive: true });
+  });
+});
+
+describe("a state that a full disk has cut short", () => {
+  it("is replaced by its last whole copy, and by nothing where it is whole or there is none", () => {
+    const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-states-"));
+    const at = (file: string) => join(home, "pulumi/.pulumi", file);
+    const [state, bak] = ["stacks/gvisor-k3s/dev.json", "stacks/gvisor-k3s/dev.json.bak"].map(at);
+    const write = (files: Record<string, string>) => {
+      rmSync(join(home, "pulumi"), { recursive: true, force: true });
+      for (const [file, text] of Object.entries(files)) {
+        mkdirSync(dirname(at(file)), { recursive: true });
+        writeFileSync(at(file), text);
+      }
+    };
+    const mended = () => {
+      const said: string[] = [];
+      mendState(home, "dev", (line) => said.push(line));
+      return said.join();
+    };
+    const backup = (time: number) => `backups/gvisor-k3s/dev/dev.${time}.json`;
+    write({ "stacks/gvisor-k3s/dev.json": '{"of":"now"}', "stacks/gvisor-k3s/dev.json.bak": '{"of":"before"}' });
+    expect([mended(), readFileSync(state!, "utf8")]).toEqual(["", '{"of":"now"}']);
+    for (const cut of ["", '{"of":"n']) {
+      write({ "stacks/gvisor-k3s/dev.json": cut, "stacks/gvisor-k3s/dev.json.bak": '{"of":"before"}' });
+      expect(mended()).toContain(bak);
+      expect(readFileSync(state!, "utf8")).toBe('{"of":"before"}');
+      write({
+        "stacks/gvisor-k3s/dev.json": cut,
+        "stacks/gvisor-k3s/dev.json.bak": cut,
+        [backup(1)]: '{"of":"long ago"}',
+        [backup(2)]: '{"of":"before"}',
+        [backup(3)]: cut,
+      });
+      expect(mended()).toContain(at(backup(2)));
+      expect(readFileSync(state!, "utf8")).toBe('{"of":"before"}');
+      write({ "stacks/gvisor-k3s/dev.json": cut });
+      expect([mended(), readFileSync(state!, "utf8")]).toEqual(["", cut]);
+    }
+    write({});
+    expect(mended()).toBe("");
     rmSync(home, { recursive: true });
   });
 });
