@@ -5,7 +5,7 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { stateHere } from "../machines/index.ts";
-import { hostPaths } from "../machines/paths.ts";
+import { hostPaths, machinesIn } from "../machines/paths.ts";
 import { type MachineRecord, readRecord } from "../machines/record.ts";
 import type { MachineRef } from "../machines/ref.ts";
 import { homeFolder } from "../system/folders.ts";
@@ -27,8 +27,7 @@ export interface Listed {
 /** The clusters of this home, by what is on this machine; one whose `up` failed before anything was made is none. */
 export function list(): Listed[] {
   const home = homeFolder();
-  const folder = join(home, "sandboxes");
-  return (existsSync(folder) ? readdirSync(folder) : []).sort().flatMap((cluster) => {
+  return machinesIn(home).flatMap((cluster) => {
     const record = readRecord(cluster, home);
     if (record === undefined) return [];
     const { kubeconfig: kubeconfigPath } = hostPaths(cluster, home);

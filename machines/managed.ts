@@ -43,7 +43,7 @@ import {
   type Start,
 } from "./machine.ts";
 import type { Observed } from "./observe.ts";
-import { hostPaths } from "./paths.ts";
+import { hostPaths, machinesIn } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
 import { serviceStates } from "./services.ts";
@@ -685,8 +685,7 @@ function subnetProblems({ sandbox }: StackConfig, { name, home }: MachineRef, ow
 
 /** The links of somebody's own sandboxes: one that has had another name so far makes way before the new one is made. */
 function linksOf(home: string, owner: string | undefined): string[] {
-  const folder = join(home, "sandboxes");
-  const names = owner !== undefined && existsSync(folder) ? readdirSync(folder) : [];
+  const names = owner === undefined ? [] : machinesIn(home);
   return names.filter((name) => readRecord(name, home)?.owner === owner).map((name) => hostPaths(name, home).link);
 }
 

@@ -1,8 +1,18 @@
+import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
+
+/** The folder of all that is kept of a home's machines. */
+const folderOf = (home: string) => join(home, "sandboxes");
+
+/** The names of a home's machines, those among them of which only something is left. */
+export function machinesIn(home: string): string[] {
+  const folder = folderOf(home);
+  return existsSync(folder) ? readdirSync(folder).sort() : [];
+}
 
 /** What the host keeps of a machine, and what it calls things of it. No sandbox sees any of this but its own root. */
 export function hostPaths(name: string, home: string) {
-  const state = join(home, "sandboxes", name);
+  const state = join(folderOf(home), name);
   return {
     /** The folder of all that is kept of it, mode 0700. */
     state,

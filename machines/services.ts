@@ -95,7 +95,9 @@ export async function serviceGives(machine: Machine, name: string, sign: Sign, s
     timeout: (seconds + MARGIN) * 1000,
   });
   const { reached, why, log } = JSON.parse(stdout) as Awaited;
-  if (!reached) throw new Error([`${name} does not answer: ${why}`, endOf(name, log)].filter(Boolean).join("\n"));
+  if (reached) return;
+  // Both are what somebody in the sandbox may have written.
+  throw new Error([`${name} does not answer: ${lastLines(why ?? "")}`, endOf(name, log)].filter(Boolean).join("\n"));
 }
 
 const logOf = (service: string) => `${inSandbox.logs}/${service}.log`;

@@ -2,13 +2,14 @@
  * A machine that is there only to be asked what it can do.
  * @module
  */
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { mkdir, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import { artifactFolder } from "../artifacts/artifacts.ts";
 import { processStart } from "../system/processes.ts";
 import { driverFor, openMachine } from "./index.ts";
 import type { Machine } from "./machine.ts";
+import { machinesIn } from "./paths.ts";
 import { readRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
 
@@ -60,8 +61,7 @@ async function whereItIs<T>(ref: MachineRef, use: (machine: Machine) => Promise<
 
 /** Removes trial machines whose process was killed. */
 export async function removeDeadTrials(home: string): Promise<void> {
-  const folder = join(home, "sandboxes");
-  for (const name of existsSync(folder) ? readdirSync(folder) : []) {
+  for (const name of machinesIn(home)) {
     const owner = name.startsWith(TRIAL) ? Number(name.slice(TRIAL.length)) : Number.NaN;
     if (Number.isNaN(owner) || processStart(owner) !== undefined) continue;
     await openMachine({ kind: "managed", name, home }).stop();

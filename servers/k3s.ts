@@ -103,7 +103,7 @@ class K3sServer implements Server {
     };
   }
 
-  /** k3s notes nothing of its stages, so its API server is asked. */
+  /** k3s notes nothing of its stages, so its API server is asked, which knows nothing of the stage agent: it is api. */
   async reached(machine: Machine, stage: Stage): Promise<void> {
     const question =
       stage === "node"

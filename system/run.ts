@@ -126,9 +126,12 @@ export function shellWord(word: string): string {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }
 
+/** The most characters of a text that anybody is shown; what a sandbox prints may be one line without end. */
+const SHOWN = 64 * 2 ** 10;
+
 /** The end of a text, which is where programs say what went wrong, as a terminal may show it. */
 export function lastLines(text: string, count = 20): string {
-  return printable(text).trimEnd().split("\n").slice(-count).join("\n");
+  return printable(text.slice(-SHOWN)).trimEnd().split("\n").slice(-count).join("\n");
 }
 
 /** A text without control characters: what a sandbox prints must not steer the terminal that shows it. */

@@ -138,6 +138,7 @@ func (a *agent) listen(ctx context.Context, report io.Reader) string {
 		a.stages.note(controllersNote, time.Now().UnixMilli(), problemNote)
 		go a.stages.watch(ctx, a.config, stageAgent, stageNode)
 	}
+	_, _ = io.Copy(io.Discard, report) // after a line that is too long; nobody is to wait for ever to say the rest
 	return strings.Join(why, "\n")
 }
 

@@ -4,32 +4,33 @@
  * the user's, can run side by side.
  * @module
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import type { ConfigMap, EngineEvent, Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa, type Options } from "execa";
 import { expect } from "vitest";
+import { stringify } from "yaml";
 import { artifactFolder, goArch } from "../../artifacts/artifacts.ts";
-import { list } from "../../automation/list.ts";
 import { openStack } from "../../automation/workspace.ts";
 import type { StackConfigInput } from "../../config/schema.ts";
+import { lockFolder } from "../../machines/base.ts";
 import { openMachine } from "../../machines/index.ts";
 import type { Machine } from "../../machines/machine.ts";
 import { mountPoints, unmountBelow } from "../../machines/managed.ts";
-import { hostPaths } from "../../machines/paths.ts";
+import { hostPaths, machinesIn } from "../../machines/paths.ts";
 import { type MachineRecord, readRecord } from "../../machines/record.ts";
 import { serviceStates } from "../../machines/services.ts";
 import { homeFolder } from "../../system/folders.ts";
-import { isAlive, type ProcessId } from "../../system/processes.ts";
+import { isAlive, type ProcessId, signalTo } from "../../system/processes.ts";
 import { waitFor } from "../../system/wait.ts";
 
 export const root = join(import.meta.dirname, "../..");
 
 /**
  * An empty home folder for one test file, in the environment of everything that it starts. It is at the same place each
- * time, so that what a killed run left there is found and destroyed first; what a run left with KEEP=1 stays, and the
- * next one is told where it is.
+ * time, so that what a killed run left there is found and ended first; what a run left with KEEP=1 stays, and the next
+ * one is told where it is.
  */
 export async function ownHome(): Promise<string> {
   const file = basename(expect.getState().testPath!, ".test.ts");
@@ -37,17 +38,28 @@ export async function ownHome(): Promise<string> {
   if (existsSync(join(home, "kept"))) {
     throw new Error(`${home} was kept with KEEP=1; destroy what is in it (GVISOR_K3S_HOME=${home}), and delete it`);
   }
-  for (const folder of [...entriesOf(home).map((entry) => join(home, entry)), home]) {
-    process.env.GVISOR_K3S_HOME = folder; // some tests have homes of their own in it
-    for (const { name } of list()) {
-      const { exitCode, all } = await cli("destroy", name);
-      if (exitCode !== 0) throw new Error(`${name}, which an earlier run left, cannot be destroyed\n${all}`);
+  await endLeft(home);
+  mkdirSync(home, { mode: 0o700 });
+  process.env.GVISOR_K3S_HOME = home;
+  return home;
+}
+
+/**
+ * Ends whatever a killed run has left in a folder. No command is asked to: settings, machines and passphrases that it
+ * needs are gone with the run.
+ */
+async function endLeft(home: string): Promise<void> {
+  for (const pid of processesOf(home)) signalTo(Number(pid), "SIGKILL");
+  // Some tests have homes of their own in theirs, and machines that stand for somebody else's.
+  const homes = [home, ...entriesOf(home).map((entry) => join(home, entry))];
+  for (const folder of homes) {
+    for (const name of machinesIn(folder)) {
+      await openMachine({ kind: "managed", name, home: folder }).stop();
+      rmSync(lockFolder(name), { recursive: true, force: true });
     }
   }
   await unmountBelow(home); // of a test with a disk of its own
   removeHome(home);
-  mkdirSync(home, { mode: 0o700 });
-  return home;
 }
 
 /** Ends what a test file has made, unless it is to be looked at. */
@@ -82,6 +94,12 @@ export async function shellImage(image: string, archive: string): Promise<void> 
     "-o",
     archive,
   ]);
+}
+
+/** Writes a stack's options, and no others, where the command finds them when it is called in a folder. */
+export function writeOptions(folder: string, stack: string, options: object): void {
+  const config = Object.fromEntries(Object.entries(options).map(([key, value]) => [`gvisor-k3s:${key}`, value]));
+  writeFileSync(join(folder, `Pulumi.${stack}.yaml`), stringify({ config }));
 }
 
 /** Opens a stack with these options and no others. */
@@ -193,6 +211,27 @@ export async function killSandbox(name: string): Promise<void> {
   await killProcess(sandbox!);
 }
 
+/** What must stay the same for a pod to count as living on: its uid, its container, and how often that was restarted. */
+export async function identity(name: string, pod: string): Promise<string> {
+  const status = "{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}";
+  return await kubectl(name, "get", "pod", pod, `-o=jsonpath={.metadata.uid} ${status}`);
+}
+
+/** What the host's cgroup holds a sandbox to, in either version of cgroups: bytes, and CPUs; null is no limit. */
+export function limits(name: string): { memory: number | null; cpus: number | null } {
+  const read = (...files: string[]) => {
+    const file = files.map((path) => join("/sys/fs/cgroup", path)).find((path) => existsSync(path))!;
+    return readFileSync(file, "utf8").trim();
+  };
+  const group = `gvisor-k3s/${name}`;
+  const memory = Number(read(`memory/${group}/memory.limit_in_bytes`, `${group}/memory.max`));
+  const quota = Number(read(`cpu/${group}/cpu.cfs_quota_us`, `${group}/cpu.max`).split(" ")[0]);
+  return {
+    memory: Number.isSafeInteger(memory) ? memory : null, // version 1 has a number for no limit that is larger
+    cpus: quota > 0 ? quota / 100_000 : null,
+  };
+}
+
 /** The files in which Pulumi keeps the stacks of a home. */
 export function stateFiles(home: string): string[] {
   const files = readdirSync(join(home, "pulumi"), { recursive: true, withFileTypes: true })
@@ -211,10 +250,7 @@ export function traces(home: string, ...names: string[]) {
   const cgroups = readdirSync("/sys/fs/cgroup").map((controller) => join("/sys/fs/cgroup", controller, "gvisor-k3s"));
   const locks = "/run/lock/gvisor-k3s";
   return {
-    processes: readdirSync("/proc")
-      .filter((pid) => /^\d+$/.test(pid))
-      .filter((pid) => [...said(pid, "cmdline"), ...said(pid, "environ")].some((word) => word.includes(home)))
-      .map((pid) => said(pid, "cmdline").join(" ")),
+    processes: processesOf(home).map((pid) => said(pid, "cmdline").join(" ")),
     mounts: mountPoints().filter((target) => target.startsWith(home) || links.includes(basename(target))),
     links: entriesOf("/sys/class/net").filter((device) => links.includes(device)),
     namespaces: entriesOf("/run/netns").filter((name) => links.includes(name)),
@@ -224,6 +260,13 @@ export function traces(home: string, ...names: string[]) {
     locks: entriesOf(locks).filter((name) => names.includes(name)),
     files: entriesOf(home),
   };
+}
+
+/** The processes that know of a home. */
+function processesOf(home: string): string[] {
+  return readdirSync("/proc")
+    .filter((pid) => /^\d+$/.test(pid))
+    .filter((pid) => [...said(pid, "cmdline"), ...said(pid, "environ")].some((word) => word.includes(home)));
 }
 
 function said(pid: string, file: "cmdline" | "environ"): string[] {

@@ -8,7 +8,6 @@ import { lstatSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, 
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { stringify } from "yaml";
 import { places } from "../../config/paths.ts";
 import { waitFor } from "../../system/wait.ts";
 import {
@@ -23,6 +22,7 @@ import {
   shellImage,
   supervised,
   traces,
+  writeOptions,
 } from "./harness.ts";
 
 const home = await ownHome();
@@ -70,11 +70,8 @@ afterAll(async () => {
   if (!process.env.KEEP) rmSync(victim, { recursive: true, force: true });
 });
 
-/** Writes the cluster's options where the command finds them. */
-function configure(options: object): void {
-  const own = Object.entries({ ...base, ...options }).map(([key, value]) => [`gvisor-k3s:${key}`, value]);
-  writeFileSync(join(home, `Pulumi.${name}.yaml`), stringify({ config: Object.fromEntries(own) }));
-}
+/** Writes the cluster's options. */
+const configure = (options: object) => writeOptions(home, name, { ...base, ...options });
 
 /** What is at a path of the host, with all below it: nothing that anybody does to it goes unseen. */
 function stateOf(path: string): unknown {

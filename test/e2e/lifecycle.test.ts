@@ -14,11 +14,13 @@ import {
   changes,
   cli,
   endAll,
+  identity,
   inside,
   kill,
   killProcess,
   killSandbox,
   kubectl,
+  limits,
   open,
   ownHome,
   pathsOf,
@@ -44,31 +46,11 @@ afterAll(async () => {
   await endAll(home, first, second);
 });
 
-/** What must stay the same for a pod to count as living on. */
-async function identity(pod: string): Promise<string> {
-  return await kubectl(
-    first,
-    "get",
-    "pod",
-    pod,
-    "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].containerID} " +
-      "{.status.containerStatuses[0].restartCount}",
-  );
-}
-
 /** Starts a pod, of the test image by default, and returns its address. */
 async function startPod(pod: string, image = imageName("testpod")): Promise<string> {
   await kubectl(first, "run", pod, `--image=${image}`, "--image-pull-policy=Never", "--restart=Never");
   await kubectl(first, "wait", `pod/${pod}`, "--for=condition=Ready", "--timeout=60s");
   return await kubectl(first, "get", "pod", pod, "-o=jsonpath={.status.podIP}");
-}
-
-function memoryLimit(): number {
-  const cgroup = `gvisor-k3s/${first}`;
-  const limit = [`/sys/fs/cgroup/memory/${cgroup}/memory.limit_in_bytes`, `/sys/fs/cgroup/${cgroup}/memory.max`].find(
-    fileExists,
-  )!;
-  return Number(readFileSync(limit, "utf8"));
 }
 
 describe("up", () => {
@@ -95,7 +77,7 @@ describe("up", () => {
   });
 
   it("holds the sandbox to its memory limit", () => {
-    expect(memoryLimit()).toBe(4 * 2 ** 30);
+    expect(limits(first).memory).toBe(4 * 2 ** 30);
   });
 
   it("a second time changes nothing", async () => {
@@ -155,35 +137,35 @@ describe("a change of the configuration", () => {
         .flatMap((value) => Array(2).fill(`${value === "native" ? "+" : "-"} snapshotter = "${value}"`))
         .sort(),
     );
-    const [pod, started] = [await identity("testpod"), (await services(first)).containerd!.pid];
+    const [pod, started] = [await identity(first, "testpod"), (await services(first)).containerd!.pid];
     expect((await changes((options) => stack.up(options))).changed).toEqual({ update: ["containerd-apply"] });
     expect((await services(first)).containerd!.pid).not.toBe(started);
-    expect(await identity("testpod")).toBe(pod);
+    expect(await identity(first, "testpod")).toBe(pod);
   });
 });
 
 describe("a change of the sandbox's limits", () => {
   it("is a write to its cgroup, and restarts nothing", async () => {
-    const [pod, { sandbox }] = [await identity("testpod"), supervised(first)];
+    const [pod, { sandbox }] = [await identity(first, "testpod"), supervised(first)];
     const stack = await open(first, altered);
     expect((await changes((options) => stack.preview(options))).changed).toEqual({ update: ["sandbox-process"] });
     expect((await changes((options) => stack.up(options))).changed).toEqual({ update: ["sandbox-process"] });
-    expect(memoryLimit()).toBe(3 * 2 ** 30);
+    expect(limits(first).memory).toBe(3 * 2 ** 30);
     expect(supervised(first).sandbox).toEqual(sandbox);
-    expect(await identity("testpod")).toBe(pod);
+    expect(await identity(first, "testpod")).toBe(pod);
     expect((await changes((options) => stack.up(options))).changed).toEqual({});
   });
 });
 
 describe("a change that the sandbox has to be started for", () => {
   it("is one restart of the sandbox, with all that is in it", async () => {
-    const uid = (await identity("testpod")).split(" ").at(0);
+    const uid = (await identity(first, "testpod")).split(" ").at(0);
     const stack = await open(first, { ...altered, egress: { enabled: false } });
     const { changed } = await changes((options) => stack.up(options));
     expect(Object.keys(changed)).toEqual(["update"]);
     expect(supervised(first).egress).toBeNull();
     await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=60s");
-    expect((await identity("testpod")).split(" ").at(0)).toBe(uid);
+    expect((await identity(first, "testpod")).split(" ").at(0)).toBe(uid);
     expect((await changes((options) => stack.up(options))).changed).toEqual({});
     await (await open(first, altered)).up();
   });
@@ -257,27 +239,27 @@ describe("a rule of the runtime", () => {
       images: [join(home, "extra.tar.gz")],
       runtime: { rules: [{ dropMaskedPath: "/proc/kcore" }] },
     });
-    const pod = await identity("testpod");
+    const pod = await identity(first, "testpod");
     expect((await changes((options) => stack.up(options))).changed).toEqual({
       update: ["runtime-check", "containerd-apply"],
     });
     await startPod("ruled");
     expect(await maskedPaths("ruled")).not.toContain("/proc/kcore");
     expect(await maskedPaths("testpod")).toContain("/proc/kcore");
-    expect(await identity("testpod")).toBe(pod);
+    expect(await identity(first, "testpod")).toBe(pod);
   });
 });
 
 describe("what dies", () => {
   it("containerd comes back by itself, and pods live on", async () => {
-    const pod = await identity("testpod");
+    const pod = await identity(first, "testpod");
     await kill(first, "containerd");
     await startPod("after-containerd");
-    expect(await identity("testpod")).toBe(pod);
+    expect(await identity(first, "testpod")).toBe(pod);
   });
 
   it("the node's server comes back by itself, and pods live on", async () => {
-    const pod = await identity("testpod");
+    const pod = await identity(first, "testpod");
     await kill(first, "server");
     await waitFor(
       "the API server answers",
@@ -285,12 +267,12 @@ describe("what dies", () => {
       async () => (await kubectl(first, "get", "--raw=/readyz").catch(() => undefined)) === "ok" || undefined,
     );
     await startPod("after-server");
-    expect(await identity("testpod")).toBe(pod);
+    expect(await identity(first, "testpod")).toBe(pod);
   });
 
   it("the sandbox is started again by its supervisor, with its cluster and its pods", async () => {
     const { sandbox } = supervised(first);
-    const [uid, container] = (await identity("testpod")).split(" ");
+    const [uid, container] = (await identity(first, "testpod")).split(" ");
     await killProcess(sandbox!);
     await waitFor(
       "the sandbox runs again",
@@ -299,11 +281,11 @@ describe("what dies", () => {
     );
     // Until the kubelet has looked, the API tells what was before.
     await waitFor("the pod runs anew", 120, async () => {
-      const [, now] = (await identity("testpod").catch(() => "")).split(" ");
+      const [, now] = (await identity(first, "testpod").catch(() => "")).split(" ");
       return (now !== undefined && now !== container) || undefined;
     });
     await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=60s");
-    expect((await identity("testpod")).split(" ").at(0)).toBe(uid);
+    expect((await identity(first, "testpod")).split(" ").at(0)).toBe(uid);
     expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe(
       "ok",
     );
@@ -313,7 +295,7 @@ describe("what dies", () => {
 
   it("the sandbox comes back with the next up, with its cluster and its pods", async () => {
     const kubeconfig = readFileSync(pathsOf(first).kubeconfig, "utf8");
-    const uid = (await identity("testpod")).split(" ").at(0);
+    const uid = (await identity(first, "testpod")).split(" ").at(0);
     await killSandbox(first);
     const stack = await open(first);
     const preview = await changes((options) => stack.preview(options));
@@ -322,7 +304,7 @@ describe("what dies", () => {
     await stack.up();
     expect(readFileSync(pathsOf(first).kubeconfig, "utf8")).toBe(kubeconfig);
     await kubectl(first, "wait", "pod/testpod", "--for=condition=Ready", "--timeout=60s");
-    expect((await identity("testpod")).split(" ").at(0)).toBe(uid);
+    expect((await identity(first, "testpod")).split(" ").at(0)).toBe(uid);
     expect(await kubectl(first, "exec", "testpod", "--", "/testpod", "get", "http://127.0.0.1:8080/healthz")).toBe(
       "ok",
     );

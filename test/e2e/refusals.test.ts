@@ -4,10 +4,9 @@ import { join } from "node:path";
 import { execa } from "execa";
 import { create } from "tar";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { stringify } from "yaml";
 import { imageArchive } from "../../artifacts/artifacts.ts";
 import { homeFolder } from "../../system/folders.ts";
-import { cli, ownHome, removeHome, root, traces } from "./harness.ts";
+import { cli, ownHome, removeHome, root, traces, writeOptions } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-bad";
@@ -16,8 +15,7 @@ const files = `${home}-files`;
 
 /** Runs `up` with these options, as they stand in a stack's settings. */
 async function upWith(options: Record<string, unknown>) {
-  const config = Object.fromEntries(Object.entries(options).map(([key, value]) => [`gvisor-k3s:${key}`, value]));
-  writeFileSync(settings, stringify({ config }));
+  writeOptions(root, name, options);
   return await cli("up", name);
 }
 

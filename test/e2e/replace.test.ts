@@ -21,8 +21,10 @@ import {
   changes,
   cli,
   endAll,
+  identity,
   inside,
   kubectl,
+  limits,
   open,
   ownHome,
   pathsOf,
@@ -107,31 +109,6 @@ afterAll(async () => {
 /** The options whose docs say something. */
 const documented = (words: RegExp) => optionDocs().flatMap(({ option, doc }) => (words.test(doc) ? [option] : []));
 
-const container = () =>
-  kubectl(
-    name,
-    "get",
-    "pod",
-    "testpod",
-    "-o=jsonpath={.metadata.uid} {.status.containerStatuses[0].containerID} " +
-      "{.status.containerStatuses[0].restartCount}",
-  );
-
-/** What the host's cgroup holds the sandbox to, in either version of cgroups: bytes, and CPUs; null is no limit. */
-function limits(): { memory: number | null; cpus: number | null } {
-  const read = (...files: string[]) => {
-    const file = files.map((path) => join("/sys/fs/cgroup", path)).find((path) => existsSync(path))!;
-    return readFileSync(file, "utf8").trim();
-  };
-  const group = `gvisor-k3s/${name}`;
-  const memory = Number(read(`memory/${group}/memory.limit_in_bytes`, `${group}/memory.max`));
-  const quota = Number(read(`cpu/${group}/cpu.cfs_quota_us`, `${group}/cpu.max`).split(" ")[0]);
-  return {
-    memory: Number.isSafeInteger(memory) ? memory : null, // version 1 has a number for no limit that is larger
-    cpus: quota > 0 ? quota / 100_000 : null,
-  };
-}
-
 /** What the node has registered as: which, and with which label and taints. */
 const registered = () =>
   kubectl(name, "get", "node", name, "-o=jsonpath={.metadata.uid} {.metadata.labels.tier} {.spec.taints}");
@@ -182,7 +159,7 @@ describe("what restarts nothing", () => {
   /** What there is to see of each. */
   const effects = async () => {
     const { restart } = JSON.parse(readFileSync(pathsOf(name).spec, "utf8")) as { restart: boolean };
-    return { ...limits(), host: await ask(), restart, shown: await shown() };
+    return { ...limits(name), host: await ask(), restart, shown: await shown() };
   };
 
   it("is known for every option whose doc says so", () => {
@@ -190,7 +167,11 @@ describe("what restarts nothing", () => {
   });
 
   it("takes effect at once, in the sandbox that runs, and its pods live on", async () => {
-    const [pod, { sandbox, egress }, { incarnation }] = [await container(), supervised(name), record(name)];
+    const [pod, { sandbox, egress }, { incarnation }] = [
+      await identity(name, "testpod"),
+      supervised(name),
+      record(name),
+    ];
     const [kept, given] = ["deadline exceeded", "the host answers"];
     expect(await effects()).toEqual({ memory: 4 * 2 ** 30, cpus: null, host: kept, restart: true, shown: false });
     const changed = Object.fromEntries(Object.entries(values).map(([path, value]) => [path, value()]));
@@ -205,7 +186,7 @@ describe("what restarts nothing", () => {
       ports: [],
     });
     expect(await effects()).toEqual({ memory: null, cpus: null, host: kept, restart: true, shown: false });
-    expect([await container(), supervised(name), record(name).incarnation]).toEqual([
+    expect([await identity(name, "testpod"), supervised(name), record(name).incarnation]).toEqual([
       pod,
       expect.objectContaining({ sandbox, egress }),
       incarnation,
@@ -215,7 +196,7 @@ describe("what restarts nothing", () => {
 
 describe("what restarts the node's server", () => {
   it("restarts that alone, and takes effect on the node that is there", async () => {
-    const [pod, uid, { sandbox }] = [await container(), await registered(), supervised(name)];
+    const [pod, uid, { sandbox }] = [await identity(name, "testpod"), await registered(), supervised(name)];
     const { server, containerd } = await services(name);
     const changed = await change({
       "node.httpsListenPort": 6444,
@@ -234,7 +215,11 @@ describe("what restarts the node's server", () => {
     expect(await registered()).toBe(uid); // it registers once
     const now = await services(name);
     expect(now.server!.pid).not.toBe(server!.pid);
-    expect([now.containerd!.pid, supervised(name).sandbox, await container()]).toEqual([containerd!.pid, sandbox, pod]);
+    expect([now.containerd!.pid, supervised(name).sandbox, await identity(name, "testpod")]).toEqual([
+      containerd!.pid,
+      sandbox,
+      pod,
+    ]);
     await expectWell();
   });
 });

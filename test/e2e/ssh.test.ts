@@ -3,12 +3,22 @@ import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { stringify } from "yaml";
 import { artifactId } from "../../artifacts/artifacts.ts";
 import { readRecord } from "../../machines/record.ts";
 import { remotePaths } from "../../machines/sshConnection.ts";
 import { argumentsOf, type ProcessId } from "../../system/processes.ts";
-import { cli, killProcess, ownHome, pathsOf, removeHome, root, shellImage, stateFiles, traces } from "./harness.ts";
+import {
+  cli,
+  killProcess,
+  ownHome,
+  pathsOf,
+  removeHome,
+  root,
+  shellImage,
+  stateFiles,
+  traces,
+  writeOptions,
+} from "./harness.ts";
 import { type SshMachine, startSshMachine } from "./sshMachine.ts";
 
 const home = await ownHome();
@@ -20,13 +30,8 @@ let second: SshMachine | undefined;
 /** Writes the stack's options. */
 function configure(ssh: Record<string, unknown> = {}, more: Record<string, unknown> = {}): void {
   const { host, keys } = machine;
-  const all = { target: "ssh", ssh: { host, privateKey: keys.user, knownHosts: keys.knownHosts, ...ssh }, ...more };
-  writeFileSync(
-    settings,
-    stringify({
-      config: Object.fromEntries(Object.entries(all).map(([option, value]) => [`gvisor-k3s:${option}`, value])),
-    }),
-  );
+  const reached = { host, privateKey: keys.user, knownHosts: keys.knownHosts, ...ssh };
+  writeOptions(root, name, { target: "ssh", ssh: reached, ...more });
 }
 
 /** What a command printed, which must have ended well. */

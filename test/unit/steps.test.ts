@@ -63,6 +63,15 @@ describe("a program that fails", () => {
     expect(error.output.split("\n")).toHaveLength(100);
   });
 
+  it("tells no more of a line without end, and nothing that steers a terminal", async () => {
+    const error = await failure("sh", [
+      "-c",
+      "head -c 1000000 /dev/zero | tr '\\0' x; printf '\\033[2Jend\\007'; exit 1",
+    ]);
+    expect(error.message.split("\n").at(-1)).toMatch(/^ {4}x+end$/);
+    expect(error.message.length).toBeLessThan(70_000);
+  });
+
   it("reads what it is given, and nothing where it is given nothing", async () => {
     const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-run-"));
     writeFileSync(join(folder, "in"), "from a file");
