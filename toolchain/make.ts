@@ -71,10 +71,18 @@ export async function build(artifact: Artifact, say: (line: string) => void = ()
 }
 
 /** The ids of the patches that lie beside an artifact's module. */
-function patchesOf(name: ArtifactName): string[] {
-  const folder = join(root, "toolchain", name, "patches");
+const patchesOf = (name: ArtifactName) => patchFilesIn(name, "patches").map((file) => basename(file, ".patch"));
+
+/** All patches that an artifact is built with: those that every build of it has, and those that are asked for. */
+const allPatches = ({ name, patches = [] }: Artifact): string[] => [
+  ...patchFilesIn(name, "fixes"),
+  ...patches.map((id) => patchFile(name, id)),
+];
+
+function patchFilesIn(name: ArtifactName, kind: "patches" | "fixes"): string[] {
+  const folder = join(root, "toolchain", name, kind);
   const files = existsSync(folder) ? readdirSync(folder).filter((file) => file.endsWith(".patch")) : [];
-  return files.map((file) => basename(file, ".patch")).sort();
+  return files.sort().map((file) => join(folder, file));
 }
 
 async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Promise<void> {
@@ -93,7 +101,8 @@ async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Prom
   ];
   if (goBuild.cgo) link.push("-linkmode external", "-extldflags -static");
   try {
-    const patched = artifact.patches?.length ? await patchedModfile(goBuild, artifact, `${into}-src`) : undefined;
+    const patches = allPatches(artifact);
+    const patched = patches.length > 0 ? await patchedModfile(goBuild, patches, `${into}-src`) : undefined;
     await run(
       "go",
       [
@@ -124,14 +133,14 @@ async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Prom
  * Copies the modules that the patches change, applies them and returns a go.mod that builds from the copies. The paths
  * in a patch begin with the module's: a fix may belong into a library that runc uses.
  */
-async function patchedModfile(goBuild: GoBuild, artifact: Artifact, work: string): Promise<string> {
+async function patchedModfile(goBuild: GoBuild, patches: string[], work: string): Promise<string> {
   const module = join(root, goBuild.module);
   const source = join(work, "source");
   const pins = readFileSync(join(module, "go.mod"), "utf8");
   const replaced: string[] = [];
   for (const path of patchedModules(
     pins,
-    artifact.patches!.map((id) => readFileSync(patchFile(artifact.name, id), "utf8")),
+    patches.map((file) => readFileSync(file, "utf8")),
   )) {
     const { stdout } = await run("go", ["mod", "download", "-json", path], { cwd: module });
     const copy = join(source, path);
@@ -139,9 +148,9 @@ async function patchedModfile(goBuild: GoBuild, artifact: Artifact, work: string
     await run("chmod", ["-R", "u+w", copy]);
     replaced.push(`replace ${path} => ${copy}`);
   }
-  for (const id of artifact.patches!) {
+  for (const file of patches) {
     await mkdir(source, { recursive: true });
-    await run("patch", patchArguments(source, patchFile(artifact.name, id)));
+    await run("patch", patchArguments(source, file));
   }
   const modfile = join(work, "go.mod");
   await copyFile(join(module, "go.sum"), join(work, "go.sum"));
@@ -259,6 +268,7 @@ function* inputs(name: ArtifactName): Generator<string | Buffer> {
       }
     }
   }
+  for (const file of patchFilesIn(name, "fixes")) yield readFileSync(file);
   if (name === "images") yield JSON.stringify([ownImages.map(imageRecipe), inArchiveOnly]);
 }
 

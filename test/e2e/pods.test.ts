@@ -7,9 +7,9 @@ import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { artifactFolder, goArch } from "../../artifacts/artifacts.ts";
+import { artifactFolder, goArch, pathInSandbox } from "../../artifacts/artifacts.ts";
 import { waitFor } from "../../system/wait.ts";
-import { changes, cli, endAll, inside, kubectl, kubectlProcess, open, ownHome, record } from "./harness.ts";
+import { changes, cli, endAll, inside, kubectl, kubectlProcess, machineOf, open, ownHome, record } from "./harness.ts";
 
 const home = await ownHome();
 const name = "pd-pods";
@@ -385,6 +385,39 @@ it("a program with the setuid bit runs as its owner, unless the pod forbids it",
     pod("plain", { command: ["testpod", "id"], securityContext }),
   );
   expect(printed).toEqual({ raised: "1000 0", kept: "1000 1000", plain: "1000 1000" });
+});
+
+it("a container that a signal reaches before it is started is started", async () => {
+  await apply(pod("waits", { command: ["sleep", "infinity"] }));
+  await ready("waits");
+  const status = "-o=jsonpath={.status.containerStatuses[0].containerID}";
+  const id = (await kubectl(name, "get", "pod", "waits", status)).split("//").at(-1);
+  const bundle = `/run/containerd/io.containerd.runtime.v2.task/k8s.io/${id}`;
+  const spec = JSON.parse(await inside(name, "/bin/cat", `${bundle}/config.json`));
+  spec.root.path = `${bundle}/rootfs`;
+  spec.linux.cgroupsPath = "/e2e-second";
+  const write = "mkdir /run/e2e-second && exec cat > /run/e2e-second/config.json";
+  await machineOf(name).exec(["/bin/sh", "-c", write], { input: JSON.stringify(spec) });
+  const program = pathInSandbox({ name: "runc" }, "runc");
+  const runc = (...args: string[]) => inside(name, program, "--root=/run/e2e-second/state", ...args);
+  // What it starts keeps what it was given to print to.
+  const quietly = ["/bin/sh", "-c", '"$@" > /dev/null 2> /run/e2e-second/log', "sh"];
+  await inside(
+    name,
+    ...quietly,
+    program,
+    "--root=/run/e2e-second/state",
+    "create",
+    "--bundle=/run/e2e-second",
+    "second",
+  );
+  const { pid } = JSON.parse(await runc("state", "second"));
+  // It waits in the opening of a FIFO. Not a signal that ends a Go program: the runtime itself sends it, to preempt.
+  for (let count = 0; count < 20; count++) await inside(name, "/bin/kill", "-URG", String(pid));
+  await runc("start", "second");
+  expect(JSON.parse(await runc("state", "second"))).toMatchObject({ status: "running", pid });
+  await runc("delete", "--force", "second");
+  await remove("pod/waits");
 });
 
 describe("mounts", () => {
