@@ -3,8 +3,9 @@
  * @module
  */
 import { existsSync, statSync } from "node:fs";
-import { chmod, copyFile, mkdir, readFile, rm } from "node:fs/promises";
+import { chmod, copyFile, mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { readFile } from "../system/files.ts";
 import { cacheFolder } from "../system/folders.ts";
 import { run } from "../system/run.ts";
 import { artifactsFolder, fileDigest, goArch, intoPlace } from "./artifacts.ts";
@@ -22,10 +23,20 @@ export interface K3sRelease {
 }
 
 /**
- * The release's folder in the cache; the binary in it is named k3s. It exists once the binary is there and verified.
+ * The release's folder in the cache; the binary in it is named k3s. It exists once the binary is there and verified. What
+ * is published under a tag stays; what is in a folder of the user's may be another thing tomorrow.
  */
-export function k3sFolder({ version }: K3sRelease): string {
-  return join(artifactsFolder(), `k3s-${version}-${goArch()}`);
+export function k3sFolder({ version, airgap }: K3sRelease): string {
+  const list = airgap === undefined ? undefined : readFile(join(airgap, releaseFiles().sums));
+  const sum = list === undefined ? undefined : sumIn(list);
+  return join(artifactsFolder(), ["k3s", version, goArch(), ...(sum ? [sum.slice(0, 12)] : [])].join("-"));
+}
+
+/** The SHA-256 of the binary in a release's list of them. */
+function sumIn(list: string): string | undefined {
+  const lines = list.split("\n").map((line) => line.trim().split(/\s+\*?/));
+  const sum = lines.find(([, file]) => file === releaseFiles().binary)?.[0];
+  return sum !== undefined && /^[0-9a-f]{64}$/.test(sum) ? sum : undefined;
 }
 
 /** The release's files for this machine (k3s-io/k3s: install.sh, setup_verify_arch). */
@@ -54,12 +65,9 @@ export async function fetchK3s(release: K3sRelease, say: (line: string) => void)
         "k3s.airgap must hold both",
     );
   };
-  const list = release.airgap ? await readFile(from(sums), "utf8").catch(absent) : (await curl(from(sums), [])).stdout;
-  const expected = list
-    .split("\n")
-    .map((line) => line.trim().split(/\s+\*?/))
-    .find(([, file]) => file === binary)?.[0];
-  if (!expected || !/^[0-9a-f]{64}$/.test(expected))
+  const list = release.airgap ? (readFile(from(sums)) ?? absent()) : (await curl(from(sums), [])).stdout;
+  const expected = sumIn(list);
+  if (expected === undefined)
     throw new Error(
       `${from(sums)} has no SHA-256 of ${binary}; give the address of a complete release of ${release.version}`,
     );

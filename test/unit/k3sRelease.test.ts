@@ -135,7 +135,13 @@ describe("a release", () => {
     for (const [file, bytes] of Object.entries(files)) writeFileSync(join(airgap, file), bytes);
     await bring({ airgap });
     expect(requests).toEqual([]);
-    rmSync(k3sFolder({ version }), { recursive: true });
+    const folder = k3sFolder({ version, airgap });
+    expect(folder).not.toBe(k3sFolder({ version }));
+    const list = readFileSync(join(airgap, sums), "utf8");
+    writeFileSync(join(airgap, sums), list.replace(sha256(content), sha256("another program")));
+    expect(k3sFolder({ version, airgap })).not.toBe(folder); // the same tag, and another thing
+    writeFileSync(join(airgap, sums), list);
+    rmSync(folder, { recursive: true });
     writeFileSync(join(airgap, binary), "another program");
     await expect(bring({ airgap })).rejects.toThrow(
       `${join(airgap, binary)} is not what ${sums} says: its SHA-256 is ${sha256("another program")}, ` +
