@@ -36,6 +36,7 @@ export { K3sNode, type K3sNodeArgs } from "./components/k3sNode.ts";
 export { KernelFacade } from "./components/kernelFacade.ts";
 export { Manifest, type ManifestArgs } from "./components/manifest.ts";
 export { MetricsServer } from "./components/metricsServer.ts";
+export { NodeControllers } from "./components/nodeControllers.ts";
 export { PatchedRunc, type PatchedRuncArgs } from "./components/patchedRunc.ts";
 export { PodNetwork, type PodNetworkArgs } from "./components/podNetwork.ts";
 export { QuirkProbe, type QuirkProbeArgs } from "./components/quirkProbe.ts";

@@ -46,6 +46,8 @@ export interface Status {
   drift: Drift[];
   /** What holds which limits. */
   limits: string;
+  /** What is missed with the distribution that runs. */
+  lacks: readonly string[];
   kubeconfigPath: string;
   /** Everything that is not as it should be; none: the cluster is well. */
   problems: string[];
@@ -84,6 +86,7 @@ export async function status(config: NamedConfig, say: (line: string) => void = 
     pods: { ready: 0, waiting: [] },
     drift: [],
     limits: mode === "external" ? "the cluster's own" : LIMITS,
+    lacks: mode === "node" ? distributionOf(config).lacks : [],
     kubeconfigPath: kubeconfigOf(config),
     problems: [],
   };
@@ -260,7 +263,7 @@ function serviceRows({ services }: Status): Row[] {
   });
 }
 
-function kubernetesRows({ state, node, pods, limits, kubeconfigPath }: Status): Row[] {
+function kubernetesRows({ state, node, pods, limits, lacks, kubeconfigPath }: Status): Row[] {
   const rows: Row[] = node ? [["node", `${node.ready ? "Ready" : "not Ready"}, ${node.version}`]] : [];
   if (state !== "running") return rows;
   const waiting = pods.waiting.length === 0 ? "" : `, ${pods.waiting.length} not: ${pods.waiting.join("; ")}`;
@@ -268,6 +271,7 @@ function kubernetesRows({ state, node, pods, limits, kubeconfigPath }: Status): 
     ...rows,
     ["pods", `${pods.ready} ready or done${waiting}`],
     ["enforced", limits],
+    ...lacks.map((lack): Row => ["without", lack]),
     ["kubeconfig", kubeconfigPath],
   ];
 }

@@ -17,6 +17,7 @@ import { K3sNode } from "./k3sNode.ts";
 import { KernelFacade } from "./kernelFacade.ts";
 import { Manifest } from "./manifest.ts";
 import { MetricsServer } from "./metricsServer.ts";
+import { NodeControllers } from "./nodeControllers.ts";
 import { PatchedRunc } from "./patchedRunc.ts";
 import { PodNetwork } from "./podNetwork.ts";
 import { QuirkProbe } from "./quirkProbe.ts";
@@ -184,6 +185,10 @@ function workloads(
   const images = new Images(own("images"), { sandbox, containerd, node, archives: config.images }, under);
   const proxy = new ServiceProxy(own("proxy"), { sandbox, node, link: config.network.bridge }, under);
   const after = [network, images, proxy];
+  if (!node.hasControllers) {
+    const claims = config.addons.localStorage.enabled;
+    new NodeControllers(own("controllers"), { sandbox, node, claims }, under);
+  }
   const { coredns, metricsServer } = config.addons;
   const addon = { sandbox, containerd, node, after };
   if (coredns.enabled) new ClusterDns(own("coredns"), { ...addon, domain: config.node, image: coredns.image }, under);

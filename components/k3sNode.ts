@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import * as pulumi from "@pulumi/pulumi";
+import { digest } from "../artifacts/artifacts.ts";
 import { renderNodeConfig } from "../config/nodeYaml.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { distributionOf } from "../servers/index.ts";
@@ -24,6 +25,10 @@ export class K3sNode extends pulumi.ComponentResource {
   readonly client: ClientRef;
   /** Whether it has a kubelet. */
   readonly runsPods: boolean;
+  /** Whether the server has this project's controllers in it. */
+  readonly hasControllers: boolean;
+  /** A hash of the server's config file. */
+  readonly revision: string;
   /** The admin's kubeconfig, a secret; it works from the host. */
   readonly kubeconfig: pulumi.Output<string>;
   /** The kubeconfig's file on the host, mode 0600. */
@@ -35,6 +40,7 @@ export class K3sNode extends pulumi.ComponentResource {
     const { address } = sandbox;
     const distribution = distributionOf(config);
     this.runsPods = containerd !== undefined;
+    this.hasControllers = distribution.hasControllers;
     this.server = distribution.refOf(config);
     this.client = { distribution: this.server.distribution, kubectl: this.server.kubectl };
     this.kubeconfigPath = sandbox.kubeconfigPath;
@@ -45,8 +51,11 @@ export class K3sNode extends pulumi.ComponentResource {
       : [];
     const disabled = distribution.disabled(config);
     const content = renderNodeConfig(sandbox.ref.name, address, config.node, this.runsPods, disabled);
+    this.revision = digest(content);
     const files = this.#files(`${name}-files`, args);
-    const params = { server: this.server, takes, ...(files ? { files: files.hash } : {}) };
+    const { settings } = distribution;
+    const read = [...(files ? [files.hash] : []), ...(settings === undefined ? [] : [digest(settings)])].join("-");
+    const params = { server: this.server, takes, ...(read === "" ? {} : { files: read }) };
     const after = [containerd ?? sandbox, ...downloads, ...(files ? [files.step] : [])];
     const server = sandbox.step(`${name}-server`, "memory", { step: "server", params, content }, this, ...after);
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made

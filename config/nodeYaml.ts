@@ -37,7 +37,8 @@ export function renderNodeConfig(
       "cluster-dns": options.clusterDns,
       "cluster-domain": options.clusterDomain,
       ...(agent
-        ? { "container-runtime-endpoint": `unix://${inSandbox.containerdSocket}`, "resolv-conf": "/etc/resolv.conf" }
+        ? // A path, not an address: k3s gives it to cAdvisor as well, as it is (pkg/daemons/agent/agent_linux.go).
+          { "container-runtime-endpoint": inSandbox.containerdSocket, "resolv-conf": "/etc/resolv.conf" }
         : { "disable-agent": true }),
       // Without netfilter none of these can work in gVisor, and the embedded server does not have them.
       "flannel-backend": "none",
@@ -60,8 +61,9 @@ function imageCollection({ pruneImagesAt: percent, kubeletArgs }: StackConfig["n
 
 /**
  * The kubelet's settings that gVisor asks for, as a drop-in over k3s's own (k3s's docs, "Advanced options",
- * kubelet.conf.d, from v1.32 on). The embedded server has the same, and why, in node/server/kubelet.go, but for the
- * limits of local storage, which nobody has tried with k3s.
+ * kubelet.conf.d, from v1.32 on). The embedded server has the same, and why, in node/server/kubelet.go,
+ * but for the limits of local storage: with them k3s' kubelet asks cAdvisor at its start for the root file system's size,
+ * of which it knows nothing in gVisor, and ends.
  */
 export function renderKubeletConfig(): string {
   return stringify({
@@ -72,7 +74,8 @@ export function renderKubeletConfig(): string {
     cgroupsPerQOS: true,
     enforceNodeAllocatable: ["none"],
     localStorageCapacityIsolation: false,
-    evictionHard: { "memory.available": "12%" },
+    // They are merged key by key: no threshold of k3s' own stays that is not named. 0% is none (kubelet, pkg/eviction).
+    evictionHard: { "memory.available": "12%", "imagefs.available": "0%", "nodefs.available": "0%" },
     failSwapOn: false,
     makeIPTablesUtilChains: false,
   });

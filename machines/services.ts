@@ -100,10 +100,18 @@ export async function serviceGives(machine: Machine, name: string, sign: Sign, s
   throw new Error([`${name} does not answer: ${lastLines(why ?? "")}`, endOf(name, log)].filter(Boolean).join("\n"));
 }
 
-const logOf = (service: string) => `${inSandbox.logs}/${service}.log`;
+/** Where a service's output is, on the machine. */
+export const logOf = (service: string) => `${inSandbox.logs}/${service}.log`;
 
 function endOf(service: string, log = ""): string {
   return log === "" ? "" : `the last lines of ${logOf(service)}:\n${lastLines(log)}`;
+}
+
+/** The last lines of a service's log before it ended last: what follows is of another start, and tells nothing of why. */
+export async function lastWords(machine: Machine, service: string): Promise<string> {
+  const log = (await machine.read(logOf(service), { tail: 8 * TAIL }).catch(() => undefined)) ?? "";
+  const end = log.lastIndexOf(`sandbox-init: ${service} ended: `); // see node/init/service/supervisor.go
+  return end === -1 ? await serviceLog(machine, service) : endOf(service, lastLines(log.slice(0, end), 30));
 }
 
 /** The last lines of a service's log. */

@@ -50,6 +50,8 @@ export const embedded: Distribution = {
   }),
   takes: () => ({ artifacts: [wanted({ name: "server" })], own: [], download: false }),
   disabled: ({ addons }) => (addons.localStorage.enabled ? [] : ["local-storage"]),
+  hasControllers: true,
+  lacks: [],
   problemsOf: () => [],
   versionOption: (to) => ({ option: "distribution", value: "embedded", brings: `this gvisor-k3s brings ${to}; ` }),
   open: (ref) => new EmbeddedServer(ref),

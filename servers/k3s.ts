@@ -5,7 +5,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { parseAllDocuments } from "yaml";
+import { parse, parseAllDocuments } from "yaml";
 import { wanted } from "../artifacts/artifacts.ts";
 import { k3sFolder, releaseFiles } from "../artifacts/k3sRelease.ts";
 import { stagedPath } from "../artifacts/stage.ts";
@@ -15,7 +15,7 @@ import type { Problem } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
 import type { ExecOptions, Machine } from "../machines/machine.ts";
 import { hostPaths } from "../machines/paths.ts";
-import { serviceLog, serviceStates } from "../machines/services.ts";
+import { lastWords, logOf, serviceStates } from "../machines/services.ts";
 import { writeWhole } from "../system/files.ts";
 import { says } from "../system/programs.ts";
 import { type Output, worked } from "../system/run.ts";
@@ -24,10 +24,10 @@ import { embeddedServer } from "./embedded.ts";
 import type { Distribution, Server, ServerRef, Stage } from "./server.ts";
 
 /**
- * What k3s brings and this project has its own of, or has no use for: there is no netfilter for a load balancer, and
- * Traefik has an image of its own.
+ * What k3s brings and this project has its own of, or has no use for: there is no netfilter for a load balancer, Traefik
+ * has an image of its own, and so has the provisioner of volumes, which without one to pull from never starts.
  */
-const OWN_ADDONS = ["coredns", "metrics-server", "servicelb", "traefik"];
+const DISABLED = ["coredns", "local-storage", "metrics-server", "servicelb", "traefik"];
 
 /** Seconds for the API server or the node to become ready. */
 const PATIENCE = 180;
@@ -54,7 +54,15 @@ export const k3s: Distribution = {
     own: path === undefined ? [] : [{ source: path, name: "k3s" }],
     download: path === undefined,
   }),
-  disabled: ({ addons }) => [...OWN_ADDONS, ...(addons.localStorage.enabled ? [] : ["local-storage"])],
+  hasControllers: false,
+  // Its kubelet's cAdvisor reads gVisor's cgroups as upstream does, and finds cpuacct.usage_percpu missing. Then it has no
+  // figures at all, of the node's file systems neither.
+  lacks: [
+    "kubectl top and autoscaling by CPU or memory: no figures",
+    "eviction of pods before memory is used up: they are killed instead, as said above",
+  ],
+  settings: renderKubeletConfig(),
+  disabled: () => DISABLED,
   problemsOf,
   versionOption: (to) => ({ option: "k3s.version", value: to, brings: "" }),
   open: (ref) => new K3sServer(ref),
@@ -82,6 +90,13 @@ interface KubernetesObject {
   metadata?: { name?: string; namespace?: string };
 }
 
+/** What of the config file says how the server is asked. */
+interface NodeConfig {
+  "disable-agent"?: boolean;
+  "kube-controller-manager-arg"?: string[];
+  "kube-scheduler-arg"?: string[];
+}
+
 class K3sServer implements Server {
   readonly #ref: ServerRef;
   // k3s writes it for its kube-proxy, whether that runs or not.
@@ -103,23 +118,81 @@ class K3sServer implements Server {
     };
   }
 
-  /** k3s notes nothing of its stages, so its API server is asked, which knows nothing of the stage agent: it is api. */
+  /**
+   * k3s notes nothing of its stages, so it is asked, and all of one process: the database tells what was, and a process
+   * that ends over its scheduler's arguments answers for some seconds.
+   */
   async reached(machine: Machine, stage: Stage): Promise<void> {
-    const question =
-      stage === "node"
-        ? ["wait", `node/${machine.ref.name}`, "--for=condition=Ready", "--timeout=2s"]
-        : ["get", "serviceaccount", "default", "--output=name"];
-    const before = (await serviceStates(machine)).server?.restarts ?? 0;
+    const config = (parse((await machine.read(inSandbox.nodeConfig)) ?? "") ?? {}) as NodeConfig;
+    const questions = this.#questions(machine.ref.name, stage, config);
+    const server = async () => (await serviceStates(machine)).server ?? { pid: 0, restarts: 0, lastExit: "" };
+    const before = (await server()).restarts;
     const answers = async () => {
-      if ((await worked(this.#kubectl(machine, ["--request-timeout=5s", ...question]))) !== undefined) return true;
-      const { restarts, lastExit } = (await serviceStates(machine)).server ?? { restarts: 0, lastExit: "" };
-      if (restarts - before >= ATTEMPTS) {
-        throw new Error(`server keeps ending, the last time with ${lastExit}\n${await serviceLog(machine, "server")}`);
+      const { pid } = await server();
+      let answered = pid !== 0;
+      for (const { question, good } of questions) {
+        if (!answered) break;
+        const output = await worked(this.#kubectl(machine, ["--request-timeout=5s", ...question]));
+        answered = output !== undefined && good.test(output);
       }
+      const now = await server();
+      if (answered && now.pid === pid) return true;
+      if (now.restarts - before >= ATTEMPTS)
+        throw new Error(
+          `server keeps ending, the last time with ${now.lastExit}\n${await lastWords(machine, "server")}`,
+        );
       await delay(500); // each question is a process, beside a server that needs every CPU
       return undefined;
     };
-    await waitFor("server answers", PATIENCE, answers, () => serviceLog(machine, "server"));
+    await waitFor("server answers", PATIENCE, answers, () => lastWords(machine, "server"));
+    const skipped = await this.#skipped(machine);
+    if (skipped.length === 0) return;
+    const version = this.#ref.version ?? "this k3s";
+    throw new Error(
+      `${version} does not know, and skips, what its config has: ${skipped.join(", ")}; take another k3s`,
+    );
+  }
+
+  /** Removes what other releases have unpacked, some 200 MB each. */
+  async tidy(machine: Machine): Promise<void> {
+    const script =
+      'cd "$1" 2> /dev/null && current=$(readlink current) || exit 0; ' +
+      'exec find . -mindepth 1 -maxdepth 1 -type d ! -name cni ! -name "$current" -exec rm -rf {} +';
+    await machine.exec(["/bin/sh", "-c", script, "sh", `${inSandbox.nodeData}/data`], { timeout: 60_000 });
+  }
+
+  /** What is asked, and what a good answer is. */
+  #questions(node: string, stage: Stage, config: NodeConfig): { question: string[]; good: RegExp }[] {
+    const account = { question: ["get", "serviceaccount", "default", "--output=name"], good: /./ };
+    if (stage === "api") return [account];
+    const args = [config["kube-controller-manager-arg"] ?? [], config["kube-scheduler-arg"] ?? []].flat();
+    const conditions = "{range .items[?(@.metadata.name!='etcd-0')]}{.conditions[*].status}{end}";
+    // The API server asks where they are by default.
+    const elsewhere = args.some((argument) => String(argument).startsWith("secure-port="));
+    const controllers = {
+      question: ["get", "componentstatuses", `--output=jsonpath=${conditions}`],
+      good: /^TrueTrue$/,
+    };
+    const kubelet = { question: ["get", `--raw=/api/v1/nodes/${node}/proxy/healthz`], good: /^ok$/ };
+    const ready = "{.status.conditions[?(@.type=='Ready')].status}";
+    return [
+      account,
+      ...(elsewhere ? [] : [controllers]),
+      ...(config["disable-agent"] ? [] : [kubelet]),
+      ...(stage === "node"
+        ? [{ question: ["get", `node/${node}`, `--output=jsonpath=${ready}`], good: /^True$/ }]
+        : []),
+    ];
+  }
+
+  /** The keys of its config file that it did not know at its last start: it says so once, and goes on without. */
+  async #skipped(machine: Machine): Promise<string[]> {
+    const [unknown, started] = ["Unknown flag", "Starting k3s v"]; // k3s: pkg/configfilearg, pkg/cli/server
+    const grep = ["/bin/grep", "-aE", `${unknown}|${started}`, logOf("server")];
+    const said = (await worked(machine.exec(grep)))?.split("\n") ?? [];
+    const last = said.findLastIndex((line) => line.includes(started));
+    const previous = said.slice(0, Math.max(last, 0)).findLastIndex((line) => line.includes(started));
+    return said.slice(previous + 1, Math.max(last, 0)).map((line) => /Unknown flag -*([\w-]+)/.exec(line)?.[1] ?? "?");
   }
 
   #kubectl(machine: Machine, args: string[], options: ExecOptions = {}): Promise<Output> {

@@ -56,6 +56,8 @@ export interface Server extends Client {
    * @throws Error with what is missing and the end of its log
    */
   reached(machine: Machine, stage: Stage, again?: boolean): Promise<void>;
+  /** Removes what other versions of it have left, once this one is ready. */
+  tidy?(machine: Machine): Promise<void>;
 }
 
 /** A distribution: what a file of this folder has to offer. */
@@ -64,8 +66,14 @@ export interface Distribution {
   refOf(config: StackConfig): ServerRef;
   /** What is to be there for it: artifacts, programs of the user's, and whether something is downloaded. */
   takes(config: StackConfig): { artifacts: Wanted[]; own: { source: string; name: string }[]; download: boolean };
+  /** Whether this project's controllers are in it; if not, they run beside it. */
+  hasControllers: boolean;
   /** What of the server's own addons is switched off, by k3s' names. */
   disabled(config: StackConfig): string[];
+  /** What users miss with it, where there are pods. */
+  lacks: readonly string[];
+  /** What it reads beside its config file and the user's files; a change of it is a restart. */
+  settings?: string;
   /** What stands in the way of it here. */
   problemsOf(config: StackConfig): Problem[];
   /** The option by which another version is chosen, and what is said of the one that this brings. */

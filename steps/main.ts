@@ -10,6 +10,7 @@ import { text } from "node:stream/consumers";
 import { provide, wanted } from "../artifacts/artifacts.ts";
 import { openMachine } from "../machines/index.ts";
 import { ensureContainerd } from "./containerd.ts";
+import { ensureControllers } from "./controllers.ts";
 import { applyFacade } from "./facade.ts";
 import { provideFiles, removeFiles } from "./files.ts";
 import { importImages } from "./images.ts";
@@ -44,6 +45,7 @@ export const steps = {
   kubeconfig: writeKubeconfig,
   network: ensureNetwork,
   proxy: ensureProxy,
+  controllers: ensureControllers,
   images: importImages,
   manifest: ensureManifest,
   "manifest-remove": removeManifest,

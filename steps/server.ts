@@ -13,7 +13,7 @@ export interface ServerParams extends OnMachine {
   server: ServerRef;
   /** What is to be there for it. */
   takes: { artifacts: Wanted[]; own: { source: string; name: string }[] };
-  /** A hash of the user's files that it reads, if there are any. */
+  /** A hash of what it reads beside its config file, if there is anything. */
   files?: string;
 }
 
@@ -44,7 +44,9 @@ export const ensureServer: Step<ServerParams> = {
     else if (last.server === next.server) await restart(context, server, last, next);
     else await upgrade(context, server, last, next);
     await noteReady(machine.ref, next);
-    if (last !== undefined) await dropCopies(machine, last.server !== next.server);
+    if (last === undefined) return;
+    await dropCopies(machine, last.server !== next.server);
+    if (last.server !== next.server) await openServer(server).tidy?.(machine);
   },
 };
 

@@ -189,9 +189,7 @@ func runComponents(ctx context.Context, config *Config, input io.Reader, report 
 	components.start(ctx, "kube-scheduler", components.scheduler)
 	if !config.DisableAgent {
 		components.start(ctx, "kubelet", components.kubelet)
-		components.start(ctx, "network policies", components.tellOfPolicies)
-		components.start(ctx, "load balancers", components.loadBalancers)
-		components.start(ctx, "the node's labels", components.labelNode)
+		components.startOwn(ctx)
 		if !slices.Contains(config.Disable, localStorage) {
 			if err := writeLocalStorage(config); err != nil {
 				return err
@@ -207,6 +205,11 @@ func runComponents(ctx context.Context, config *Config, input io.Reader, report 
 	}()
 	<-ctx.Done()
 	components.wait()
+	return endOf(ctx)
+}
+
+// endOf is why a context ended, unless somebody asked for it.
+func endOf(ctx context.Context) error {
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
 	}

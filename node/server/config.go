@@ -178,8 +178,11 @@ func (c *Config) complete(given map[string]json.RawMessage) (problems []error) {
 			refuse("cluster-dns", c.ClusterDNS, "an address in service-cidr "+c.ServiceCIDR+" is allowed")
 		}
 	}
+	if filepath.IsAbs(c.RuntimeEndpoint) { // as in k3s, whose kubelet and cAdvisor want it in two forms
+		c.RuntimeEndpoint = "unix://" + c.RuntimeEndpoint
+	}
 	if !c.DisableAgent && !strings.HasPrefix(c.RuntimeEndpoint, "unix:///") {
-		refuse("container-runtime-endpoint", c.RuntimeEndpoint, "a unix:///PATH is needed, unless disable-agent is true")
+		refuse("container-runtime-endpoint", c.RuntimeEndpoint, "a path or unix:///PATH is needed, unless disable-agent is true")
 	}
 	for key, path := range map[string]string{"data-dir": c.DataDir, "write-kubeconfig": c.WriteKubeconfig} {
 		if !filepath.IsAbs(path) {

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-const minimal = "node-ip: 192.0.2.7\ncontainer-runtime-endpoint: unix:///run/c.sock\n"
+const minimal = "node-ip: 192.0.2.7\ncontainer-runtime-endpoint: /run/c.sock\n"
 
 // configFor is the configuration of a server that touches nothing outside of a temporary folder, whose config.yaml it
 // is read from.
@@ -157,7 +157,7 @@ func TestConfigRefuses(t *testing.T) {
 			"an empty file",
 			"",
 			"advertise-address = " + address + "\n" +
-				"container-runtime-endpoint = : a unix:///PATH is needed, unless disable-agent is true\n" +
+				"container-runtime-endpoint = : a path or unix:///PATH is needed, unless disable-agent is true\n" +
 				"node-ip = " + address,
 		},
 		{
@@ -210,10 +210,10 @@ func TestConfigRefuses(t *testing.T) {
 			"port, endpoint and paths",
 			"node-ip: 192.0.2.7\n" +
 				"https-listen-port: 65536\n" +
-				"container-runtime-endpoint: /run/c.sock\n" +
+				"container-runtime-endpoint: run/c.sock\n" +
 				"data-dir: d\n" +
 				"write-kubeconfig: k\n",
-			"container-runtime-endpoint = /run/c.sock: a unix:///PATH is needed, unless disable-agent is true\n" +
+			"container-runtime-endpoint = run/c.sock: a path or unix:///PATH is needed, unless disable-agent is true\n" +
 				"data-dir = d: an absolute path is allowed\n" +
 				"https-listen-port = 65536: 1 to 65535 is allowed\nwrite-kubeconfig = k: an absolute path is allowed",
 		},

@@ -9,6 +9,9 @@
 //	                                            print the state as JSON; exit code 0 if it is ready
 //	gvisor-k3s-node prune [--imported] [--own PREFIX] [--keep NAME]... [--endpoint SOCKET]
 //	                                            remove images that no container uses, and print them as JSON
+//	gvisor-k3s-node beside --config FILE [--claims]
+//	                                            run what another server lacks of this one, until SIGTERM; with --claims
+//	                                            claims are bound to folders of the node
 //	gvisor-k3s-node kubectl ...                 kubectl, with the admin's kubeconfig unless KUBECONFIG says otherwise
 //	gvisor-k3s-node version                     print the versions as JSON
 package main
@@ -32,7 +35,7 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 )
 
-const usage = "usage: gvisor-k3s-node server|check|ready --config FILE | prune ... | kubectl ... | version"
+const usage = "usage: gvisor-k3s-node server|check|ready|beside --config FILE | prune ... | kubectl ... | version"
 
 func main() {
 	if err := dispatch(os.Args[1:]); err != nil {
@@ -59,12 +62,13 @@ func dispatch(args []string) error {
 			"kine":       moduleVersion("github.com/k3s-io/kine"),
 			"go":         runtime.Version(),
 		})
-	case "server", agentCommand, "check", "ready":
+	case "server", agentCommand, "check", "ready", "beside":
 	default:
 		return fmt.Errorf("unknown command %q; %s", args[0], usage)
 	}
 	stage := flags.String("stage", "node", "what to be ready for: api, agent or node")
 	wait := flags.Int("wait", 0, "seconds to wait for it")
+	claims := flags.Bool("claims", false, "beside: bind claims to folders of the node")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -86,6 +90,9 @@ func dispatch(args []string) error {
 	}
 	if args[0] == agentCommand {
 		return runAgent(ctx, config, os.Stdin)
+	}
+	if args[0] == "beside" {
+		return runBeside(ctx, config, *claims)
 	}
 	return runServer(ctx, config, *file)
 }
@@ -136,10 +143,7 @@ func serveAPI(ctx, datastore, api context.Context, components *components, agent
 	components.start(api, "API server's own certificate", components.apiServerAgain)
 	go stages.watch(ctx, config, stageAPI)
 	<-ctx.Done()
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return cause
-	}
-	return nil
+	return endOf(ctx)
 }
 
 func runKubectl(args []string) error {

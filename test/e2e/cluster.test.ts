@@ -532,7 +532,7 @@ describe("a manifest", () => {
   it("that the cluster refuses fails with the cluster's words, and the rest stays", async () => {
     writeManifest(deployment(1), service("web", { ports: [{ port: 99_999 }] }));
     const stack = await open(name, options);
-    await expect(stack.up()).rejects.toThrow(/Service web: .*spec\.ports\[0\]\.port: Invalid value: 99999/);
+    await expect(stack.up()).rejects.toThrow(/Service "?web"?(.|\n)*spec\.ports\[0\]\.port: Invalid value: 99999/);
     await kubectl(name, "get", "service", "web");
   });
 

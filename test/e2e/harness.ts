@@ -102,6 +102,11 @@ export function writeOptions(folder: string, stack: string, options: object): vo
   writeFileSync(join(folder, `Pulumi.${stack}.yaml`), stringify({ config }));
 }
 
+/** With K3S=FILE, a build of the official k3s, the server of whatever leaves the choice. */
+const server: Partial<StackConfigInput> = process.env.K3S
+  ? { distribution: "k3s", k3s: { path: process.env.K3S } }
+  : {};
+
 /** Opens a stack with these options and no others. */
 export async function open(
   name: string,
@@ -110,7 +115,7 @@ export async function open(
   const stack = await openStack(name, () => {});
   for (const key of Object.keys(await stack.getAllConfig())) await stack.removeConfig(key);
   const values: ConfigMap = {};
-  for (const [key, value] of Object.entries(options))
+  for (const [key, value] of Object.entries({ ...server, ...options }))
     values[key] = { value: typeof value === "string" ? value : JSON.stringify(value) };
   await stack.setAllConfig(values);
   return stack;

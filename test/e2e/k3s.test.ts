@@ -10,21 +10,23 @@ import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { stringify } from "yaml";
+import { imageName } from "../../artifacts/artifacts.ts";
 import { k3sFolder, releaseFiles } from "../../artifacts/k3sRelease.ts";
-import { changes, cli, inside, kubectl, open, ownHome, removeHome } from "./harness.ts";
+import { changes, cli, inside, kubectl, kubectlProcess, open, ownHome, removeHome, services } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-r";
-const [older, newer, broken] = ["v1.37.1+k3s900", "v1.37.1+k3s901", "v1.38.0+k3s900"];
+const [older, newer, broken, odd] = ["v1.37.1+k3s900", "v1.37.1+k3s901", "v1.38.0+k3s900", "v1.37.1+k3s902"];
 const { binary, sums } = releaseFiles();
 /**
  * What k3s writes for its kube-proxy, which the embedded server writes elsewhere; and its version on standard error.
  */
 const release = (version: string) => `#!/bin/sh
 ${version === broken ? "rm -f /var/lib/rancher/k3s/server/db/*; echo I cannot read this >&2; exit 1" : ""}
+${version === odd ? 'echo "Unknown flag --node-ip found in config.yaml, skipping" >&2' : ""}
 mkdir -p /var/lib/rancher/k3s/agent
 ln -sf ../server/cred/kube-proxy.kubeconfig /var/lib/rancher/k3s/agent/kubeproxy.kubeconfig
-echo "this is ${version}" >&2
+echo "Starting k3s ${version}" >&2
 exec /usr/local/bin/gvisor-k3s-node "$@"
 `;
 const manifest = join(home, "settings.yaml");
@@ -42,12 +44,15 @@ const settings = (...names: string[]) =>
       )
       .join("---\n"),
   );
+const removeReleases = () => {
+  for (const version of [older, newer, broken, odd]) rmSync(k3sFolder({ version }), { recursive: true, force: true });
+};
 let server: Server;
 let options: { distribution: "k3s"; k3s: { version: string; mirror: string }; manifests: string[] };
 
 beforeAll(async () => {
   // of an earlier run
-  for (const version of [older, newer, broken]) rmSync(k3sFolder({ version }), { recursive: true, force: true });
+  removeReleases();
   server = createServer((request, response) => {
     const [version, file] = request.url!.split("/").slice(-2).map(decodeURIComponent) as [string, string];
     const content = release(version);
@@ -67,7 +72,7 @@ afterAll(async () => {
   server.close();
   if (process.env.KEEP) return;
   await cli("destroy", name);
-  for (const version of [older, newer, broken]) rmSync(k3sFolder({ version }), { recursive: true, force: true });
+  removeReleases();
   removeHome(home);
 });
 
@@ -76,7 +81,7 @@ it("is downloaded, and brings a pod to Running with the same containerd, network
   const { outputs } = await (await open(name, options)).up();
   expect(outputs.testPod!.value).toMatchObject({ phase: "Running" });
   expect(existsSync(join(k3sFolder({ version: older }), "k3s"))).toBe(true);
-  expect(await inside(name, "/bin/cat", "/var/log/gvisor-k3s/server.log")).toContain(`this is ${older}`);
+  expect(await inside(name, "/bin/cat", "/var/log/gvisor-k3s/server.log")).toContain(`Starting k3s ${older}`);
   expect(
     await kubectl(name, "exec", "testpod", "--", "/testpod", "get", "https://kubernetes.default.svc/version"),
   ).toContain("gitVersion");
@@ -104,7 +109,7 @@ it("of another version is one restart of the server, which pods survive", async 
   expect({ ...changed, update: changed.update!.sort() }).toEqual({
     update: ["network-apply", "node-download", "node-server"],
   });
-  expect(await inside(name, "/bin/cat", "/var/log/gvisor-k3s/server.log")).toContain(`this is ${newer}`);
+  expect(await inside(name, "/bin/cat", "/var/log/gvisor-k3s/server.log")).toContain(`Starting k3s ${newer}`);
   expect(await uid()).toBe(before);
 });
 
@@ -127,6 +132,46 @@ it("that does not start makes way for the one of before, with the cluster's data
   await expect(up("v1.39.0+k3s1")).rejects.toThrow("goes up by one minor version at a time; take a v1.38 first");
   expect((await up(newer)).changed).toEqual({ update: ["node-download"] });
   await kubectl(name, "delete", "configmap", "kept");
+});
+
+it("that skips what it does not know of its config makes way for the one of before, and the keys are told", async () => {
+  await expect((await open(name, { ...options, k3s: { ...options.k3s, version: odd } })).up()).rejects.toThrow(
+    /v1\.37\.1\+k3s902 does not know, and skips, what its config has: node-ip.*\n.*of before, v1\.37\.1\+k3s901, runs again/,
+  );
+});
+
+it("has claims bound by this project's provisioner, for as long as they are to be", async () => {
+  const wanted = { ...options, k3s: { ...options.k3s, version: newer } };
+  await (await open(name, wanted)).up();
+  const claim = {
+    apiVersion: "v1",
+    kind: "PersistentVolumeClaim",
+    metadata: { name: "data" },
+    spec: { accessModes: ["ReadWriteOnce"], resources: { requests: { storage: "1Mi" } } },
+  };
+  const container = { name: "main", image: imageName("testpod"), imagePullPolicy: "Never" };
+  const pod = {
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { name: "claims" },
+    spec: {
+      containers: [{ ...container, volumeMounts: [{ name: "data", mountPath: "/data" }] }],
+      volumes: [{ name: "data", persistentVolumeClaim: { claimName: "data" } }],
+    },
+  };
+  const input = [claim, pod].map((object) => stringify(object)).join("---\n");
+  await kubectlProcess(name, ["apply", "--filename=-"], { input });
+  await kubectl(name, "wait", "pod/claims", "--for=condition=Ready", "--timeout=90s");
+  const [volume] = (await inside(name, "/bin/ls", "/var/lib/rancher/k3s/storage")).split("\n");
+  expect(volume).toMatch(/_default_data$/);
+  await kubectl(name, "delete", "pod/claims", "pvc/data", "--grace-period=1");
+  const none = { ...wanted, addons: { localStorage: { enabled: false } } };
+  const { changed } = await changes(async (run) => await (await open(name, none)).up(run));
+  expect(changed).toEqual({ update: ["controllers-apply"], delete: ["controllers-class-apply"] });
+  expect(await kubectl(name, "get", "storageclass", "-o=name")).toBe("");
+  expect(await inside(name, "/bin/cat", `/proc/${(await services(name)).controllers!.pid}/cmdline`)).not.toContain(
+    "claims",
+  );
 });
 
 it("has manifests applied, and what left one is deleted", async () => {

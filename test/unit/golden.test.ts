@@ -3,6 +3,7 @@
  * unit -u` writes them anew.
  */
 import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { parse } from "yaml";
 import { renderConflist } from "../../config/conflist.ts";
@@ -15,6 +16,7 @@ import { runtimeCheckSpec, sandboxSpec } from "../../config/ociSpec.ts";
 import { containerdKeysFor, facadeFor, type QuirkId } from "../../config/quirks.ts";
 import { renderCredentials, renderRegistries } from "../../config/registries.ts";
 import { parseStackConfig, type StackConfigInput } from "../../config/schema.ts";
+import { renderStorageClass } from "../../config/storageClass.ts";
 
 const stacks: Record<string, StackConfigInput> = {
   default: { name: "dev" },
@@ -133,4 +135,9 @@ it("every key of the server's config file is one that k3s knows, by the table in
     Object.keys(parse(renderNodeConfig("all", "10.107.0.2", config.node, agent, ["traefik"]))),
   );
   expect([...new Set(rendered)].sort()).toEqual(known.sort());
+});
+
+it("the StorageClass is the embedded server's, whoever makes it", () => {
+  const own = readFileSync(join(import.meta.dirname, "../../node/server/local-storage.yaml"), "utf8");
+  expect(parse(renderStorageClass())).toEqual(parse(own));
 });

@@ -486,8 +486,19 @@ describe("an option changes the graph", () => {
         },
       });
       expect(k3s["node-server"]!.inputs.stdin).toContain(
-        "disable:\n  - coredns\n  - metrics-server\n  - servicelb\n  - traefik\n",
+        "disable:\n  - coredns\n  - local-storage\n  - metrics-server\n  - servicelb\n  - traefik\n",
       );
+      // This project's controllers run beside it, where there are pods.
+      expect(paramsOf(k3s, "controllers-apply")).toMatchObject({
+        program: expect.stringMatching(/gvisor-k3s-node$/),
+        claims: true,
+      });
+      expect(k3s["controllers-class-apply"]!.inputs.stdin).toContain("name: local-path");
+      const unclaimed = await graph({ distribution: "k3s", addons: { localStorage: { enabled: false } } });
+      expect(paramsOf(unclaimed, "controllers-apply")).toMatchObject({ claims: false });
+      expect(Object.keys(unclaimed)).not.toContain("controllers-class-apply");
+      for (const options of [{ distribution: "k3s", mode: "control-plane" }, {}] as const)
+        expect(Object.keys(await graph(options)).join()).not.toContain("controllers");
       expect(Object.keys(await graph({ distribution: "k3s", k3s: { path: process.execPath } }))).not.toContain(
         "node-download",
       );
