@@ -3,8 +3,8 @@ package main
 import "context"
 
 // runBeside runs what of this server another one does not have: k3s, whose load balancers and whose provisioner are
-// images that have to be pulled. Both read the same config file, and keep the admin's kubeconfig at the same place (k3s:
-// pkg/daemons/control/deps).
+// images that have to be pulled. Both read the same config file, and keep the admin's kubeconfig at the same place
+// (k3s: pkg/daemons/control/deps).
 func runBeside(ctx context.Context, config *Config, claims bool) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

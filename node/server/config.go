@@ -182,7 +182,8 @@ func (c *Config) complete(given map[string]json.RawMessage) (problems []error) {
 		c.RuntimeEndpoint = "unix://" + c.RuntimeEndpoint
 	}
 	if !c.DisableAgent && !strings.HasPrefix(c.RuntimeEndpoint, "unix:///") {
-		refuse("container-runtime-endpoint", c.RuntimeEndpoint, "a path or unix:///PATH is needed, unless disable-agent is true")
+		allowed := "a path or unix:///PATH is needed, unless disable-agent is true"
+		refuse("container-runtime-endpoint", c.RuntimeEndpoint, allowed)
 	}
 	for key, path := range map[string]string{"data-dir": c.DataDir, "write-kubeconfig": c.WriteKubeconfig} {
 		if !filepath.IsAbs(path) {
