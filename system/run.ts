@@ -2,8 +2,11 @@
  * Running programs: one runner, whose error keeps the command, its output and how it ended.
  * @module
  */
+
 import { closeSync, openSync, readFileSync } from "node:fs";
+import type { Socket } from "node:net";
 import type { Readable } from "node:stream";
+import { setTimeout as delay, setImmediate as immediate } from "node:timers/promises";
 import { stripVTControlCharacters } from "node:util";
 import { ExecaError, execa, type Options } from "execa";
 
@@ -83,7 +86,12 @@ export async function run(program: string, args: readonly string[], options: Run
     maxBuffer: MOST,
   };
   try {
-    const { stdout, stderr } = await execa(program, args, settings);
+    const running = execa(program, args, settings);
+    const { stdout: out, stderr: err } = running;
+    running.nodeChildProcess.once("exit", () => {
+      for (const pipe of [out, err]) void letGo(pipe as Socket | null);
+    });
+    const { stdout, stderr } = await running;
     return { stdout: String(stdout ?? ""), stderr: String(stderr ?? "") };
   } catch (error) {
     if (!(error instanceof ExecaError)) throw error;
@@ -91,6 +99,22 @@ export async function run(program: string, args: readonly string[], options: Run
   } finally {
     if (sink !== undefined) closeSync(sink);
   }
+}
+
+/**
+ * Reads what a program that has ended has left in a pipe, and closes it: what it has left running, in a sandbox maybe, can
+ * hold the other end for ever.
+ */
+async function letGo(pipe: Socket | null): Promise<void> {
+  if (pipe === null) return;
+  let read = -1;
+  for (let second = 0; second < 10 && !pipe.destroyed && pipe.bytesRead !== read; second++) {
+    read = pipe.bytesRead;
+    await delay(1000, undefined, { ref: false });
+    await immediate(); // a process that was busy that long reads first
+    await immediate();
+  }
+  pipe.destroy();
 }
 
 /** Like {@link run}, but the program's end is an answer: undefined if it failed. */
@@ -132,6 +156,11 @@ const SHOWN = 64 * 2 ** 10;
 /** The end of a text, which is where programs say what went wrong, as a terminal may show it. */
 export function lastLines(text: string, count = 20): string {
   return printable(text.slice(-SHOWN)).trimEnd().split("\n").slice(-count).join("\n");
+}
+
+/** A text that somebody in a sandbox may have written, as one line of what is told. */
+export function oneLine(text: string): string {
+  return printable(text.slice(0, SHOWN)).replaceAll(/\s*\n\s*/g, " ");
 }
 
 /** A text without control characters: what a sandbox prints must not steer the terminal that shows it. */

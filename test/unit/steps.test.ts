@@ -12,7 +12,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { afterAll, describe, expect, it, vi } from "vitest";
 import { incarnationOf, type Observed } from "../../machines/observe.ts";
 import { hostPaths } from "../../machines/paths.ts";
@@ -70,6 +70,26 @@ describe("a program that fails", () => {
     ]);
     expect(error.message.split("\n").at(-1)).toMatch(/^ {4}x+end$/);
     expect(error.message.length).toBeLessThan(70_000);
+  });
+
+  it("is not waited for when what it has left running holds its output, nor when it takes too long itself", async () => {
+    const left: number[] = [];
+    try {
+      const { stdout } = await run("sh", ["-c", "sleep 1000 & echo $!"]);
+      left.push(Number(stdout));
+      const file = join(mkdtempSync(join(tmpdir(), "gvisor-k3s-run-")), "pid");
+      const late = run("sh", ["-c", `sleep 1000 & echo $! > ${file}; wait`], { timeout: 500 });
+      await expect(late).rejects.toThrow(/^took too long/);
+      left.push(Number(readFileSync(file, "utf8")));
+      rmSync(dirname(file), { recursive: true });
+    } finally {
+      for (const pid of left) process.kill(pid);
+    }
+  });
+
+  it("gives all that it has printed, however late it is read", async () => {
+    const { stdout } = await run("sh", ["-c", "head -c 3000000 /dev/zero | tr '\\0' x"]);
+    expect(stdout).toHaveLength(3_000_000);
   });
 
   it("reads what it is given, and nothing where it is given nothing", async () => {
