@@ -123,6 +123,8 @@ export interface LockOptions {
   what: string;
   /** Whether nobody else may do anything then. */
   alone: boolean;
+  /** Whether the machine is removed then: what a killed step has left running in it is not waited for. */
+  last?: boolean;
   /** sandbox-init on this machine, which makes the system call. */
   init: string;
   /** Takes a line when somebody else is waited for. */

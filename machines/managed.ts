@@ -27,7 +27,16 @@ import { inSandbox } from "../config/paths.ts";
 import type { Problem } from "../config/problems.ts";
 import { bytes, needsEgress, publishedPort, type StackConfig } from "../config/schema.ts";
 import { readJson, roomFor, writeWhole } from "../system/files.ts";
-import { endProcess, isAlive, killProcesses, type ProcessId, signalTo } from "../system/processes.ts";
+import {
+  argumentsOf,
+  endProcess,
+  holdersOf,
+  isAlive,
+  killProcesses,
+  type ProcessId,
+  parentOf,
+  signalTo,
+} from "../system/processes.ts";
 import { isExecutable, says } from "../system/programs.ts";
 import { type Output, run, worked } from "../system/run.ts";
 import { waitFor } from "../system/wait.ts";
@@ -230,7 +239,26 @@ class ManagedSandbox extends BaseMachine implements Machine {
   async upload(): Promise<void> {} // the artifact cache is mounted in it
 
   async lock(options: LockOptions): Promise<Lock> {
-    return await lockIn(lockFolder(this.ref.name), options);
+    const folder = lockFolder(this.ref.name);
+    if (!options.last) return await lockIn(folder, options);
+    const timer = setInterval(() => this.#endOrphans(folder), 1000);
+    try {
+      return await lockIn(folder, options);
+    } finally {
+      clearInterval(timer);
+    }
+  }
+
+  /**
+   * Kills what a killed step has left: a command in the sandbox holds the step's locks for as long as it likes. What has a
+   * parent that holds them too is a step's that lives.
+   */
+  #endOrphans(folder: string): void {
+    const holders = holdersOf(folder);
+    for (const pid of holders) {
+      const isOurs = argumentsOf(pid).includes(`--root=${this.#paths.runsc}`);
+      if (isOurs && !holders.has(parentOf(pid) ?? 0)) signalTo(pid, "SIGKILL");
+    }
   }
 
   async reach({ address, port }: { address: string; port: number }): Promise<Reached> {

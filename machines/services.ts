@@ -69,7 +69,13 @@ export async function stopService(machine: Machine, name: string, seconds: numbe
 /** The state of every service by name. */
 export async function serviceStates(machine: Machine): Promise<Record<string, ServiceState>> {
   const { stdout } = await machine.init(["service", "status"], { timeout: MARGIN * 1000 });
-  return JSON.parse(stdout) as Record<string, ServiceState>;
+  const told = Object.entries(JSON.parse(stdout) as Record<string, ServiceState>);
+  return Object.fromEntries(
+    told.map(([name, { pid, restarts, lastExit }]) => [
+      lastLines(name, 1),
+      { pid: Number(pid), restarts: Number(restarts), lastExit: lastLines(String(lastExit ?? ""), 1) },
+    ]),
+  );
 }
 
 /** What a service notes when it is ready: a file that it writes, and the field in it that tells so. */

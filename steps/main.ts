@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { provide, wanted } from "../artifacts/artifacts.ts";
 import { openMachine } from "../machines/index.ts";
+import { lastLines } from "../system/run.ts";
 import { ensureContainerd } from "./containerd.ts";
 import { ensureControllers } from "./controllers.ts";
 import { applyFacade } from "./facade.ts";
@@ -79,13 +80,14 @@ export async function runStep(name: string, given: object, content: string): Pro
   const step = steps[current as StepName] as unknown as Step<OnMachine, unknown>;
   const machine = openMachine((params as OnMachine).machine);
   const init = join(await provide(wanted({ name: "init" }), say), "sandbox-init");
-  const lock = await machine.lock({ what: step.name(params as never), alone: step.alone ?? false, init, say });
+  const last = current === "sandbox-remove";
+  const lock = await machine.lock({ what: step.name(params as never), alone: step.alone ?? false, last, init, say });
   const incarnation = Number(process.env.SANDBOX_INCARNATION ?? 0);
   const repairs = Number(process.env.STEP_REPAIRS ?? 0);
   try {
     return await step.run(params as never, { machine, content, incarnation, repairs, say });
   } finally {
-    lock.release(current === "sandbox-remove");
+    lock.release(last);
   }
 }
 
@@ -96,7 +98,8 @@ async function main(): Promise<void> {
     const result = await runStep(name, given, await text(process.stdin));
     if (result !== undefined) process.stdout.write(typeof result === "string" ? result : `${JSON.stringify(result)}\n`);
   } catch (error) {
-    console.error(`${name}: ${error instanceof Error ? error.message : String(error)}`);
+    // What it says may be the sandbox's words.
+    console.error(`${name}: ${lastLines(error instanceof Error ? error.message : String(error), 200)}`);
     process.exitCode = 1;
   }
 }

@@ -2,7 +2,8 @@
  * Processes of this machine, each told from any other that had its id before.
  * @module
  */
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { dirname } from "node:path";
 import { waitFor } from "./wait.ts";
 
 /** A process: its id, and its start in clock ticks since the machine's boot. */
@@ -61,6 +62,38 @@ export async function killProcesses(...all: string[]): Promise<void> {
     for (const pid of pids) signalTo(pid, "SIGKILL");
     return pids.length === 0 || undefined;
   });
+}
+
+/** The parent of a process; undefined if it has ended. */
+export function parentOf(pid: number): number | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]);
+  } catch {
+    return undefined;
+  }
+}
+
+/** The processes that have files of a folder open. */
+export function holdersOf(folder: string): Set<number> {
+  const pids = readdirSync("/proc").filter((entry) => /^\d+$/.test(entry));
+  return new Set(pids.filter((pid) => openFiles(pid).some((file) => dirname(file) === folder)).map(Number));
+}
+
+function openFiles(pid: string): string[] {
+  try {
+    return readdirSync(`/proc/${pid}/fd`).map((fd) => readlink(`/proc/${pid}/fd/${fd}`));
+  } catch {
+    return []; // it has ended
+  }
+}
+
+function readlink(path: string): string {
+  try {
+    return readlinkSync(path);
+  } catch {
+    return ""; // it was closed meanwhile
+  }
 }
 
 /** Sends a signal to a process, which may have ended just before. */

@@ -603,3 +603,27 @@ it("a cluster on a machine that is gone is forgotten by its stack's name", async
   expect(await printed("list")).not.toContain(cluster);
   expect(existsSync(pathsOf(cluster).state)).toBe(false);
 });
+
+it("a cluster in which a killed step has left a command running is removed all the same", async () => {
+  const cluster = "e2e-f-left";
+  configure(cluster, { mode: "control-plane" });
+  await printed("up", cluster);
+  const program = join(home, "step.ts");
+  writeFileSync(
+    program,
+    `import { artifactFolder } from "${root}/artifacts/artifacts.ts";
+    import { openMachine } from "${root}/machines/index.ts";
+    const machine = openMachine({ kind: "managed", name: "${cluster}", home: "${home}" });
+    const init = artifactFolder({ name: "init" }) + "/sandbox-init";
+    await machine.lock({ what: "facade", alone: false, init, say: console.error });
+    await machine.exec(["/bin/sleep", "infinity"]);`,
+  );
+  const step = execa("node", [program], { reject: false });
+  const left = () => traces(home, cluster).processes.find((line) => line.includes("/bin/sleep infinity"));
+  await waitFor("the command runs", 30, async () => left());
+  step.kill("SIGKILL");
+  await step;
+  expect(left()).toBeDefined();
+  expect(await printed("destroy", cluster)).toContain(`${cluster} is gone`);
+  expect(traces(home, cluster)).toMatchObject({ processes: [], mounts: [], namespaces: [], cgroups: [], locks: [] });
+});
