@@ -23,16 +23,22 @@ import type { NamedConfig } from "./workspace.ts";
 /** The end of a log that is taken, in bytes. */
 const TAIL = 2 * 2 ** 20;
 
+/** How many logs of a sandbox are taken; it has some ten. */
+const MOST_LOGS = 50;
+
 const REMOVED = "<removed>";
 
-/** What is a secret by its form: private keys, tokens, passwords in addresses and in fields. */
+/**
+ * What is a secret by its form: private keys, tokens, passwords in addresses and in fields. All have a longest length, so
+ * that no text that somebody in the sandbox has thought of takes for ever.
+ */
 const forms: [RegExp, string][] = [
-  [/-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----/g, REMOVED],
-  [/\beyJ[\w-]+\.[\w-]+\.[\w-]+/g, REMOVED],
+  [/-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[\s\S]{0,16000}?-----END [A-Z ]{0,30}PRIVATE KEY-----/g, REMOVED],
+  [/\beyJ[\w-]{1,500}\.[\w-]{1,16000}\.[\w-]{1,2000}/g, REMOVED],
   [/\bK10[0-9a-f]{64}::[^\s"']+/g, REMOVED],
-  [/(\w+:\/\/)[^\s/:@"']+:[^\s/@"']+@/g, `$1${REMOVED}@`],
+  [/(\b\w{1,20}:\/\/)[^\s/:@"']{1,500}:[^\s/@"']{1,2000}@/g, `$1${REMOVED}@`],
   [
-    /("?(?:password|passwd|token|secret|client-key-data|auth|authorization|identitytoken)"?\s*[:=]\s*)("[^"\n]*"|'[^'\n]*'|(?:bearer|basic) [^\s,]+|[^\s,{}[\]]+)/gi,
+    /("?(?:password|passwd|token|secret|client-key-data|auth|authorization|identitytoken)"?\s{0,20}[:=]\s{0,20})("[^"\n]*"|'[^'\n]*'|(?:bearer|basic) [^\s,]+|[^\s,{}[\]]+)/gi,
     `$1${REMOVED}`,
   ],
 ];
@@ -64,7 +70,7 @@ export async function writeBundle(
   const files: string[] = [];
   const put = async (file: string, text: string) => {
     await mkdir(join(folder, top, dirname(file)), { recursive: true });
-    await writeFile(join(folder, top, file), redacted(text, secrets));
+    await writeFile(join(folder, top, file), redacted(text.slice(-TAIL), secrets));
     files.push(file);
   };
   try {
@@ -93,7 +99,8 @@ export async function writeBundle(
       }
       const own = hostPaths(config.name, homeFolder()).logs;
       for (const file of filesBelow(own)) await put(join("logs/host", relative(own, file)), tail(file));
-      for (const file of await machine.list(inSandbox.logs).catch(() => [])) {
+      const listed = await machine.list(inSandbox.logs).catch(() => []);
+      for (const file of listed.filter((name) => /^\w[\w.-]{0,100}$/.test(name)).slice(0, MOST_LOGS)) {
         const text = await machine.read(join(inSandbox.logs, file), { tail: TAIL }).catch(problemOf);
         await put(join("logs", basename(file)), text ?? "");
       }
@@ -108,7 +115,8 @@ export async function writeBundle(
         "services.txt": ["get", "services,endpointslices", "-A", "-o", "wide"],
       };
       for (const [file, question] of Object.entries(questions)) {
-        const answer = await worked(run(program, [...args, "--request-timeout=10s", ...question]));
+        const asked = run(program, [...args, "--request-timeout=10s", ...question], { timeout: 60_000 });
+        const answer = await worked(asked);
         await put(join("kubernetes", file), answer ?? "the API server did not answer\n");
       }
     }

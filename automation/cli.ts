@@ -12,7 +12,7 @@ import { join } from "node:path";
 import tab from "@bomb.sh/tab/commander";
 import { Argument, Command, CommanderError, Option } from "commander";
 import { execa } from "execa";
-import { printable, shellWord } from "../system/run.ts";
+import { oneLine, printable, shellWord } from "../system/run.ts";
 import type { Change } from "./changes.ts";
 import { list } from "./list.ts";
 import { Progress } from "./progress.ts";
@@ -87,7 +87,7 @@ program
     if (pod) rows.push(["pod", pod.name], ["phase", pod.phase], ["log", pod.logs.split("\n")[0]!]);
     rows.push(["kubeconfig", kubeconfigPath], ["all", progress.elapsed()]);
     print(
-      `\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${value}`).join("\n")}\n\nnext:\n  export ` +
+      `\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${oneLine(value!)}`).join("\n")}\n\nnext:\n  export ` +
         `KUBECONFIG=${shellWord(kubeconfigPath)}\n  kubectl get pods -A\n  ` +
         `${process.env.MAKELEVEL ? `make destroy${name === "dev" ? "" : ` STACK=${name}`}` : `gvisor-k3s destroy ${name}`}\n`,
     );

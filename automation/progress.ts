@@ -5,6 +5,7 @@
  */
 import type { EngineEvent } from "@pulumi/pulumi/automation/index.js";
 import { createLogUpdate } from "log-update";
+import { lastLines, printable } from "../system/run.ts";
 
 /** Milliseconds between two looks at what runs. */
 const [LIVE, PLAIN] = [200, 10_000];
@@ -29,7 +30,7 @@ export class Progress {
   }
 
   say(line: string): void {
-    const timed = `[${this.elapsed()}] ${line}`;
+    const timed = `[${this.elapsed()}] ${printable(line)}`;
     if (this.#live) this.#live.persist(timed);
     else this.#out.write(`${timed}\n`);
   }
@@ -39,7 +40,7 @@ export class Progress {
     const metadata = (event.resourcePreEvent ?? event.resOutputsEvent)?.metadata;
     const diagnostic = event.diagnosticEvent;
     if (diagnostic?.severity === "error") this.error(diagnostic.message.trimEnd());
-    if (diagnostic?.ephemeral) this.#status.set(nameOf(diagnostic.urn), diagnostic.message.trim().split("\n").at(-1)!);
+    if (diagnostic?.ephemeral) this.#status.set(nameOf(diagnostic.urn), lastLines(diagnostic.message, 1));
     if (!metadata || metadata.op === "same" || !isWork(metadata.type)) return;
     const name = nameOf(metadata.urn);
     if (event.resourcePreEvent) {
@@ -55,7 +56,7 @@ export class Progress {
   error(text: string): void {
     this.failed = true;
     this.#live?.clear();
-    process.stderr.write(`${text}\n`);
+    process.stderr.write(`${printable(text)}\n`);
   }
 
   /** Takes the live lines away. */

@@ -14,7 +14,7 @@ import type { Drift } from "../machines/written.ts";
 import { distributionOf } from "../servers/index.ts";
 import { filesBelow } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
-import { printable, run } from "../system/run.ts";
+import { oneLine, printable, run } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
 import { commandName, type NamedConfig } from "./workspace.ts";
 
@@ -225,9 +225,9 @@ export function asText(found: Status): string {
     found.state === "absent"
       ? `\`gvisor-k3s up ${found.name}\` makes it`
       : `\`gvisor-k3s up ${found.name}\` repairs what it can; ${collect}`;
-  const problems = found.problems.map((problem) => `! ${printable(problem)}`);
+  const problems = found.problems.map((problem) => `! ${printable(problem).replaceAll("\n", "\n  ")}`);
   const verdict = problems.length === 0 ? "all is well" : [...problems, "", advice].join("\n");
-  return `${rows.map(([key, value]) => `${key.padEnd(11)} ${value}`).join("\n")}\n\n${verdict}\n`;
+  return `${rows.map(([key, value]) => `${oneLine(key).padEnd(11)} ${oneLine(value)}`).join("\n")}\n\n${verdict}\n`;
 }
 
 type Row = [key: string, value: string];

@@ -97,6 +97,12 @@ interface NodeConfig {
   "kube-scheduler-arg"?: string[];
 }
 
+/** What a config file says, which somebody in the sandbox may have written: a large one takes a parser for ever. */
+function configIn(text: string): NodeConfig {
+  if (text.length > 2 ** 16) throw new Error(`${inSandbox.nodeConfig} was edited by hand: it is too large`);
+  return (parse(text) ?? {}) as NodeConfig;
+}
+
 class K3sServer implements Server {
   readonly #ref: ServerRef;
   // k3s writes it for its kube-proxy, whether that runs or not.
@@ -123,7 +129,7 @@ class K3sServer implements Server {
    * that ends over its scheduler's arguments answers for some seconds.
    */
   async reached(machine: Machine, stage: Stage): Promise<void> {
-    const config = (parse((await machine.read(inSandbox.nodeConfig)) ?? "") ?? {}) as NodeConfig;
+    const config = configIn((await machine.read(inSandbox.nodeConfig)) ?? "");
     const questions = this.#questions(machine.ref.name, stage, config);
     const server = async () => (await serviceStates(machine)).server ?? { pid: 0, restarts: 0, lastExit: "" };
     const before = (await server()).restarts;
@@ -192,7 +198,10 @@ class K3sServer implements Server {
     const said = (await worked(machine.exec(grep)))?.split("\n") ?? [];
     const last = said.findLastIndex((line) => line.includes(started));
     const previous = said.slice(0, Math.max(last, 0)).findLastIndex((line) => line.includes(started));
-    return said.slice(previous + 1, Math.max(last, 0)).map((line) => /Unknown flag -*([\w-]+)/.exec(line)?.[1] ?? "?");
+    return said
+      .slice(previous + 1, Math.max(last, 0))
+      .map((line) => /Unknown flag -*([\w-]{1,64})/.exec(line)?.[1] ?? "?")
+      .slice(0, 20);
   }
 
   #kubectl(machine: Machine, args: string[], options: ExecOptions = {}): Promise<Output> {

@@ -20,6 +20,7 @@ export interface Credentials {
  * @throws Error that says which of them is not what it should be
  */
 export function credentialsIn(kubeconfig: string): Credentials {
+  if (kubeconfig.length > 2 ** 16) throw new Error("the server's kubeconfig was edited by hand: it is too large");
   const document = parseDocument(kubeconfig, { prettyErrors: false });
   const field = (list: string, inner: string, name: string) => {
     const value = document.errors.length === 0 ? document.getIn([list, 0, inner, name]) : undefined;

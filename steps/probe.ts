@@ -10,6 +10,7 @@ import { hostPaths } from "../machines/paths.ts";
 import type { MachineRef } from "../machines/ref.ts";
 import { inTrial } from "../machines/trial.ts";
 import { readJson, writeWhole } from "../system/files.ts";
+import { lastLines } from "../system/run.ts";
 import type { OnMachine, Step } from "./step.ts";
 
 /** A question to a sandbox, as node/init/probe takes it. */
@@ -68,7 +69,15 @@ export const probeQuirks: Step<ProbeParams, QuirkId[]> = {
 export async function ask(machine: Machine, questions: readonly Probe[], init?: string): Promise<Answer[]> {
   const options = { input: JSON.stringify(questions), timeout: 30_000 };
   const asked = init === undefined ? machine.init(["probe"], options) : machine.exec([init, "probe"], options);
-  const answers = JSON.parse((await asked).stdout) as Answer[];
+  const told = new Map(
+    Object.values(JSON.parse((await asked).stdout) as Answer[]).map((answer) => [answer.id, answer]),
+  );
+  // Of what was asked, and nothing else: the sandbox may say what it likes.
+  const answers = questions.map(({ id }): Answer => {
+    const { yes, hung = false, reason = "" } = told.get(id) ?? {};
+    if (typeof yes !== "boolean") throw new Error(`the sandbox gives no answer to the probe ${id}`);
+    return { id, yes, hung: Boolean(hung), reason: lastLines(String(reason), 3) };
+  });
   const hung = questions.filter(({ id }) => answers.some((answer) => answer.id === id && answer.hung));
   if (hung.length === 0) return answers;
   const lines = hung.map(
