@@ -105,4 +105,5 @@ async function main(): Promise<void> {
 }
 
 // Not awaited here: who loads the library by require() could load no module that waits.
-if (import.meta.main) void main();
+// Ended, and not left to end: what somebody in the sandbox keeps open is not waited for. Pipes are written to at once.
+if (import.meta.main) void main().finally(() => process.exit());

@@ -25,5 +25,6 @@ export async function podLogs(params: PodLogsParams, kubeconfig: string): Promis
   const { namespace, name, container } = params;
   const read = () => api.readNamespacedPodLog({ namespace, name, container, limitBytes: MOST });
   const printed = waitFor("the first log line", FIRST_LINE, async () => (await read()) || undefined);
-  return await printed.catch(async () => await read());
+  const log = await printed.catch(() => waitFor("the log", FIRST_LINE, read));
+  return log.slice(0, MOST); // whatever the API server makes of the limit
 }
