@@ -11,6 +11,7 @@ import type { Machine } from "../machines/machine.ts";
 import { inTrial } from "../machines/trial.ts";
 import { type Answer, ask, probes, quirksIn } from "../steps/probe.ts";
 import { says } from "../system/programs.ts";
+import { oneLine } from "../system/run.ts";
 import { refOf } from "./cluster.ts";
 import { secretsOf, statesFolder, statesInClear } from "./secrets.ts";
 
@@ -121,9 +122,11 @@ export function asTable(report: Report): string {
           "no pod can run here:",
           ...findings
             .filter(({ quirk }) => blockers.includes(quirk))
-            .map(({ quirk, symptom, answer }) => `  ${quirk}: "${symptom}"; the kernel's answer: ${answer}`),
+            .map(
+              ({ quirk, symptom, answer }) => `  ${quirk}: "${symptom}"; the kernel's answer: ${oneLine(answer ?? "")}`,
+            ),
         ].join("\n");
-  return `probed ${probed}; kernel ${kernel}\n\n${table}\n\n${verdict}\nrecommended  mode: ${recommendedMode}\n${inClear(secretsInClear)}`;
+  return `probed ${probed}; kernel ${oneLine(kernel)}\n\n${table}\n\n${verdict}\nrecommended  mode: ${recommendedMode}\n${inClear(secretsInClear)}`;
 }
 
 function inClear(files: readonly string[]): string {

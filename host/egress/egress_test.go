@@ -700,6 +700,7 @@ func TestRefusal(t *testing.T) {
 	for address, want := range map[string]string{
 		"10.107.0.2": "another sandbox's",
 		"127.0.0.1":  "loopback", "127.9.9.9": "loopback", "0.0.0.0": "loopback", "169.254.169.254": "link-local",
+		"100.100.100.200": "metadata", "168.63.129.16": "metadata", "192.0.0.192": "metadata",
 		"224.0.0.1": "no single host", "255.255.255.255": "no single host", testnet.Host: "it is the host's",
 		"203.0.113.255": "no single host", "192.0.2.7": "it is the host's", "192.0.2.200": "no way there", testnet.Remote: "",
 	} {

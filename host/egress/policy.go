@@ -3,11 +3,20 @@ package egress
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
+
+// metadata are where clouds tell a machine of itself, credentials among it, that are not link-local: Alibaba's, Azure's
+// (WireServer) and Oracle's.
+var metadata = []netip.Addr{
+	netip.AddrFrom4([4]byte{100, 100, 100, 200}),
+	netip.AddrFrom4([4]byte{168, 63, 129, 16}),
+	netip.AddrFrom4([4]byte{192, 0, 0, 192}),
+}
 
 // refusal tells why the sandbox may not reach an address; "" if it may. It reaches anything but the host itself, and
 // what only the host is to reach.
@@ -17,6 +26,8 @@ func (g *gateway) refusal(to netip.Addr) string {
 		return "it is the host's loopback"
 	case to.IsLinkLocalUnicast():
 		return "it is link-local, as clouds' metadata services are"
+	case slices.Contains(metadata, to):
+		return "it is a cloud's metadata service"
 	case to.IsMulticast() || to == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return "it is no single host"
 	}
