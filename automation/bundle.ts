@@ -20,7 +20,7 @@ import { isTelling, secretsOf } from "./secrets.ts";
 import { status } from "./status.ts";
 import type { NamedConfig } from "./workspace.ts";
 
-/** The end of a log that is taken, in bytes. */
+/** The end of a text that is taken, in characters. */
 const TAIL = 2 * 2 ** 20;
 
 /** How many logs of a sandbox are taken; it has some ten. */
@@ -28,17 +28,21 @@ const MOST_LOGS = 50;
 
 const REMOVED = "<removed>";
 
+/** What stands for what a form has found, of which the second is there only where it is a secret. */
+const ifWhole = (found: string, secret?: string) => (secret === undefined ? found : REMOVED);
+
 /**
- * What is a secret by its form: private keys, tokens, passwords in addresses and in fields. All have a longest length, so
- * that no text that somebody in the sandbox has thought of takes for ever.
+ * What is a secret by its form: private keys, tokens, passwords in addresses and in fields. What begins like one and is
+ * none is passed over as a whole: looked at anew from each of its places, a log that somebody in the sandbox has thought
+ * of would take hours.
  */
-const forms: [RegExp, string][] = [
-  [/-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[\s\S]{0,16000}?-----END [A-Z ]{0,30}PRIVATE KEY-----/g, REMOVED],
-  [/\beyJ[\w-]{1,500}\.[\w-]{1,16000}\.[\w-]{1,2000}/g, REMOVED],
+const forms: [RegExp, typeof ifWhole | string][] = [
+  [/-----BEGIN [A-Z ]*PRIVATE KEY-----(?:([\s\S]*?-----END [A-Z ]*PRIVATE KEY-----)|[\s\S]*)/g, ifWhole],
+  [/\beyJ[\w-]+(\.[\w-]+\.[\w-]+)?/g, ifWhole],
   [/\bK10[0-9a-f]{64}::[^\s"']+/g, REMOVED],
-  [/(\b\w{1,20}:\/\/)[^\s/:@"']{1,500}:[^\s/@"']{1,2000}@/g, `$1${REMOVED}@`],
+  [/(\w:\/\/)[^\s/:@"']+:[^\s/@"']+@/g, `$1${REMOVED}@`],
   [
-    /("?(?:password|passwd|token|secret|client-key-data|auth|authorization|identitytoken)"?\s{0,20}[:=]\s{0,20})("[^"\n]*"|'[^'\n]*'|(?:bearer|basic) [^\s,]+|[^\s,{}[\]]+)/gi,
+    /("?(?:password|passwd|token|secret|client-key-data|auth|authorization|identitytoken)"?\s*[:=]\s*)("[^"\n]*"|'[^'\n]*'|(?:bearer|basic) [^\s,]+|[^\s,{}[\]]+)/gi,
     `$1${REMOVED}`,
   ],
 ];
@@ -50,7 +54,7 @@ const forms: [RegExp, string][] = [
 export function redacted(text: string, known: readonly string[]): string {
   let clean = text;
   for (const secret of known.filter(isTelling)) clean = clean.replaceAll(secret, REMOVED);
-  for (const [form, replacement] of forms) clean = clean.replace(form, replacement);
+  for (const [form, replacement] of forms) clean = clean.replace(form, replacement as string); // its types know one kind at a time
   return clean;
 }
 
@@ -70,7 +74,7 @@ export async function writeBundle(
   const files: string[] = [];
   const put = async (file: string, text: string) => {
     await mkdir(join(folder, top, dirname(file)), { recursive: true });
-    await writeFile(join(folder, top, file), redacted(text.slice(-TAIL), secrets));
+    await writeFile(join(folder, top, file), redacted(text, secrets).slice(-TAIL));
     files.push(file);
   };
   try {
@@ -84,7 +88,7 @@ export async function writeBundle(
           cpus: cpus().length,
           memory: totalmem(),
           node: process.version,
-          os: tail("/etc/os-release"),
+          os: readFileSync("/etc/os-release", "utf8"),
         },
         null,
         2,
@@ -98,11 +102,11 @@ export async function writeBundle(
         if (text !== undefined) await put(`files${path}`, text);
       }
       const own = hostPaths(config.name, homeFolder()).logs;
-      for (const file of filesBelow(own)) await put(join("logs/host", relative(own, file)), tail(file));
+      for (const file of filesBelow(own)) await put(join("logs/host", relative(own, file)), readFileSync(file, "utf8"));
       const listed = await machine.list(inSandbox.logs).catch(() => []);
       for (const file of listed.filter((name) => /^\w[\w.-]{0,100}$/.test(name)).slice(0, MOST_LOGS)) {
         const text = await machine.read(join(inSandbox.logs, file), { tail: TAIL }).catch(problemOf);
-        await put(join("logs", basename(file)), text ?? "");
+        await put(join("logs", file), text ?? "");
       }
     }
     if (existsSync(kubeconfigOf(config))) {
@@ -130,8 +134,3 @@ export async function writeBundle(
 
 /** What stands in the place of a file that is none, or cannot be read. */
 const problemOf = (error: Error) => `it cannot be read: ${error.message}\n`;
-
-function tail(file: string): string {
-  const text = readFileSync(file);
-  return text.subarray(Math.max(0, text.length - TAIL)).toString("utf8");
-}

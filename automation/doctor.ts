@@ -126,7 +126,9 @@ export function asTable(report: Report): string {
               ({ quirk, symptom, answer }) => `  ${quirk}: "${symptom}"; the kernel's answer: ${oneLine(answer ?? "")}`,
             ),
         ].join("\n");
-  return `probed ${probed}; kernel ${oneLine(kernel)}\n\n${table}\n\n${verdict}\nrecommended  mode: ${recommendedMode}\n${inClear(secretsInClear)}`;
+  const head = `probed ${probed}; kernel ${oneLine(kernel)}`;
+  const advice = `recommended  mode: ${recommendedMode}\n${inClear(secretsInClear)}`;
+  return `${head}\n\n${table}\n\n${verdict}\n${advice}`;
 }
 
 function inClear(files: readonly string[]): string {

@@ -483,3 +483,16 @@ it("a log that somebody has thought of takes no time without end to be looked th
   const texts = ["a", "eyJ-", "-----BEGIN PRIVATE KEY-----", "a://b:", "password=", "token : ", " "];
   for (const text of texts) expect(redacted(text.repeat(2 ** 19 / text.length), [])).toBeTypeOf("string");
 });
+
+it("a secret is one however long it is, and whatever stands before it", () => {
+  const [long, key] = ["A1".repeat(20_000), "PRIVATE KEY-----"];
+  const texts = [
+    `-----BEGIN RSA ${key}\n${long}\n-----END RSA ${key}`,
+    `x-eyJ${long}.${long}.${long}`,
+    `averyveryverylongnameofascheme://user:${long}@host`,
+    `password${" ".repeat(100)}=${" ".repeat(100)}${long}`,
+  ];
+  for (const text of texts) expect(redacted(`before ${text} after`, [])).not.toContain("A1A1");
+  const unfinished = `eyJ${long} -----BEGIN ${key} ${long}`;
+  expect(redacted(unfinished, [])).toBe(unfinished);
+});
