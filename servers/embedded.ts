@@ -73,7 +73,7 @@ class EmbeddedServer implements Server {
     };
   }
 
-  async reached(machine: Machine, stage: Stage, again = false): Promise<void> {
+  async reached(machine: Machine, stage: Stage, _config: string, again = false): Promise<void> {
     const sign = { file: stages, key: keys[stage] };
     await serviceGives(machine, "server", sign, PATIENCE).catch(async (error: Error) => {
       const missing = await this.#missing(machine, stage);

@@ -97,12 +97,6 @@ interface NodeConfig {
   "kube-scheduler-arg"?: string[];
 }
 
-/** What a config file says, which somebody in the sandbox may have written: a large one takes a parser for ever. */
-function configIn(text: string): NodeConfig {
-  if (text.length > 2 ** 16) throw new Error(`${inSandbox.nodeConfig} was edited by hand: it is too large`);
-  return (parse(text) ?? {}) as NodeConfig;
-}
-
 class K3sServer implements Server {
   readonly #ref: ServerRef;
   // k3s writes it for its kube-proxy, whether that runs or not.
@@ -128,9 +122,8 @@ class K3sServer implements Server {
    * k3s notes nothing of its stages, so it is asked, and all of one process: the database tells what was, and a process
    * that ends over its scheduler's arguments answers for some seconds.
    */
-  async reached(machine: Machine, stage: Stage): Promise<void> {
-    const config = configIn((await machine.read(inSandbox.nodeConfig)) ?? "");
-    const questions = this.#questions(machine.ref.name, stage, config);
+  async reached(machine: Machine, stage: Stage, config: string): Promise<void> {
+    const questions = this.#questions(machine.ref.name, stage, (parse(config) ?? {}) as NodeConfig);
     const server = async () => (await serviceStates(machine)).server ?? { pid: 0, restarts: 0, lastExit: "" };
     const before = (await server()).restarts;
     const answers = async () => {
@@ -174,7 +167,7 @@ class K3sServer implements Server {
     const args = [config["kube-controller-manager-arg"] ?? [], config["kube-scheduler-arg"] ?? []].flat();
     const conditions = "{range .items[?(@.metadata.name!='etcd-0')]}{.conditions[*].status}{end}";
     // The API server asks where they are by default.
-    const elsewhere = args.some((argument) => String(argument).startsWith("secure-port="));
+    const elsewhere = args.some((argument) => argument.startsWith("secure-port="));
     const controllers = {
       question: ["get", "componentstatuses", `--output=jsonpath=${conditions}`],
       good: /^TrueTrue$/,

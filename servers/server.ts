@@ -52,10 +52,11 @@ export interface Server extends Client {
   service(config: string): { service: Omit<Service, "config">; files: MachineFile[] };
   /**
    * Waits until the process that runs now is so far.
+   * @param config the content of its config file, as the host has it: that on the machine is its root's to write
    * @param again it may have been so before and not be now: the network that is given back has been gone for a while
    * @throws Error with what is missing and the end of its log
    */
-  reached(machine: Machine, stage: Stage, again?: boolean): Promise<void>;
+  reached(machine: Machine, stage: Stage, config: string, again?: boolean): Promise<void>;
   /** Removes what other versions of it have left, once this one is ready. */
   tidy?(machine: Machine): Promise<void>;
 }

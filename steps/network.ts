@@ -1,5 +1,6 @@
 import { conflistPath } from "../config/conflist.ts";
 import { openServer } from "../servers/index.ts";
+import { lastReady } from "../servers/ready.ts";
 import type { ServerRef } from "../servers/server.ts";
 import type { OnMachine, Step } from "./step.ts";
 import { writeFiles } from "./write.ts";
@@ -10,6 +11,7 @@ export const ensureNetwork: Step<OnMachine & { server: ServerRef }> = {
   async run({ server }, context) {
     const { machine, content, repairs } = context;
     await writeFiles(context, "network", [{ path: conflistPath, content, mode: 0o644 }]);
-    await openServer(server).reached(machine, "node", repairs > 0);
+    const config = lastReady(machine.ref)?.config ?? "";
+    await openServer(server).reached(machine, "node", config, repairs > 0);
   },
 };

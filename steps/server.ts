@@ -64,7 +64,7 @@ async function startServer(
     ...service,
     config: `${files.map(({ content }) => content).join()}${repairs}${context.files}`,
   });
-  await server.reached(machine, stage);
+  await server.reached(machine, stage, config);
 }
 
 /** The same program, whatever its configuration. */

@@ -16,7 +16,7 @@ interface Moment {
 }
 
 /** A machine on which each round of questions is about the next of these moments, and at last about the last one. */
-function machineWith(moments: Moment[], { log = "", config = "" } = {}) {
+function machineWith(moments: Moment[], { log = "" } = {}) {
   let asked = 0;
   const now = () => moments[Math.min(asked, moments.length - 1)]!;
   const exec = async (args: readonly string[]) => {
@@ -41,7 +41,7 @@ function machineWith(moments: Moment[], { log = "", config = "" } = {}) {
       const { pid, after = pid, restarts = 0 } = now();
       return { stdout: JSON.stringify({ server: { pid: isLast ? after : pid, restarts, lastExit: "exit status 1" } }) };
     },
-    read: async (path: string) => (path.endsWith(".log") ? log : config),
+    read: async () => log,
   };
   return { machine: machine as unknown as Machine, rounds: () => asked + 1 };
 }
@@ -57,13 +57,13 @@ describe("k3s", () => {
       { pid: 7, after: 8, kubelet: "ok" },
       { pid: 8, kubelet: "ok" },
     ]);
-    await server.reached(machine, "agent");
+    await server.reached(machine, "agent", "");
     expect(rounds()).toBe(5);
   });
 
   it("is a control plane without a kubelet where its config says so", async () => {
-    const { machine } = machineWith([{ pid: 7 }], { config: "disable-agent: true\n" });
-    await server.reached(machine, "agent");
+    const { machine } = machineWith([{ pid: 7 }]);
+    await server.reached(machine, "agent", "disable-agent: true\n");
   });
 
   it("that keeps ending is an error with what it said before it ended, not with what its next start says", async () => {
@@ -73,7 +73,7 @@ describe("k3s", () => {
       "a next start",
     ].join("\n");
     const { machine } = machineWith([{ pid: 7 }, { pid: 8, restarts: 3 }], { log });
-    const error = await server.reached(machine, "agent").catch((reason: Error) => reason.message);
+    const error = await server.reached(machine, "agent", "").catch((reason: Error) => reason.message);
     expect(error).toMatch(/server keeps ending, the last time with exit status 1\n(.|\n)*should not be changed/);
     expect(error).not.toContain("a next start");
   });
@@ -84,9 +84,9 @@ describe("k3s", () => {
     const moments = [{ pid: 7, kubelet: "ok" }];
     const said = (...log: string[]) => machineWith(moments, { log: log.join("\n") }).machine;
     await expect(
-      server.reached(said(unknown("old"), started, unknown("a"), unknown("b-c"), started), "agent"),
+      server.reached(said(unknown("old"), started, unknown("a"), unknown("b-c"), started), "agent", ""),
     ).rejects.toThrow("v1.36.3+k3s1 does not know, and skips, what its config has: a, b-c; take another k3s");
-    await server.reached(said(unknown("old"), started, started), "agent");
-    await server.reached(said(), "agent");
+    await server.reached(said(unknown("old"), started, started), "agent", "");
+    await server.reached(said(), "agent", "");
   });
 });
