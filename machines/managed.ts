@@ -257,7 +257,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
     const holders = holdersOf(folder);
     for (const pid of holders) {
       const isOurs = argumentsOf(pid).includes(`--root=${this.#paths.runsc}`);
-      if (isOurs && !holders.has(parentOf(pid) ?? 0)) signalTo(pid, "SIGKILL");
+      if (isOurs && !holders.has(parentOf(pid))) signalTo(pid, "SIGKILL");
     }
   }
 

@@ -14,10 +14,15 @@ export interface ProcessId {
 
 /** When a process started, in clock ticks since boot; undefined if there is none, or only a zombie. */
 export function processStart(pid: number): string | undefined {
+  const fields = statOf(pid);
+  return fields?.[0] === "Z" ? undefined : fields?.[19];
+}
+
+/** What the kernel tells of a process, from field 3 on (see proc_pid_stat(5)); undefined if there is none. */
+function statOf(pid: number): string[] | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" "); // from field 3 on; see proc_pid_stat(5)
-    return fields[0] === "Z" ? undefined : fields[19];
+    return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
   } catch {
     return undefined;
   }
@@ -64,15 +69,8 @@ export async function killProcesses(...all: string[]): Promise<void> {
   });
 }
 
-/** The parent of a process; undefined if it has ended. */
-export function parentOf(pid: number): number | undefined {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]);
-  } catch {
-    return undefined;
-  }
-}
+/** The parent of a process; 0 if it has ended. */
+export const parentOf = (pid: number): number => Number(statOf(pid)?.[1] ?? 0);
 
 /** The processes that have files of a folder open. */
 export function holdersOf(folder: string): Set<number> {

@@ -2,7 +2,6 @@
  * Running programs: one runner, whose error keeps the command, its output and how it ended.
  * @module
  */
-
 import { closeSync, openSync, readFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import type { Readable } from "node:stream";

@@ -398,19 +398,11 @@ it("a container that a signal reaches before it is started is started", async ()
   spec.linux.cgroupsPath = "/e2e-second";
   const write = "mkdir /run/e2e-second && exec cat > /run/e2e-second/config.json";
   await machineOf(name).exec(["/bin/sh", "-c", write], { input: JSON.stringify(spec) });
-  const program = pathInSandbox({ name: "runc" }, "runc");
-  const runc = (...args: string[]) => inside(name, program, "--root=/run/e2e-second/state", ...args);
+  const command = [pathInSandbox({ name: "runc" }, "runc"), "--root=/run/e2e-second/state"];
+  const runc = (...args: string[]) => inside(name, ...command, ...args);
   // What it starts keeps what it was given to print to.
   const quietly = ["/bin/sh", "-c", '"$@" > /dev/null 2> /run/e2e-second/log', "sh"];
-  await inside(
-    name,
-    ...quietly,
-    program,
-    "--root=/run/e2e-second/state",
-    "create",
-    "--bundle=/run/e2e-second",
-    "second",
-  );
+  await inside(name, ...quietly, ...command, "create", "--bundle=/run/e2e-second", "second");
   const { pid } = JSON.parse(await runc("state", "second"));
   // It waits in the opening of a FIFO. Not a signal that ends a Go program: the runtime itself sends it, to preempt.
   for (let count = 0; count < 20; count++) await inside(name, "/bin/kill", "-URG", String(pid));
