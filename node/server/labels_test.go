@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes/fake"
 )
 
 func TestLabelsOf(t *testing.T) {
@@ -28,8 +27,9 @@ func TestLabelsOf(t *testing.T) {
 func TestLabelsANodeEachTimeItRegisters(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	client := fake.NewClientset()
+	client, watched := watchedClient(t, "nodes")
 	go labelNode(ctx, client, "n", map[string]string{controlPlaneRole: ""})
+	watched()
 	nodes := client.CoreV1().Nodes()
 	for range 2 {
 		for _, name := range []string{"n", "other"} {

@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/events"
 )
@@ -31,7 +30,7 @@ type wishing struct {
 func startWishing(t *testing.T, kernel kernel) *wishing {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	client := fake.NewClientset()
+	client, watched := watchedClient(t, "pods", "services")
 	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()})
 	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
 		t.Fatal(err)
@@ -51,6 +50,7 @@ func startWishing(t *testing.T, kernel kernel) *wishing {
 			t.Error(err)
 		}
 	})
+	watched()
 	return &wishing{T: t, ctx: ctx, client: client}
 }
 

@@ -9,14 +9,14 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes/fake"
 )
 
 func TestTellOfPolicies(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	client := fake.NewClientset()
+	client, watched := watchedClient(t, "networkpolicies")
 	ended := make(chan error)
 	go func() { ended <- tellOfPolicies(ctx, client) }()
+	watched()
 	policies := client.NetworkingV1().NetworkPolicies("default")
 	policy := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "deny", Namespace: "default", UID: "1"}}
 	if _, err := policies.Create(ctx, policy, metav1.CreateOptions{}); err != nil {
