@@ -280,8 +280,9 @@ program
   .passThroughOptions()
   .action(async (args: string[], { cluster: name }: { cluster: string }) => {
     const machine = await (await load.cluster()).needRunning(await configOf(name));
-    const [file, ...rest] = machine.command(args);
-    await passThrough(file!, rest);
+    const terminals = [process.stdin, process.stdout, process.stderr].map(({ isTTY }) => isTTY);
+    const [file, ...rest] = machine.command(args, { terminal: terminals.includes(true) });
+    await passThrough(file!, rest, terminals);
   });
 
 const images = program.command("images").description("the images of a node that runs: import, prune");
@@ -359,9 +360,8 @@ async function become(file: string, args: string[]): Promise<void> {
  * The same, of a program that takes a file for its own: runsc writes to one from its beginning, wherever its user was. So
  * it gets a terminal as it is, and pipes in place of all else.
  */
-async function passThrough(file: string, args: string[]): Promise<void> {
-  const ends = [process.stdin, process.stdout, process.stderr].map(({ isTTY }) => (isTTY ? "inherit" : "pipe"));
-  const child = spawn(file, args, { stdio: ends as ("inherit" | "pipe")[] });
+async function passThrough(file: string, args: string[], terminals: boolean[]): Promise<void> {
+  const child = spawn(file, args, { stdio: terminals.map((terminal) => (terminal ? "inherit" : "pipe")) });
   if (child.stdin) {
     child.stdin.on("error", () => process.stdin.destroy()); // it has ended, and reads no more
     process.stdin.pipe(child.stdin);

@@ -69,6 +69,8 @@ func TestCommandLine(t *testing.T) {
 		{"supervise ROOT/nothing", 1, "", "the sandbox's spec: open"},
 		{"egress", 2, "", "-tap is missing"},
 		{"filter", 2, "", "-host is missing"},
+		{"terminal", 2, "", "usage: "},
+		{"terminal true", 1, "", "neither standard input nor output nor error is a terminal"},
 		{"nonsense", 2, "", "usage: "},
 		{"", 2, "", "usage: "},
 		{"read --help", 0, synopsis + "\n", ""},

@@ -7,9 +7,10 @@
 //	gvisor-k3s-host read ROOT PATH           print a regular file beneath a folder: [--tail BYTES] [--limit BYTES]
 //	gvisor-k3s-host list ROOT PATH           print the names of the regular files of a folder beneath a folder
 //	gvisor-k3s-host remove PATH              remove a folder with all that a sandbox has put in it
+//	gvisor-k3s-host terminal PROGRAM …       run a program on a terminal that is not the user's, but looks like it
 //
 // It ends with 0 when it is done, with 1 on an error, with 2 for a wrong command line, and with 3 where read or list
-// find nothing of that name.
+// find nothing of that name; terminal ends as its program does.
 package main
 
 import (
@@ -25,6 +26,7 @@ import (
 	"gvisor-k3s/host/linkfilter"
 	"gvisor-k3s/host/network"
 	"gvisor-k3s/host/supervise"
+	"gvisor-k3s/host/terminal"
 	"gvisor-k3s/host/usage"
 )
 
@@ -36,10 +38,12 @@ var commands = map[string]func(args []string) error{
 	"read":      files.Read,
 	"list":      files.List,
 	"remove":    files.Remove,
+	"terminal":  terminal.Main,
 }
 
 const synopsis = "usage: gvisor-k3s-host supervise SPEC_FILE | network down NAMESPACE | " +
-	"read ROOT PATH [--tail BYTES] [--limit BYTES] | list ROOT PATH | remove PATH | egress … | filter …"
+	"read ROOT PATH [--tail BYTES] [--limit BYTES] | list ROOT PATH | remove PATH | terminal PROGRAM … | " +
+	"egress … | filter …"
 
 // How long the kernel may take to take a link down.
 const patience = 20 * time.Second
@@ -59,6 +63,10 @@ func main() {
 		os.Exit(2)
 	}
 	err := commands[os.Args[1]](os.Args[2:])
+	var ended terminal.ExitError
+	if errors.As(err, &ended) {
+		os.Exit(ended.Code)
+	}
 	if err == nil {
 		return
 	}

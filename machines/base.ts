@@ -27,7 +27,7 @@ export abstract class BaseMachine {
     this.ref = ref;
   }
 
-  abstract command(args: readonly string[]): readonly string[];
+  abstract command(args: readonly string[], options?: { terminal: boolean }): readonly string[];
 
   /** sandbox-init by its path on the machine. */
   protected initPath(): string {

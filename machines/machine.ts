@@ -53,8 +53,11 @@ export interface Machine {
   exec(args: readonly string[], options?: ExecOptions): Promise<Output>;
   /** Runs sandbox-init there: what does for the host what is to be done with files and services; see node/init. */
   init(args: readonly string[], options?: ExecOptions): Promise<Output>;
-  /** The command line that runs a program there, for the user's own terminal. */
-  command(args: readonly string[]): readonly string[];
+  /**
+   * The command line that runs a program there, on the standard input, output and error of who runs it.
+   * @param options.terminal whether one of these is a terminal: it is kept from the machine, which gets one in its place
+   */
+  command(args: readonly string[], options?: { terminal: boolean }): readonly string[];
 
   /** Writes files, each whole or not at all; folders above them are made. */
   write(files: readonly MachineFile[]): Promise<void>;

@@ -212,9 +212,10 @@ class ManagedSandbox extends BaseMachine implements Machine {
     return hostPaths(this.ref.name, this.ref.home);
   }
 
-  command(args: readonly string[]): readonly string[] {
+  command(args: readonly string[], { terminal } = { terminal: false }): readonly string[] {
     const { programs } = this.record();
-    return [programs.runsc!, `--root=${this.#paths.runsc}`, "exec", this.ref.name, ...args];
+    const between = terminal ? [programs.host!, "terminal"] : [];
+    return [...between, programs.runsc!, `--root=${this.#paths.runsc}`, "exec", this.ref.name, ...args];
   }
 
   override async read(path: string, options: { tail?: number } = {}): Promise<string | undefined> {

@@ -6,6 +6,7 @@ import { execa } from "execa";
 import { list } from "tar";
 import { afterAll, expect, it } from "vitest";
 import { parse } from "yaml";
+import { waitFor } from "../../system/wait.ts";
 import {
   cli,
   inside,
@@ -119,6 +120,28 @@ it("kubectl and exec are what they run, exit codes included", async () => {
   await execa("sh", ["-c", script, log, ...exec]);
   expect(readFileSync(log, "utf8").split("\n").sort()).toEqual(["", "after", "before", "err", "out", "read in"]);
   expect(readFileSync(log, "utf8")).toMatch(/^before\n(.*\n)*after\n$/);
+});
+
+it("exec on a terminal gives the program one of its own, which ends with it", async () => {
+  const left = "(trap '' HUP; cat <&3; echo gone > /tmp/left) 3<&0 > /dev/null 2>&1 &";
+  const program = `stty size; ${left} read -r line; echo "heard $line"; exit 7`;
+  const command =
+    `stty rows 33 columns 111; ${process.execPath} ${join(root, "automation/cli.ts")} exec -c ${name} ` +
+    `/bin/sh -c "$PROGRAM"; echo "ended with $?"; read -r line; echo "typed $line"`;
+  const terminal = execa("script", ["--quiet", "--return", "--command", command, "/dev/null"], {
+    env: { PROGRAM: program, SHELL: "/bin/sh" },
+    timeout: 60_000,
+  });
+  terminal.stdin.write("a word\n");
+  // What it has left is told that its terminal is gone, while the user's is open.
+  await waitFor(
+    "what exec has left has no terminal",
+    30,
+    async () => (await cli("exec", "-c", name, "/bin/cat", "/tmp/left")).all === "gone" || undefined,
+  );
+  terminal.stdin.end("a secret\n");
+  const { stdout } = await terminal;
+  for (const line of ["33 111", "heard a word", "ended with 7", "typed a secret"]) expect(stdout).toContain(line);
 });
 
 it("kubeconfig is printed, merged, chosen and taken back", async () => {
