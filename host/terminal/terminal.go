@@ -19,7 +19,7 @@ import (
 	"gvisor-k3s/host/usage"
 )
 
-// What of its output may be left when a program has ended. The kernel keeps less; what it has started may print for ever.
+// What of its output may be left when a program has ended. The kernel keeps less; what it has started may go on.
 const mostLeft = 1 << 20
 
 // ExitError is how the program ended, which has said itself why.
