@@ -56,6 +56,8 @@ export interface Manifest {
   patches: Partial<Record<ArtifactName, Record<string, string>>>;
   /** Versions of what is contained, without a leading v. */
   versions: Record<"gvisor" | "kubernetes" | "runc" | "containerd" | "pulumi", string>;
+  /** The file that the steps are loaded from; without one, they are loaded from their sources. */
+  steps?: string;
   /** The folder of what every sandbox has in its /bin; without one, it is made of this machine's busybox. */
   base?: string;
   /** Where what is named above is ready-made; nothing is compiled then. */

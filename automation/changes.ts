@@ -11,7 +11,7 @@ import { conflistPath } from "../config/conflist.ts";
 import { inSandbox } from "../config/paths.ts";
 import { driverFor } from "../machines/index.ts";
 import type { MachineRef } from "../machines/ref.ts";
-import type { StepName } from "../steps/main.ts";
+import type { StepName } from "../steps/steps.ts";
 import { VERSION } from "../steps/versions.ts";
 import { isWork, nameOf } from "./progress.ts";
 

@@ -42,7 +42,7 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   const home = homeFolder();
   mkdirSync(join(home, "pulumi"), { recursive: true, mode: 0o700 });
   const { command, env } = await pulumiCommand(say);
-  manifest(); // looked up once for all that Pulumi starts
+  const { steps } = manifest(); // looked up once for all that Pulumi starts
   const envVars: Record<string, string> = {
     PULUMI_SKIP_UPDATE_CHECK: "true",
     NODE_COMPILE_CACHE: compileCache,
@@ -50,6 +50,7 @@ export async function openStack(name: string, say: (line: string) => void): Prom
     GVISOR_K3S_HOME: home,
     GVISOR_K3S_CACHE: cacheFolder(),
     GVISOR_K3S_MANIFEST: process.env.GVISOR_K3S_MANIFEST!,
+    ...(steps && { GVISOR_K3S_STEPS: steps }),
     ...env,
   };
   if (!process.env.PULUMI_BACKEND_URL) {

@@ -6,8 +6,8 @@ import { driverOf, openMachine } from "../machines/index.ts";
 import { incarnationOf, type Observed } from "../machines/observe.ts";
 import { hostPaths } from "../machines/paths.ts";
 import type { MachineRef } from "../machines/ref.ts";
-import type { StepName } from "../steps/main.ts";
 import { needMachine } from "../steps/preflight.ts";
+import type { StepName } from "../steps/steps.ts";
 import { homeFolder } from "../system/folders.ts";
 import { type StepArgs, type StepResource, step } from "./step.ts";
 

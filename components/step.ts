@@ -1,7 +1,7 @@
 import { extname, relative } from "node:path";
 import { local } from "@pulumi/command";
 import * as pulumi from "@pulumi/pulumi";
-import type { StepName, StepParams } from "../steps/main.ts";
+import type { StepName, StepParams } from "../steps/steps.ts";
 import { VERSION } from "../steps/versions.ts";
 
 /** A step of the stack: what it runs, and what its inputs are. */

@@ -14,6 +14,7 @@ import { parseArgs } from "node:util";
 import { type ArtifactName, artifactFolder, digest, usualArtifacts } from "../artifacts/artifacts.ts";
 import { writeWhole } from "../system/files.ts";
 import { cacheFolder } from "../system/folders.ts";
+import { bundledSteps } from "./bundle.ts";
 import { artifactNames, build, currentManifest, patchRefusal } from "./make.ts";
 
 const { values, positionals: wanted } = parseArgs({
@@ -45,7 +46,7 @@ async function main(): Promise<void> {
 
 /** Writes the manifest of what the sources are now; its name tells its content. */
 async function writeManifest(): Promise<string> {
-  const content = JSON.stringify(currentManifest(), null, 2);
+  const content = JSON.stringify({ ...currentManifest(), steps: await bundledSteps() }, null, 2);
   const file = join(cacheFolder(), "manifests", `${digest(content)}.json`);
   if (!existsSync(file)) await writeWhole(file, content, 0o644);
   return file;
