@@ -76,7 +76,7 @@ export async function ask(machine: Machine, questions: readonly Probe[], init?: 
   const answers = questions.map(({ id }): Answer => {
     const { yes, hung = false, reason = "" } = told.get(id) ?? {};
     if (typeof yes !== "boolean") throw new Error(`the sandbox gives no answer to the probe ${id}`);
-    return { id, yes, hung: Boolean(hung), reason: lastLines(String(reason), 3) };
+    return { id, yes, hung: Boolean(hung), reason: lastLines(String(reason)) };
   });
   const hung = questions.filter(({ id }) => answers.some((answer) => answer.id === id && answer.hung));
   if (hung.length === 0) return answers;

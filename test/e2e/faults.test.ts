@@ -86,6 +86,7 @@ async function printed(...args: string[]): Promise<string> {
 
 interface Process {
   pid: number;
+  parent: number;
   startTime: string;
   group: number;
 }
@@ -97,11 +98,11 @@ function processesOf(run: Run): Process[] {
     if (startTime === undefined) return [];
     try {
       const stat = readFileSync(`/proc/${entry}/stat`, "utf8");
-      const [, , group, session] = stat
+      const [, parent, group, session] = stat
         .slice(stat.lastIndexOf(")") + 2)
         .split(" ")
         .map(Number);
-      return session === run.pid ? [{ pid: Number(entry), startTime, group: group! }] : [];
+      return session === run.pid ? [{ pid: Number(entry), startTime, parent: parent!, group: group! }] : [];
     } catch {
       return []; // it has just ended
     }
@@ -297,8 +298,10 @@ describe("an up whose predecessor was killed, and whose step goes on", () => {
     });
     const others = victims["all but the step"](first, "server");
     for (const { pid } of others) signalTo(pid, "SIGKILL");
-    // Only then: a process that is stopped when its parent dies is ended by the kernel.
-    await waitFor("the others are gone", 20, () => (others.some(isAlive) ? undefined : true));
+    // Only then: a process that is stopped when its parent dies is ended by the kernel. That is when the parent's last
+    // thread has died, and has left it to another.
+    const orphaned = () => stepOf(first, "server")?.parent !== holder.parent;
+    await waitFor("the others are gone", 20, () => (!others.some(isAlive) && orphaned()) || undefined);
     signalTo(holder.pid, "SIGSTOP");
     expect(isAlive(holder), "the step goes on").toBe(true);
     const second = begin(["up", name]);
