@@ -13,7 +13,7 @@ SOURCES := index.ts lib.ts config system artifacts machines servers steps compon
 GO_FLAGS := GOFLAGS=-trimpath CGO_ENABLED=0
 SERVER_FLAGS := GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1
 
-.PHONY: api audit help bootstrap build release up preview destroy status doctor bench growth conformance check unit \
+.PHONY: api audit help bootstrap build release up preview destroy status doctor bench profile growth conformance check unit \
 	go-lint go-test e2e runtimes docs test
 
 help: ## this list
@@ -42,6 +42,9 @@ doctor: bootstrap ## tell what a sandbox can do, before anything is installed in
 
 bench: build ## measure the same node in gVisor and natively (bench/README.md); about ten minutes
 	@node bench/run.ts
+
+profile: build ## show where the time of an up goes: a table, and a picture in .state/profile.html
+	@node bench/profile.ts
 
 growth: build ## measure a node with 10, 25, 50 and 100 pods and Services (bench/README.md)
 	@node bench/growth.ts

@@ -19,6 +19,9 @@ import (
 
 const pollEvery = 50 * time.Millisecond
 
+// How long the API server may take to answer a question, which is then asked again.
+const answer = 5 * time.Second
+
 // Readiness is what `ready` prints.
 type Readiness struct {
 	APIReady              bool   `json:"apiReady"`
@@ -73,7 +76,7 @@ func reportReadiness(ctx context.Context, c *Config, stage string, seconds int) 
 // readiness looks at the cluster once. A node that is Ready since before this agent's start does not count: it may be a
 // memory.
 func readiness(ctx context.Context, c *Config) (state Readiness) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, answer)
 	defer cancel()
 	noted, err := readStages(c)
 	if err != nil {
@@ -135,6 +138,8 @@ func waitForAPI(ctx context.Context, c *Config) error {
 		return err
 	}
 	return wait.PollUntilContextTimeout(ctx, pollEvery, 2*time.Minute, true, func(ctx context.Context) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, answer)
+		defer cancel()
 		_, err := client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
 		return err == nil, nil
 	})
