@@ -77,7 +77,7 @@ go-test: build ## the tests of the Go modules
 # Beside what a sandbox takes, the tests have other gVisors, an image registry, Helm, Pulumi's YAML, Debian's crun, and an SSH client.
 e2e: build ## end-to-end tests; FILE=security T='part of a name' for some, KEEP=1 leaves what they made, K3S=FILE takes k3s
 	@sh toolchain/bootstrap.sh crun ssh=openssh-client
-	@node toolchain/build.ts runsc-2025-02 registry helm pulumi-yaml
+	@node toolchain/build.ts runsc-2025-02 registry helm pulumi-yaml csi-driver
 	@echo "== end-to-end tests"
 	@node_modules/.bin/vitest run --project e2e $(if $(FILE),test/e2e/$(FILE).test.ts) $(if $(T),-t '$(T)')
 

@@ -35,7 +35,7 @@ export const usualArtifacts = [
 ] as const;
 
 /** What is built for tests only. */
-export const testArtifacts = ["runsc-2025-02", "registry", "helm", "pulumi-yaml", "conformance"] as const;
+export const testArtifacts = ["runsc-2025-02", "registry", "helm", "pulumi-yaml", "csi-driver", "conformance"] as const;
 
 /** The name of something that is built from Go modules. */
 export type ArtifactName = (typeof usualArtifacts)[number] | (typeof testArtifacts)[number];

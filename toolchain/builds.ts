@@ -141,7 +141,10 @@ export const builds = {
       },
     },
   ],
-  // With the server's settings, as above.
+  // With the server's settings, as above; so are the next ones.
+  "csi-driver": [
+    { module: "node/server", packages: ["./csi-driver"], cgo: true, tags: ["sqlite_omit_load_extension"] },
+  ],
   conformance: [
     {
       module: "toolchain/conformance",

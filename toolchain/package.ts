@@ -24,6 +24,7 @@ const left = new Set([
   "runsc-2025-02",
   "golint",
   "golint.sh",
+  "csi-driver",
   "testdata",
   "pulumi-resource-command",
   "pulumi-resource-kubernetes",

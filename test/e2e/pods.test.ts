@@ -53,6 +53,7 @@ async function toolsImage(): Promise<void> {
     ...applets.map((applet) => `--symlink=busybox:/bin/${applet}`),
     `--file=${images}/testpod:/bin/testpod:0755`,
     `--file=${images}/testpod:/bin/as-root:4755`,
+    `--file=${artifactFolder({ name: "csi-driver" })}/csi-driver:/bin/csi-driver:0755`,
     "--env=PATH=/bin",
     "--cmd=/bin/sleep",
     "--cmd=infinity",
@@ -486,6 +487,45 @@ describe.each([47, 127])("an image of %i layers", (layers) => {
     const printed = await outputs(pod(`layers-${layers}`, { image: many, command }));
     expect(printed).toEqual({ [`layers-${layers}`]: String(layers - 1) });
   });
+});
+
+it("a CSI driver registers with the kubelet, and its volumes are mounted for pods", async () => {
+  const [driver, kubelet] = ["folder.test", "/var/lib/kubelet"];
+  await apply(
+    {
+      apiVersion: "storage.k8s.io/v1",
+      kind: "CSIDriver",
+      metadata: { name: driver },
+      spec: { attachRequired: false, podInfoOnMount: true, volumeLifecycleModes: ["Ephemeral"] },
+    },
+    pod(
+      "driver",
+      {
+        command: ["csi-driver", driver, name, kubelet],
+        securityContext: { privileged: true },
+        volumeMounts: [{ name: "kubelet", mountPath: kubelet, mountPropagation: "Bidirectional" }],
+      },
+      { volumes: [{ name: "kubelet", hostPath: { path: kubelet } }] },
+    ),
+  );
+  await waitFor(
+    "the driver is the node's",
+    PATIENCE,
+    async () => (await of("csinode", name, ".spec.drivers[*].name")) === driver || undefined,
+    () => kubectl(name, "logs", "driver"),
+  );
+  const reader = pod(
+    "reader",
+    { command: ["cat", "/volume/pod"], volumeMounts: [{ name: "volume", mountPath: "/volume" }] },
+    { volumes: [{ name: "volume", csi: { driver } }] },
+  );
+  expect(await outputs(reader)).toEqual({ reader: "reader" });
+  await waitFor(
+    "its volume is taken off",
+    PATIENCE,
+    async () => (await inside(name, "/bin/ls", `${kubelet}/plugins/${driver}/volumes`)) === "" || undefined,
+  );
+  await remove("pod/driver", `csidriver/${driver}`);
 });
 
 describe("a host port", () => {
