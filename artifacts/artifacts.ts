@@ -11,6 +11,7 @@ import { arch } from "node:os";
 import { extname, join, relative } from "node:path";
 import { inSandbox } from "../config/paths.ts";
 import { readJson } from "../system/files.ts";
+import { compileCacheFolder } from "../system/folders.ts";
 import { findProgram } from "../system/programs.ts";
 import { run } from "../system/run.ts";
 import { artifactsFolder } from "./cache.ts";
@@ -109,6 +110,7 @@ function toolchain(...args: string[]): string {
     return execFileSync(process.execPath, [join(root, `toolchain/build${extension}`), ...args], {
       encoding: "utf8",
       stdio: ["ignore", "pipe", "pipe"],
+      env: { ...process.env, NODE_COMPILE_CACHE: compileCacheFolder() },
     });
   } catch (error) {
     throw new Error((error as { stderr?: string }).stderr?.trim() || (error as Error).message, { cause: error });

@@ -46,6 +46,9 @@ const print = (value: unknown): void => {
   process.stdout.write(typeof value === "string" ? value : `${JSON.stringify(value, null, 2)}\n`);
 };
 
+// Who reads what is told may have had enough of it; what is done goes on.
+for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
+
 // A terminal sends an interrupt to Pulumi as well, which ends its steps, notes what is done and releases its lock: that
 // is waited for.
 process.on("SIGINT", () => progress?.say("interrupted; what runs is ended first"));

@@ -6,7 +6,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { rm, rmdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import type { EngineEvent, PreviewOptions } from "@pulumi/pulumi/automation/index.js";
+import type { EngineEvent, PreviewOptions, Stack } from "@pulumi/pulumi/automation/index.js";
 import {
   fileDigest,
   imageName,
@@ -41,7 +41,15 @@ import { type Change, changeOf } from "./changes.ts";
 import { forget } from "./kubeconfig.ts";
 import { machineOf, machinesOf } from "./list.ts";
 import { isWork, nameOf, type Progress } from "./progress.ts";
-import { checkStackConfig, commandName, type NamedConfig, openStack, readConfig, setRelease } from "./workspace.ts";
+import {
+  checkStackConfig,
+  commandName,
+  isLast,
+  type NamedConfig,
+  openStack,
+  readConfig,
+  setRelease,
+} from "./workspace.ts";
 
 /** What `up` tells; the kubeconfig itself is a secret, and no part of it. */
 export interface Cluster {
@@ -62,6 +70,16 @@ interface Options {
   signal?: AbortSignal;
 }
 
+/** The key that tells a secret from other values in Pulumi's events (pulumi: sdk/go/common/resource, SigKey). */
+const SIGNATURE = "4dabf18193072939515e22adb298388d";
+const isSecret = (value: unknown) => typeof value === "object" && value !== null && SIGNATURE in value;
+
+/** A stack whose runs ask Pulumi nothing when they have ended: events have told it, and each question is a process. */
+function withoutQuestions(stack: Stack): Stack {
+  const answers: Partial<Stack> = { outputs: async () => ({}), info: async () => undefined };
+  return Object.assign(Object.create(stack), answers) as Stack;
+}
+
 /**
  * Makes the cluster as its options describe it.
  * @throws InputError that lists everything that is wrong with the options, before anything is made
@@ -70,20 +88,23 @@ interface Options {
 export async function up(name: string, { progress, signal }: Options): Promise<Cluster> {
   await needRoom();
   await checkStackConfig(name);
-  const stack = await openStack(name, (line) => progress.say(line));
-  const watching = { signal, onEvent: (event: EngineEvent) => progress.see(event), color: "never" as const };
-  const running = stack.up({ ...watching, onError: (text) => progress.error(text.trimEnd()) });
-  const { outputs, summary } = await running.catch(async (error: unknown) => {
+  const stack = withoutQuestions(await openStack(name, (line) => progress.say(line)));
+  let outputs: Record<string, unknown> = {};
+  let resources: Record<string, number> = {};
+  const onEvent = (event: EngineEvent) => {
+    progress.see(event);
+    const metadata = event.resOutputsEvent?.metadata;
+    if (metadata?.type === "pulumi:pulumi:Stack") outputs = metadata.new?.outputs ?? {};
+    resources = event.summaryEvent?.resourceChanges ?? resources;
+  };
+  const onError = (text: string) => progress.error(text.trimEnd());
+  await stack.up({ signal, onEvent, onError, color: "never" }).catch(async (error: unknown) => {
     const problem = await fullDisk();
     if (problem !== undefined) progress.error(`${problem}; make room`);
     throw error;
   });
-  const values = Object.fromEntries(
-    Object.entries(outputs)
-      .filter(([, { secret }]) => !secret)
-      .map(([output, { value }]) => [output, value]),
-  );
-  return { name, ...values, resources: summary.resourceChanges ?? {}, stages: progress.stages } as Cluster;
+  const values = Object.fromEntries(Object.entries(outputs).filter(([, value]) => !isSecret(value)));
+  return { name, ...values, resources, stages: progress.stages } as Cluster;
 }
 
 /** What an upgrade did; none of the versions is known of a k3s of the user's own. */
@@ -172,7 +193,12 @@ export async function refresh(name: string, { progress, signal }: Options): Prom
     if (metadata && metadata.op !== "same" && metadata.op !== "refresh" && isWork(metadata.type))
       changed.push(nameOf(metadata.urn));
   };
-  await stack.refresh({ signal, onEvent: see, color: "never", onError: (text) => progress.error(text.trimEnd()) });
+  await withoutQuestions(stack).refresh({
+    signal,
+    onEvent: see,
+    color: "never",
+    onError: (text) => progress.error(text.trimEnd()),
+  });
   return changed;
 }
 
@@ -200,18 +226,20 @@ export async function destroy(
   } else {
     const onError = (text: string) => progress.error(text.trimEnd());
     const watching = { signal, onEvent: (event: EngineEvent) => progress.see(event), color: "never" as const, onError };
-    await stack.destroy(watching).catch((error: unknown) => {
-      const advice = `\`gvisor-k3s destroy ${name} --forget\` removes what is noted here`;
-      if (machine?.forget) progress.error(`if the machine is gone for good, ${advice}`);
-      throw error;
-    });
+    await withoutQuestions(stack)
+      .destroy(watching)
+      .catch((error: unknown) => {
+        const advice = `\`gvisor-k3s destroy ${name} --forget\` removes what is noted here`;
+        if (machine?.forget) progress.error(`if the machine is gone for good, ${advice}`);
+        throw error;
+      });
     await removeMachines(name, progress); // of an `up` that was killed before it was noted in Pulumi's state
   }
   await stack.workspace.removeStack(name, { force: forgotten });
   await forget(name);
   await rm(join(home, "project", `Pulumi.${name}.yaml`), { force: true });
   // The last stack takes its surroundings along.
-  if (!existsSync(join(home, "sandboxes")) && (await stack.workspace.listStacks()).length === 0) {
+  if (!existsSync(join(home, "sandboxes")) && (await isLast(stack))) {
     for (const entry of ["project", "pulumi", "passphrase", "kubeconfig-undo.json"]) {
       await rm(join(home, entry), { recursive: true, force: true });
     }

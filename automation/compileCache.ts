@@ -4,10 +4,10 @@
  * @module
  */
 import { enableCompileCache } from "node:module";
-import { join } from "node:path";
-import { cacheFolder } from "../system/folders.ts";
+import { setFlagsFromString } from "node:v8";
+import { compileCacheFolder } from "../system/folders.ts";
 
-/** The folder of the compiled code. */
-export const compileCache = join(cacheFolder(), "node-compile-cache");
-
-enableCompileCache(compileCache);
+// Pulumi's SDK sets this flag when it is loaded (runtime/closure/v8.js), and V8 takes code that was cached under other
+// flags for another's. With it from the start, what is loaded before and after that is cached under the same.
+setFlagsFromString("--allow-natives-syntax");
+enableCompileCache(compileCacheFolder());

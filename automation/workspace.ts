@@ -18,18 +18,17 @@ import { createRequire } from "node:module";
 import { hostname } from "node:os";
 import { basename, dirname, extname, join } from "node:path";
 import { LocalWorkspace, PulumiCommand, Stack, StackAlreadyExistsError } from "@pulumi/pulumi/automation/index.js";
-import { gte } from "semver";
+import { gte, parse } from "semver";
 import { parseDocument, stringify } from "yaml";
 import { manifest, provide, takesStandins, wanted } from "../artifacts/artifacts.ts";
 import { parseStackConfig, type StackConfig } from "../config/schema.ts";
 import { readStackConfig } from "../config/stackConfig.ts";
 import { preflight, preflightThere } from "../steps/preflight.ts";
 import { keepWhole, readFile, readJson, rewrite, writeOnce } from "../system/files.ts";
-import { cacheFolder, homeFolder } from "../system/folders.ts";
+import { cacheFolder, compileCacheFolder, homeFolder } from "../system/folders.ts";
 import { processStart } from "../system/processes.ts";
 import { findProgram } from "../system/programs.ts";
 import { run, runsWell } from "../system/run.ts";
-import { compileCache } from "./compileCache.ts";
 import { ownerOf, ownProject, readYaml, root, settingsFile } from "./project.ts";
 
 /**
@@ -45,7 +44,7 @@ export async function openStack(name: string, say: (line: string) => void): Prom
   const { steps } = manifest(); // looked up once for all that Pulumi starts
   const envVars: Record<string, string> = {
     PULUMI_SKIP_UPDATE_CHECK: "true",
-    NODE_COMPILE_CACHE: compileCache,
+    NODE_COMPILE_CACHE: compileCacheFolder(),
     // Relative ones are relative to the command's folder, and what Pulumi starts is in others.
     GVISOR_K3S_HOME: home,
     GVISOR_K3S_CACHE: cacheFolder(),
@@ -66,14 +65,28 @@ export async function openStack(name: string, say: (line: string) => void): Prom
     envVars,
     pulumiCommand: command,
   });
-  // Pulumi would have to try whether there is such a stack, which is a process more.
-  const isNew =
-    envVars.PULUMI_BACKEND_URL && !existsSync(join(home, "pulumi/.pulumi/stacks", ownProject(), `${name}.json`));
-  if (!isNew) return await Stack.createOrSelect(name, workspace);
+  const stacks = localStacks(home);
+  if (stacks === undefined) return await Stack.createOrSelect(name, workspace);
+  // Each command names its stack: to select it is a process more.
+  workspace.selectStack = async () => {};
+  if (stacks.includes(name)) return await Stack.select(name, workspace);
   return await Stack.create(name, workspace).catch((error: unknown) => {
     if (error instanceof StackAlreadyExistsError) return Stack.select(name, workspace); // another run was faster
     throw error;
   });
+}
+
+/** The stacks whose state lies in the home folder; undefined where Pulumi's own variable names another place for it. */
+function localStacks(home: string): string[] | undefined {
+  if (process.env.PULUMI_BACKEND_URL) return undefined;
+  const folder = join(home, "pulumi/.pulumi/stacks", ownProject());
+  const files = existsSync(folder) ? readdirSync(folder) : [];
+  return files.flatMap((file) => (file.endsWith(".json") ? [basename(file, ".json")] : []));
+}
+
+/** Whether a stack was the last one. */
+export async function isLast(stack: Stack): Promise<boolean> {
+  return (localStacks(homeFolder()) ?? (await stack.workspace.listStacks())).length === 0;
 }
 
 /**
@@ -257,7 +270,9 @@ export async function pulumiCommand(
     }
     writeFileSync(ready, "");
   }
-  return { command: await PulumiCommand.get({ root: folder }), env };
+  // PulumiCommand.get() runs it, to ask for its version.
+  const command = Reflect.construct(PulumiCommand, [program, parse(manifest().versions.pulumi)]) as PulumiCommand;
+  return { command, env };
 }
 
 /** The same file in another folder: Pulumi alone has 100 MB. */

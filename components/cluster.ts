@@ -182,7 +182,7 @@ function workloads(
   const { own, under } = scope;
   const { clusterCidr } = config.node;
   const network = new PodNetwork(own("network"), { sandbox, node, network: config.network, clusterCidr }, under);
-  const images = new Images(own("images"), { sandbox, containerd, node, archives: config.images }, under);
+  const images = new Images(own("images"), { sandbox, containerd, archives: config.images }, under);
   const proxy = new ServiceProxy(own("proxy"), { sandbox, node, link: config.network.bridge }, under);
   const after = [network, images, proxy];
   if (!node.hasControllers) {

@@ -2,14 +2,12 @@ import * as pulumi from "@pulumi/pulumi";
 import { fileDigest, imageArchive, imageName, type OwnImage, wanted } from "../artifacts/artifacts.ts";
 import { PINNED } from "../steps/images.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
-import type { K3sNode } from "./k3sNode.ts";
 import type { Sandbox } from "./sandbox.ts";
 import type { StepResource } from "./step.ts";
 
 export interface ImagesArgs {
   sandbox: Sandbox;
   containerd: ContainerdConfig;
-  node: K3sNode;
   /** Archives on the host, beside those of the pause and the test image. */
   archives: string[];
 }
@@ -20,7 +18,7 @@ export class Images extends pulumi.ComponentResource {
     super("gvisor-k3s:index:Images", name, {}, options);
     const own = (["pause", "testpod"] as const).map(ownArchive);
     const users = args.archives.map((path) => ({ path, sha256: fileDigest(path) }));
-    importArchives(`${name}-import`, args, [...own, ...users], this, args.node);
+    importArchives(`${name}-import`, args, [...own, ...users], this, args.containerd);
     this.registerOutputs();
   }
 }

@@ -22,6 +22,9 @@ export function cacheFolder(environment: NodeJS.ProcessEnv = process.env): strin
   return resolve(environment.GVISOR_K3S_CACHE || join(caches, "gvisor-k3s"));
 }
 
+/** The folder of what Node.js has compiled. */
+export const compileCacheFolder = (): string => join(cacheFolder(), "node-compile-cache");
+
 function homeCache(): string | undefined {
   try {
     const home = homedir();

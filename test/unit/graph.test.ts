@@ -183,7 +183,8 @@ describe("the graph", () => {
     }
     expect(awaited(plain, "runtime-check")).toContain("runc-build");
     expect(awaited(plain, "testpod-pod")).toContain("images-import");
-    expect(awaited(plain, "images-import")).toContain("node-server");
+    expect(awaited(plain, "images-import")).toContain("containerd-apply");
+    expect(awaited(plain, "images-import")).not.toContain("node-server");
     expect(awaited(plain, "network-apply")).not.toContain("images-import");
     expect([...awaited(plain, "coredns-apply")]).toEqual(
       expect.arrayContaining(["network-apply", "images-import", "proxy-apply"]),

@@ -115,7 +115,8 @@ func (d *driver) NodePublishVolume(
 func (d *driver) NodeUnpublishVolume(
 	_ context.Context, request *csi.NodeUnpublishVolumeRequest,
 ) (*csi.NodeUnpublishVolumeResponse, error) {
-	err := unix.Unmount(request.TargetPath, 0)
+	// Detached: gVisor takes a mount that is a pod's and the node's for busy (vfs.arePropMountsBusy).
+	err := unix.Unmount(request.TargetPath, unix.MNT_DETACH)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // it is unmounted already
 		return nil, err
 	}
