@@ -107,7 +107,7 @@ function podSpec(image: string) {
       // It has something to tell from its second look at the node on, a second or two after its start, for which
       // nothing else waits.
       startupProbe: { ...probe("/readyz?exclude=metric-storage-ready"), periodSeconds: 1, failureThreshold: 120 },
-      readinessProbe: { ...probe("/readyz?exclude=metric-storage-ready"), periodSeconds: 10 },
+      readinessProbe: { ...probe("/readyz?exclude=metric-storage-ready"), periodSeconds: 5 },
       livenessProbe: { ...probe("/livez"), periodSeconds: 30, timeoutSeconds: 5 },
       volumeMounts: [{ name: "tmp", mountPath: "/tmp" }],
     },
