@@ -38,7 +38,8 @@ func main() {
 
 func run(name, node, kubelet string) error {
 	plugin := filepath.Join(kubelet, "plugins", name)
-	d := &driver{name: name, node: node, socket: filepath.Join(plugin, "csi.sock"), volumes: filepath.Join(plugin, "volumes")}
+	d := &driver{name: name, node: node}
+	d.socket, d.volumes = filepath.Join(plugin, "csi.sock"), filepath.Join(plugin, "volumes")
 	if err := os.MkdirAll(d.volumes, 0o700); err != nil {
 		return err
 	}
