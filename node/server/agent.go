@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -38,8 +39,12 @@ const (
 	agentPatience = patience + time.Second
 	// hopeless is how often it may end before that is told to who waits for it.
 	hopeless = 5
-	// begin is what it is sent when the API server answers.
-	begin = 'b'
+	// begin is what it is sent when the API server answers, and settled some time after the node is Ready.
+	begin   = 'b'
+	settled = 's'
+	// settling is how long the first pods take, and what a start leaves behind is given back after that: about a twentieth
+	// of the node's memory, which the Go runtime would keep for a while.
+	settling = 10 * time.Second
 	// alive is the line that it reports when controllers and scheduler answer; the others say why it ends.
 	alive = "alive"
 	// reportFD is where it reports.
@@ -119,7 +124,7 @@ func (a *agent) once(ctx context.Context) error {
 		}
 	}()
 	reported := make(chan string)
-	go func() { reported <- a.listen(ctx, report) }()
+	go func() { reported <- a.listen(ctx, report, input) }()
 	err = command.Wait()
 	if why := <-reported; why != "" {
 		return errors.New(why)
@@ -128,7 +133,7 @@ func (a *agent) once(ctx context.Context) error {
 }
 
 // listen notes how far the agent is, and returns why it ends.
-func (a *agent) listen(ctx context.Context, report io.Reader) string {
+func (a *agent) listen(ctx context.Context, report io.Reader, input io.Writer) string {
 	var why []string
 	for lines := bufio.NewScanner(report); lines.Scan(); {
 		if lines.Text() != alive {
@@ -136,7 +141,15 @@ func (a *agent) listen(ctx context.Context, report io.Reader) string {
 			continue
 		}
 		a.stages.note(controllersNote, time.Now().UnixMilli(), problemNote)
-		go a.stages.watch(ctx, a.config, stageAgent, stageNode)
+		go func() {
+			a.stages.watch(ctx, a.config, stageAgent, stageNode)
+			select {
+			case <-ctx.Done():
+			case <-time.After(settling):
+				debug.FreeOSMemory()
+				_, _ = input.Write([]byte{settled})
+			}
+		}()
 	}
 	_, _ = io.Copy(io.Discard, report) // after a line that is too long; nobody is to wait for ever to say the rest
 	return strings.Join(why, "\n")
@@ -165,8 +178,10 @@ func runComponents(ctx context.Context, config *Config, input io.Reader, report 
 	go func() {
 		_, err := io.ReadFull(input, word)
 		told <- err
-		if err == nil {
-			_, err = io.ReadFull(input, word)
+		for err == nil {
+			if _, err = io.ReadFull(input, word); err == nil {
+				debug.FreeOSMemory()
+			}
 		}
 		if ctx.Err() == nil {
 			klog.Flush()
