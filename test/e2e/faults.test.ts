@@ -22,7 +22,7 @@ import { execa } from "execa";
 import { list } from "tar";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
-import { artifactFolder, artifactsFolder, manifest } from "../../artifacts/artifacts.ts";
+import { artifactFolder, artifactsFolder, imageArchive, manifest } from "../../artifacts/artifacts.ts";
 import { pulumiCommand } from "../../automation/workspace.ts";
 import { parseStackConfig } from "../../config/schema.ts";
 import { openMachine } from "../../machines/index.ts";
@@ -206,7 +206,6 @@ describe("an up that is killed on its way to a pod", () => {
     ["the step", "containerd", "containerd is started", fileThere(join(paths.written, "containerd.json"))],
     ["everything", "server", "the server is started", fileThere(join(paths.written, "server.json"))],
     ["the command's process group", "network", "the server is ready"],
-    ["the step", "images", "images are imported"],
   ];
 
   it.each(places)("%s, in the step %s, when %s", async (who, step, _, when) => {
@@ -251,6 +250,12 @@ describe("a change that is killed", () => {
     expect(await podUid()).toBe(uid);
     expect(await serverFolder()).not.toMatch(/db\.(before|part)/);
   }
+
+  it("while images are imported", async () => {
+    configure(name, { images: [imageArchive("testpod")] });
+    await killedUp("the step", "images");
+    await expectHealed();
+  });
 
   it("while the sandbox is restarted, twice: its data and its pod are there again", async () => {
     configure(name, { egress: { enabled: false } });
