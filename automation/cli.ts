@@ -7,12 +7,13 @@
 import "./compileCache.ts";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeSync } from "node:fs";
+import type { Socket } from "node:net";
 import { join } from "node:path";
 import tab from "@bomb.sh/tab/commander";
 import { Argument, Command, CommanderError, Option } from "commander";
 import { execa } from "execa";
-import { oneLine, printable, shellWord } from "../system/run.ts";
+import { letGo, oneLine, printable, shellWord } from "../system/run.ts";
 import type { Change } from "./changes.ts";
 import { list } from "./list.ts";
 import { Progress } from "./progress.ts";
@@ -46,8 +47,18 @@ const print = (value: unknown): void => {
   process.stdout.write(typeof value === "string" ? value : `${JSON.stringify(value, null, 2)}\n`);
 };
 
-// Who reads what is told may have had enough of it; what is done goes on.
-for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
+// Who reads what is told may have had enough of it, and what is done goes on; that it could not be written is an error.
+let lost: Error | undefined;
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") lost = error;
+  });
+}
+process.on("exit", () => {
+  if (lost === undefined) return;
+  process.exitCode ||= 1;
+  writeSync(process.stderr.fd, `what was to be told could not be written: ${lost.message}\n`);
+});
 
 // A terminal sends an interrupt to Pulumi as well, which ends its steps, notes what is done and releases its lock: that
 // is waited for.
@@ -283,9 +294,12 @@ program
   .passThroughOptions()
   .action(async (args: string[], { cluster: name }: { cluster: string }) => {
     const machine = await (await load.cluster()).needRunning(await configOf(name));
-    const terminals = [process.stdin, process.stdout, process.stderr].map(({ isTTY }) => isTTY);
-    const [file, ...rest] = machine.command(args, { terminal: terminals.includes(true) });
-    await passThrough(file!, rest, terminals);
+    if (process.stdin.isTTY && process.stdout.isTTY) {
+      const [file, ...rest] = await machine.terminalCommand(args);
+      return await become(file!, rest);
+    }
+    const [file, ...rest] = machine.command(args);
+    await passThrough(file!, rest);
   });
 
 const images = program.command("images").description("the images of a node that runs: import, prune");
@@ -360,19 +374,22 @@ async function become(file: string, args: string[]): Promise<void> {
 }
 
 /**
- * The same, of a program that takes a file for its own: runsc writes to one from its beginning, wherever its user was. So
- * it gets a terminal as it is, and pipes in place of all else.
+ * The same, of a program that takes a file or a terminal for its own: runsc writes to a file from its beginning, wherever
+ * its user was, and has a sandbox hold both. So it gets pipes, which are let go when it has ended.
  */
-async function passThrough(file: string, args: string[], terminals: boolean[]): Promise<void> {
-  const child = spawn(file, args, { stdio: terminals.map((terminal) => (terminal ? "inherit" : "pipe")) });
-  if (child.stdin) {
-    child.stdin.on("error", () => process.stdin.destroy()); // it has ended, and reads no more
-    process.stdin.pipe(child.stdin);
+async function passThrough(file: string, args: string[]): Promise<void> {
+  const child = spawn(file, args, { stdio: "pipe" });
+  child.stdin.on("error", () => process.stdin.destroy()); // it has ended, and reads no more
+  process.stdin.pipe(child.stdin);
+  const pipes = [
+    [child.stdout, process.stdout],
+    [child.stderr, process.stderr],
+  ] as const;
+  for (const [from, to] of pipes) {
+    from.pipe(to);
+    to.on("error", () => child.kill()); // who reads it has had enough
+    child.once("exit", () => void letGo(from as Socket));
   }
-  child.stdout?.pipe(process.stdout);
-  child.stderr?.pipe(process.stderr);
-  // Who reads the output may have enough of it.
-  process.stdout.on("error", () => child.kill());
   const [exitCode] = (await once(child, "close")) as [number | null];
   process.exitCode = exitCode ?? 1;
   process.stdin.destroy();

@@ -87,7 +87,7 @@ function withoutQuestions(stack: Stack): Stack {
  */
 export async function up(name: string, { progress, signal }: Options): Promise<Cluster> {
   await needRoom();
-  await checkStackConfig(name);
+  const config = await checkStackConfig(name);
   const stack = withoutQuestions(await openStack(name, (line) => progress.say(line)));
   let outputs: Record<string, unknown> = {};
   let resources: Record<string, number> = {};
@@ -104,7 +104,9 @@ export async function up(name: string, { progress, signal }: Options): Promise<C
     throw error;
   });
   const values = Object.fromEntries(Object.entries(outputs).filter(([, value]) => !isSecret(value)));
-  return { name, ...values, resources, stages: progress.stages } as Cluster;
+  // Events tell no word that is a secret anywhere, in a path neither.
+  const kubeconfigPath = kubeconfigOf(config);
+  return { name, ...values, kubeconfigPath, resources, stages: progress.stages } as Cluster;
 }
 
 /** What an upgrade did; none of the versions is known of a k3s of the user's own. */

@@ -81,7 +81,7 @@ function localStacks(home: string): string[] | undefined {
   if (process.env.PULUMI_BACKEND_URL) return undefined;
   const folder = join(home, "pulumi/.pulumi/stacks", ownProject());
   const files = existsSync(folder) ? readdirSync(folder) : [];
-  return files.flatMap((file) => (file.endsWith(".json") ? [basename(file, ".json")] : []));
+  return files.flatMap((file) => /^(.+)\.json(\.gz|\.zst)?$/.exec(file)?.[1] ?? []); // compressed where a variable says so
 }
 
 /** Whether a stack was the last one. */

@@ -111,8 +111,8 @@ function podSpec(image: string) {
         { name: "dns-tcp", containerPort: PORT, protocol: "TCP" },
         { name: "metrics", containerPort: 9153, protocol: "TCP" },
       ],
-      // Each probe costs time of a CPU: often until it is up, seldom from then on. No period is longer than a new kubelet
-      // has run by then: it would wait for a random part of it before the first probe (kubelet: prober.worker.run).
+      // Each probe costs time of a CPU: often until it is up, seldom from then on. That of readiness is no longer than a new
+      // kubelet has run by then: it would wait for a random part of it before the first probe (kubelet: prober.worker.run).
       startupProbe: { ...probe(8181, "/ready"), periodSeconds: 1, failureThreshold: 120 },
       readinessProbe: { ...probe(8181, "/ready"), periodSeconds: 5 },
       livenessProbe: { ...probe(8080, "/health"), periodSeconds: 30, timeoutSeconds: 5 },

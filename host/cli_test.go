@@ -70,7 +70,7 @@ func TestCommandLine(t *testing.T) {
 		{"egress", 2, "", "-tap is missing"},
 		{"filter", 2, "", "-host is missing"},
 		{"terminal", 2, "", "usage: "},
-		{"terminal true", 1, "", "neither standard input nor output nor error is a terminal"},
+		{"terminal true", 1, "", "standard input and output must be a terminal"},
 		{"nonsense", 2, "", "usage: "},
 		{"", 2, "", "usage: "},
 		{"read --help", 0, synopsis + "\n", ""},

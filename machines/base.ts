@@ -27,7 +27,11 @@ export abstract class BaseMachine {
     this.ref = ref;
   }
 
-  abstract command(args: readonly string[], options?: { terminal: boolean }): readonly string[];
+  abstract command(args: readonly string[]): readonly string[];
+
+  async terminalCommand(args: readonly string[]): Promise<readonly string[]> {
+    return this.command(args);
+  }
 
   /** sandbox-init by its path on the machine. */
   protected initPath(): string {

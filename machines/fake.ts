@@ -179,6 +179,10 @@ export class FakeMachine implements Machine {
     return args;
   }
 
+  async terminalCommand(args: readonly string[]): Promise<readonly string[]> {
+    return args;
+  }
+
   async write(files: readonly MachineFile[]): Promise<void> {
     await this.#operate(`write ${files.map(({ path }) => path).join(" ")}`, () => {
       for (const { path, content } of files) {

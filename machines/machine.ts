@@ -53,11 +53,10 @@ export interface Machine {
   exec(args: readonly string[], options?: ExecOptions): Promise<Output>;
   /** Runs sandbox-init there: what does for the host what is to be done with files and services; see node/init. */
   init(args: readonly string[], options?: ExecOptions): Promise<Output>;
-  /**
-   * The command line that runs a program there, on the standard input, output and error of who runs it.
-   * @param options.terminal whether one of these is a terminal: it is kept from the machine, which gets one in its place
-   */
-  command(args: readonly string[], options?: { terminal: boolean }): readonly string[];
+  /** The command line that runs a program there, on the standard input, output and error of who runs it. */
+  command(args: readonly string[]): readonly string[];
+  /** The same, where these are the user's terminal, which a sandbox is kept from: it gets one in its place. */
+  terminalCommand(args: readonly string[]): Promise<readonly string[]>;
 
   /** Writes files, each whole or not at all; folders above them are made. */
   write(files: readonly MachineFile[]): Promise<void>;

@@ -212,10 +212,15 @@ class ManagedSandbox extends BaseMachine implements Machine {
     return hostPaths(this.ref.name, this.ref.home);
   }
 
-  command(args: readonly string[], { terminal } = { terminal: false }): readonly string[] {
+  command(args: readonly string[]): readonly string[] {
     const { programs } = this.record();
-    const between = terminal ? [programs.host!, "terminal"] : [];
-    return [...between, programs.runsc!, `--root=${this.#paths.runsc}`, "exec", this.ref.name, ...args];
+    return [programs.runsc!, `--root=${this.#paths.runsc}`, "exec", this.ref.name, ...args];
+  }
+
+  override async terminalCommand(args: readonly string[]): Promise<readonly string[]> {
+    // Today's: an earlier release may have started the sandbox.
+    const host = await provide(wanted({ name: "host" }), (line) => console.error(line));
+    return [join(host, "gvisor-k3s-host"), "terminal", ...this.command(args)];
   }
 
   override async read(path: string, options: { tail?: number } = {}): Promise<string | undefined> {

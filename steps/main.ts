@@ -7,9 +7,11 @@
  * @module
  */
 import { extname } from "node:path";
+import { pathToFileURL } from "node:url";
 
+const bundle = process.env.GVISOR_K3S_STEPS;
 const { main } = (await import(
-  process.env.GVISOR_K3S_STEPS ?? `./steps${extname(import.meta.filename)}`
+  bundle ? pathToFileURL(bundle).href : `./steps${extname(import.meta.filename)}`
 )) as typeof import("./steps.ts");
 await main();
 // Ended, and not left to end: what somebody in the sandbox keeps open is not waited for. Pipes are written to at once.

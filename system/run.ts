@@ -104,7 +104,7 @@ export async function run(program: string, args: readonly string[], options: Run
  * Reads what a program that has ended has left in a pipe, and closes it: what it has left running, in a sandbox maybe, can
  * hold the other end for ever.
  */
-async function letGo(pipe: Socket | null): Promise<void> {
+export async function letGo(pipe: Socket | null): Promise<void> {
   if (pipe === null) return;
   let read = -1;
   for (let second = 0; second < 10 && !pipe.destroyed && pipe.bytesRead !== read; second++) {

@@ -13,17 +13,23 @@ const MAIN = join(root, "steps/steps.ts");
 /** The folders that have what steps are made of; .dependency-cruiser.json keeps it so. */
 const FOLDERS = "{steps,servers,machines,artifacts,config,system}";
 
+/** What npm has installed. */
+const PACKAGES = join(root, "node_modules/.package-lock.json");
+
+function sourcesDigest(): string {
+  const sources = globSync(`${FOLDERS}/**/*.ts`, { cwd: root }).sort();
+  const files = [...sources, "package.json"].map((file) => join(root, file));
+  return digest(...[PACKAGES, import.meta.filename, ...files].flatMap((file) => [file, readFileSync(file)]));
+}
+
 /**
  * Makes the file of a checkout, unless it is there.
  * @returns its path, or nothing where what makes it is not installed, as it is for development only
  */
 export async function bundledSteps(): Promise<string | undefined> {
-  const packages = join(root, "node_modules/.package-lock.json"); // what npm has installed
-  if (!existsSync(packages)) return undefined;
-  const sources = globSync(`${FOLDERS}/**/*.ts`, { cwd: root }).sort();
-  const files = [...sources, "package.json"].map((file) => join(root, file));
-  const contents = [packages, import.meta.filename, ...files].flatMap((file) => [file, readFileSync(file)]);
-  const folder = join(artifactsFolder(), `steps-${digest(...contents)}`);
+  if (!existsSync(PACKAGES)) return undefined;
+  const id = sourcesDigest();
+  const folder = join(artifactsFolder(), `steps-${id}`);
   if (!existsSync(folder)) {
     const rolldown = await import("rolldown").catch(() => undefined);
     if (rolldown === undefined) return undefined;
@@ -34,6 +40,7 @@ export async function bundledSteps(): Promise<string | undefined> {
         "import.meta.filename": JSON.stringify(MAIN),
       };
       await bundleSteps(work, here, []);
+      if (sourcesDigest() !== id) throw new Error("the steps' sources were changed meanwhile; run it again");
     });
   }
   return join(folder, "steps.mjs");

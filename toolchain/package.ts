@@ -61,7 +61,10 @@ commonJs();
 const compiledSteps = { "import.meta.filename": '"steps.js"' };
 await bundleSteps(join(dist, "steps"), compiledSteps, ["@kubernetes/client-node"]);
 const launcher = join(dist, "steps/main.js");
-writeFileSync(launcher, readFileSync(launcher, "utf8").replace(/`\.\/steps\$\{.*?\}`/, '"./steps.mjs"'));
+const loading = readFileSync(launcher, "utf8");
+const loadingBundle = loading.replace(/`\.\/steps\$\{.*?\}`/, '"./steps.mjs"');
+if (loadingBundle === loading) throw new Error(`${launcher} loads its steps in another way than is known here`);
+writeFileSync(launcher, loadingBundle);
 const {
   devDependencies: _,
   private: __,

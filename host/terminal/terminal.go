@@ -30,79 +30,97 @@ type ExitError struct {
 
 func (e ExitError) Error() string { return fmt.Sprintf("it ended with %d", e.Code) }
 
-// Main is the subcommand: terminal PROGRAM ARGUMENT… runs a program. Where standard input, output or error is a
-// terminal, it gets another in its place, and what goes through that is passed on until it ends.
+// grace is what a program has to end by itself once its terminal is gone.
+const grace = 5 * time.Second
+
+// Main is the subcommand: terminal PROGRAM ARGUMENT… runs a program on a terminal of its own, and passes on what goes
+// through that until the program ends. Standard input and output must be the user's terminal.
 func Main(args []string) error {
 	if len(args) == 0 {
 		return usage.Wrong("the program that is to get a terminal is missing")
 	}
-	cmd := exec.Command(args[0], args[1:]...)
-	user := [3]*os.File{os.Stdin, os.Stdout, os.Stderr}
-	master, slave, err := pty.Open()
+	if !isTerminal(os.Stdin) || !isTerminal(os.Stdout) {
+		return errors.New("standard input and output must be a terminal")
+	}
+	master, slave, err := open()
 	if err != nil {
 		return fmt.Errorf("making a terminal: %w", err)
 	}
 	defer master.Close()
 	defer slave.Close()
-	var screen *os.File
-	ends := user
-	for i, end := range user {
-		if term.IsTerminal(int(end.Fd())) {
-			screen, ends[i] = end, slave
-			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: i}
-		}
-	}
-	if screen == nil {
-		return errors.New("neither standard input nor output nor error is a terminal")
-	}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = ends[0], ends[1], ends[2]
-
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGWINCH, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM)
-	defer signal.Stop(signals)
-	if err := pty.InheritSize(screen, master); err != nil {
+	if err := pty.InheritSize(os.Stdout, master); err != nil {
 		return fmt.Errorf("the size of the terminal: %w", err)
 	}
-	// Of the two terminals, one edits what goes through them: the program's, where keys come through it too.
-	passing := slave
-	if ends[0] == slave {
-		passing = user[0]
-	}
-	mode, err := term.MakeRaw(int(passing.Fd()))
+	// Keys are to mean something to the program's terminal only.
+	mode, err := term.MakeRaw(int(os.Stdin.Fd()))
 	if err != nil {
 		return fmt.Errorf("the terminal's mode: %w", err)
 	}
-	defer term.Restore(int(passing.Fd()), mode)
+	defer term.Restore(int(os.Stdin.Fd()), mode)
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, os.Stderr
+	if isTerminal(os.Stderr) {
+		cmd.Stderr = slave
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	if ends[0] == slave {
-		go io.Copy(master, user[0])
-	}
 	slave.Close()
+	return ending(pass(cmd, master, signals))
+}
+
+func isTerminal(file *os.File) bool { return term.IsTerminal(int(file.Fd())) }
+
+// open makes a terminal. The library has its own end of it block, and what blocks knows no deadline.
+func open() (master, slave *os.File, err error) {
+	blocking, slave, err := pty.Open()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer blocking.Close()
+	fd, err := unix.FcntlInt(blocking.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		slave.Close()
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fd), blocking.Name()), slave, nil
+}
+
+// pass passes on keys, output, sizes and signals until the program ends, and tells how that was.
+func pass(cmd *exec.Cmd, master *os.File, signals chan os.Signal) error {
+	go func() {
+		io.Copy(master, os.Stdin)
+		signals <- unix.SIGHUP // nobody sits there any more
+	}()
 	passed := make(chan struct{})
 	go func() {
 		defer close(passed)
-		io.Copy(screen, master)
+		io.Copy(os.Stdout, master)
 	}()
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	for {
 		select {
 		case received := <-signals:
-			if received == unix.SIGWINCH {
-				pty.InheritSize(screen, master)
-			} else {
-				cmd.Process.Signal(received)
+			switch received {
+			case unix.SIGWINCH:
+				pty.InheritSize(os.Stdout, master)
+				continue
+			case unix.SIGHUP, unix.SIGTERM:
+				time.AfterFunc(grace, func() { cmd.Process.Kill() })
 			}
+			cmd.Process.Signal(received)
 		case err := <-ended:
 			// What it has started may hold its terminal, and so that does not end with it.
 			master.SetReadDeadline(time.Now())
 			<-passed
-			if err := passRest(screen, master); err != nil {
-				return err
-			}
-			return ending(err)
+			return errors.Join(passRest(os.Stdout, master), err)
 		}
 	}
 }

@@ -123,8 +123,9 @@ it("kubectl and exec are what they run, exit codes included", async () => {
 });
 
 it("exec on a terminal gives the program one of its own, which ends with it", async () => {
-  const left = "(trap '' HUP; cat <&3; echo gone > /tmp/left) 3<&0 > /dev/null 2>&1 &";
-  const program = `stty size; ${left} read -r line; echo "heard $line"; exit 7`;
+  // Without a descriptor of its own, what is started in the background reads nothing.
+  const left = "exec 3<&0; (trap '' HUP; test -t 3 && cat <&3; echo gone > /tmp/left) > /dev/null 2>&1 &";
+  const program = `stty size; read -r line; echo "heard $line"; ${left} exit 7`;
   const command =
     `stty rows 33 columns 111; ${process.execPath} ${join(root, "automation/cli.ts")} exec -c ${name} ` +
     `/bin/sh -c "$PROGRAM"; echo "ended with $?"; read -r line; echo "typed $line"`;

@@ -1,5 +1,5 @@
 /** Other gVisors than the pinned one: what they lack is found, and a node runs as far as they can carry one. */
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -315,10 +315,7 @@ describe("doctor", () => {
 
   it("that is killed leaves a trial sandbox, which the next one removes", async () => {
     const running = traces(home);
-    const trial = () =>
-      readdirSync(join(home, "sandboxes")).find(
-        (entry) => entry.startsWith("try_") && existsSync(join(home, "sandboxes", entry, "machine.json")),
-      );
+    const trial = () => traces(home).processes.some((line) => / supervise .*\/sandboxes\/try_/.test(line)) || undefined;
     const killed = execa("node", [join(root, "automation/cli.ts"), "doctor", name], { reject: false });
     await waitFor("the trial sandbox runs", 60, trial);
     killed.kill("SIGKILL");
