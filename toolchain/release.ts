@@ -156,7 +156,7 @@ function standinsPackage(archs: string[]): void {
 /** Builds and packs all for the architecture that Go builds for. */
 async function packagesFor(arch: string): Promise<void> {
   const sources = await sourcesDigest();
-  const plain = manifest();
+  const { steps: _, ...plain } = manifest(); // those of this machine; the npm package has its own
   const sets = variants(Object.keys(plain.patches.runc ?? {}).sort());
   const archives: Record<string, Archive> = {};
   const parts: Record<string, Part[]> = {};
