@@ -32,6 +32,8 @@ interface Traced {
   cpu: number;
 }
 
+const command = join(root, "automation/cli.ts");
+const env = { GVISOR_K3S_HOME: home };
 const traced = new Map<number, Traced>();
 const told: { at: number; line: string }[] = [];
 let began = 0;
@@ -39,11 +41,7 @@ const now = () => (performance.now() - began) / 1000;
 try {
   const before = new Set(readdirSync("/proc"));
   began = performance.now();
-  const up = execa("node", [join(root, "automation/cli.ts"), "up", name], {
-    all: true,
-    stdin: "ignore",
-    env: { GVISOR_K3S_HOME: home },
-  });
+  const up = execa("node", [command, "up", name], { all: true, stdin: "ignore", env });
   let running = true;
   const looking = (async () => {
     for (; running; await sleep(EVERY)) look(before);
@@ -61,7 +59,7 @@ try {
   console.log(await table(whole));
   console.log(`\n${picture} has all of it as a picture`);
 } finally {
-  await openMachine({ kind: "managed", name, home }).stop();
+  await execa("node", [command, "destroy", name], { stdin: "ignore", env });
   rmSync(home, { recursive: true, force: true });
 }
 
