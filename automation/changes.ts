@@ -63,12 +63,17 @@ const [MARK, SECRET, UNKNOWN] = [
   "04da6b54-80e4-46f7-96ec-b56ff0331ba9",
 ];
 
+/** Whether a value in an event of Pulumi's stands for a secret. */
+export function isSecret(value: unknown): boolean {
+  return typeof value === "object" && value !== null && (value as Record<string, unknown>)[MARK] === SECRET;
+}
+
 /** Inputs with words in place of Pulumi's marks. */
 function plain(value: unknown): unknown {
   if (value === UNKNOWN) return "[known after up]";
   if (Array.isArray(value)) return value.map(plain);
+  if (isSecret(value)) return "[secret]";
   if (typeof value !== "object" || value === null) return value;
-  if ((value as Record<string, unknown>)[MARK] === SECRET) return "[secret]";
   return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, plain(inner)]));
 }
 

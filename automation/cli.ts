@@ -8,7 +8,6 @@ import "./compileCache.ts";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFileSync, writeSync } from "node:fs";
-import type { Socket } from "node:net";
 import { join } from "node:path";
 import tab from "@bomb.sh/tab/commander";
 import { Argument, Command, CommanderError, Option } from "commander";
@@ -388,7 +387,7 @@ async function passThrough(file: string, args: string[]): Promise<void> {
   for (const [from, to] of pipes) {
     from.pipe(to);
     to.on("error", () => child.kill()); // who reads it has had enough
-    child.once("exit", () => void letGo(from as Socket));
+    child.once("exit", () => void letGo(from));
   }
   const [exitCode] = (await once(child, "close")) as [number | null];
   process.exitCode = exitCode ?? 1;

@@ -37,7 +37,7 @@ import { runStep } from "../steps/steps.ts";
 import { VERSION } from "../steps/versions.ts";
 import { roomFor } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
-import { type Change, changeOf } from "./changes.ts";
+import { type Change, changeOf, isSecret } from "./changes.ts";
 import { forget } from "./kubeconfig.ts";
 import { machineOf, machinesOf } from "./list.ts";
 import { isWork, nameOf, type Progress } from "./progress.ts";
@@ -70,15 +70,18 @@ interface Options {
   signal?: AbortSignal;
 }
 
-/** The key that tells a secret from other values in Pulumi's events (pulumi: sdk/go/common/resource, SigKey). */
-const SIGNATURE = "4dabf18193072939515e22adb298388d";
-const isSecret = (value: unknown) => typeof value === "object" && value !== null && SIGNATURE in value;
-
 /** A stack whose runs ask Pulumi nothing when they have ended: events have told it, and each question is a process. */
-function withoutQuestions(stack: Stack): Stack {
+async function stackOf(name: string, progress: Progress): Promise<Stack> {
+  const stack = await openStack(name, (line) => progress.say(line));
   const answers: Partial<Stack> = { outputs: async () => ({}), info: async () => undefined };
   return Object.assign(Object.create(stack), answers) as Stack;
 }
+
+/** What has a run of Pulumi's tell its errors as they come. */
+const telling = (progress: Progress) => ({
+  color: "never" as const,
+  onError: (text: string) => progress.error(text.trimEnd()),
+});
 
 /**
  * Makes the cluster as its options describe it.
@@ -88,7 +91,7 @@ function withoutQuestions(stack: Stack): Stack {
 export async function up(name: string, { progress, signal }: Options): Promise<Cluster> {
   await needRoom();
   const config = await checkStackConfig(name);
-  const stack = withoutQuestions(await openStack(name, (line) => progress.say(line)));
+  const stack = await stackOf(name, progress);
   let outputs: Record<string, unknown> = {};
   let resources: Record<string, number> = {};
   const onEvent = (event: EngineEvent) => {
@@ -97,8 +100,7 @@ export async function up(name: string, { progress, signal }: Options): Promise<C
     if (metadata?.type === "pulumi:pulumi:Stack") outputs = metadata.new?.outputs ?? {};
     resources = event.summaryEvent?.resourceChanges ?? resources;
   };
-  const onError = (text: string) => progress.error(text.trimEnd());
-  await stack.up({ signal, onEvent, onError, color: "never" }).catch(async (error: unknown) => {
+  await stack.up({ ...telling(progress), signal, onEvent }).catch(async (error: unknown) => {
     const problem = await fullDisk();
     if (problem !== undefined) progress.error(`${problem}; make room`);
     throw error;
@@ -151,13 +153,13 @@ export async function upgrade(name: string, to: string | undefined, options: Opt
 export async function preview(name: string, { progress, signal }: Options): Promise<Change[]> {
   await needRoom();
   await checkStackConfig(name);
-  const stack = await openStack(name, (line) => progress.say(line));
+  const stack = await stackOf(name, progress);
   return await changesIn(progress, async (options) => await stack.preview({ ...options, signal, diff: true }));
 }
 
 /** What {@link destroy} would remove. */
 export async function previewDestroy(name: string, { progress, signal }: Options): Promise<Change[]> {
-  const stack = await openStack(name, (line) => progress.say(line));
+  const stack = await stackOf(name, progress);
   const known = await changesIn(progress, async (options) => await stack.previewDestroy({ ...options, signal }));
   const resource = "sandbox-process";
   if (machinesOf(name).length === 0 || known.some((change) => change.resource === resource)) return known;
@@ -175,7 +177,7 @@ async function changesIn(
     const change = changeOf(event);
     if (change) changes.push(change);
   };
-  await show({ onEvent, color: "never", onError: (text) => progress.error(text.trimEnd()) });
+  await show({ ...telling(progress), onEvent });
   return changes;
 }
 
@@ -187,7 +189,7 @@ async function changesIn(
  */
 export async function refresh(name: string, { progress, signal }: Options): Promise<string[]> {
   await needRoom();
-  const stack = await openStack(name, (line) => progress.say(line));
+  const stack = await stackOf(name, progress);
   const changed: string[] = [];
   const see = (event: EngineEvent) => {
     if (event.diagnosticEvent?.severity === "error") progress.error(event.diagnosticEvent.message.trimEnd());
@@ -195,12 +197,7 @@ export async function refresh(name: string, { progress, signal }: Options): Prom
     if (metadata && metadata.op !== "same" && metadata.op !== "refresh" && isWork(metadata.type))
       changed.push(nameOf(metadata.urn));
   };
-  await withoutQuestions(stack).refresh({
-    signal,
-    onEvent: see,
-    color: "never",
-    onError: (text) => progress.error(text.trimEnd()),
-  });
+  await stack.refresh({ ...telling(progress), signal, onEvent: see });
   return changed;
 }
 
@@ -221,20 +218,17 @@ export async function destroy(
   }
   // On a disk that is full Pulumi could not note that the sandbox is gone, which is what makes room.
   if (!forgotten && (await fullDisk()) !== undefined) await removeMachines(name, progress);
-  const stack = await openStack(name, (line) => progress.say(line));
+  const stack = await stackOf(name, progress);
   await removeDeadTrials(home);
   if (forgotten) {
     await machine!.forget!();
   } else {
-    const onError = (text: string) => progress.error(text.trimEnd());
-    const watching = { signal, onEvent: (event: EngineEvent) => progress.see(event), color: "never" as const, onError };
-    await withoutQuestions(stack)
-      .destroy(watching)
-      .catch((error: unknown) => {
-        const advice = `\`gvisor-k3s destroy ${name} --forget\` removes what is noted here`;
-        if (machine?.forget) progress.error(`if the machine is gone for good, ${advice}`);
-        throw error;
-      });
+    const onEvent = (event: EngineEvent) => progress.see(event);
+    await stack.destroy({ ...telling(progress), signal, onEvent }).catch((error: unknown) => {
+      const advice = `\`gvisor-k3s destroy ${name} --forget\` removes what is noted here`;
+      if (machine?.forget) progress.error(`if the machine is gone for good, ${advice}`);
+      throw error;
+    });
     await removeMachines(name, progress); // of an `up` that was killed before it was noted in Pulumi's state
   }
   await stack.workspace.removeStack(name, { force: forgotten });

@@ -9,7 +9,7 @@ import { hostPaths, machinesIn } from "../machines/paths.ts";
 import { type MachineRecord, readRecord } from "../machines/record.ts";
 import type { MachineRef } from "../machines/ref.ts";
 import { homeFolder } from "../system/folders.ts";
-import { ownerOf, ownProject } from "./project.ts";
+import { ownerOf, ownProject, stacksFolder } from "./project.ts";
 
 /** One of this home's clusters. */
 export interface Listed {
@@ -46,7 +46,7 @@ function stackOf({ owner }: MachineRecord): string | undefined {
 
 /** The stack of a cluster that a release up to 0.2 made, which did not write that down: its state has the steps' names. */
 function stackByState({ version }: MachineRecord, cluster: string, home: string): string | undefined {
-  const folder = join(home, "pulumi/.pulumi/stacks", ownProject());
+  const folder = stacksFolder(home);
   if (version !== 1 || !existsSync(folder)) return undefined;
   const named = JSON.stringify(JSON.stringify({ name: cluster, home }).slice(0, -1)).slice(1, -1);
   const stacks = readdirSync(folder).filter((file) => file.endsWith(".json"));

@@ -14,6 +14,9 @@ export function ownProject(): string {
   return String(readYaml(join(root, "Pulumi.yaml")).name);
 }
 
+/** The folder of the stacks' states, where these lie in the home folder. */
+export const stacksFolder = (home: string): string => join(home, "pulumi/.pulumi/stacks", ownProject());
+
 /** Whose the cluster of a stack of this project is; see `MachineRecord.owner`. */
 export const ownerOf = (stack: string): string => `${ownProject()}/${stack}`;
 

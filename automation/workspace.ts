@@ -29,7 +29,7 @@ import { cacheFolder, compileCacheFolder, homeFolder } from "../system/folders.t
 import { processStart } from "../system/processes.ts";
 import { findProgram } from "../system/programs.ts";
 import { run, runsWell } from "../system/run.ts";
-import { ownerOf, ownProject, readYaml, root, settingsFile } from "./project.ts";
+import { ownerOf, ownProject, readYaml, root, settingsFile, stacksFolder } from "./project.ts";
 
 /**
  * Opens a stack, making it if it is new. Its state and its passphrase lie in the home folder unless Pulumi's own
@@ -79,7 +79,7 @@ export async function openStack(name: string, say: (line: string) => void): Prom
 /** The stacks whose state lies in the home folder; undefined where Pulumi's own variable names another place for it. */
 function localStacks(home: string): string[] | undefined {
   if (process.env.PULUMI_BACKEND_URL) return undefined;
-  const folder = join(home, "pulumi/.pulumi/stacks", ownProject());
+  const folder = stacksFolder(home);
   const files = existsSync(folder) ? readdirSync(folder) : [];
   return files.flatMap((file) => /^(.+)\.json(\.gz|\.zst)?$/.exec(file)?.[1] ?? []); // compressed where a variable says so
 }
@@ -109,10 +109,12 @@ function dropDeadLocks(home: string, stack: string, say: (line: string) => void)
  * the steps, which look before they make anything.
  */
 export function mendState(home: string, stack: string, say: (line: string) => void): void {
-  const folder = join(home, "pulumi/.pulumi");
-  const state = join(folder, "stacks", ownProject(), `${stack}.json`);
+  const state = join(stacksFolder(home), `${stack}.json`);
   if (!existsSync(state) || isWhole(state)) return;
-  const [backups, name] = [join(folder, "backups", ownProject(), stack), new RegExp(`^${stack}\\.\\d+\\.json$`)];
+  const [backups, name] = [
+    join(home, "pulumi/.pulumi/backups", ownProject(), stack),
+    new RegExp(`^${stack}\\.\\d+\\.json$`),
+  ];
   const older = (existsSync(backups) ? readdirSync(backups) : []).filter((file) => name.test(file)).sort();
   const copies = [`${state}.bak`, ...older.reverse().map((file) => join(backups, file))];
   const copy = copies.find((file) => existsSync(file) && isWhole(file));

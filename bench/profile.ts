@@ -3,12 +3,13 @@
  * end and its CPU time, below what `up` has told of; the longest of them are a table.
  * @module
  */
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { openMachine } from "../machines/index.ts";
+import { argumentsOf, statOf } from "../system/processes.ts";
 
 const root = join(import.meta.dirname, "..");
 const picture = join(root, ".state/profile.html");
@@ -68,16 +69,19 @@ function look(before: ReadonlySet<string>): void {
   const at = now();
   for (const entry of readdirSync("/proc")) {
     if (before.has(entry) || !/^\d+$/.test(entry)) continue;
-    try {
-      const stat = readFileSync(`/proc/${entry}/stat`, "utf8");
-      const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-      const process = traced.get(Number(entry)) ?? { pid: Number(entry), parent: Number(fields[1]), start: at };
-      // A process is another program once it has executed that.
-      const command = readFileSync(`/proc/${entry}/cmdline`, "utf8").replaceAll("\0", " ").trim();
-      const cpu = (Number(fields[11]) + Number(fields[12])) / TICKS;
-      traced.set(process.pid, { command: "", ...process, ...(command && { command }), end: at, cpu });
-    } catch {} // it has just ended
+    const pid = Number(entry);
+    const stat = statOf(pid);
+    if (stat === undefined) continue; // it has just ended
+    const process = traced.get(pid) ?? { pid, parent: Number(stat[1]), start: at, command: "" };
+    // A process is another program once it has executed that.
+    const command = argumentsOf(pid).join(" ").trim() || process.command;
+    traced.set(pid, { ...process, command, end: at, cpu: cpuOf(stat) });
   }
+}
+
+/** Seconds of CPU time, of what the kernel tells of a process from field 3 on. */
+function cpuOf(stat: readonly string[]): number {
+  return (Number(stat[11]) + Number(stat[12])) / TICKS;
 }
 
 /** What a command line is about, in a few words. */
@@ -124,8 +128,7 @@ async function inSandbox(): Promise<{ comm: string; seconds: number }[]> {
   const { stdout } = await machine.exec(["/bin/sh", "-c", "cat /proc/[0-9]*/stat"]);
   const processes = stdout.split("\n").flatMap((line) => {
     const [, comm, rest] = /^\d+ \((.*)\) (.*)$/.exec(line) ?? [];
-    const fields = rest?.split(" ") ?? [];
-    return comm ? [{ comm, seconds: (Number(fields[11]) + Number(fields[12])) / TICKS }] : [];
+    return comm ? [{ comm, seconds: cpuOf(rest!.split(" ")) }] : [];
   });
   return processes.filter(({ seconds }) => seconds > 0).sort((one, other) => other.seconds - one.seconds);
 }

@@ -1,6 +1,6 @@
 import { stringify } from "yaml";
 import type { StackConfig } from "./schema.ts";
-import { systemPod } from "./systemPod.ts";
+import { systemPod, systemProbes } from "./systemPod.ts";
 
 /** The port that CoreDNS listens on in its pod: below 1024 it would need a privilege. */
 const PORT = 1053;
@@ -111,11 +111,7 @@ function podSpec(image: string) {
         { name: "dns-tcp", containerPort: PORT, protocol: "TCP" },
         { name: "metrics", containerPort: 9153, protocol: "TCP" },
       ],
-      // Each probe costs time of a CPU: often until it is up, seldom from then on. That of readiness is no longer than a new
-      // kubelet has run by then: it would wait for a random part of it before the first probe (kubelet: prober.worker.run).
-      startupProbe: { ...probe(8181, "/ready"), periodSeconds: 1, failureThreshold: 120 },
-      readinessProbe: { ...probe(8181, "/ready"), periodSeconds: 5 },
-      livenessProbe: { ...probe(8080, "/health"), periodSeconds: 30, timeoutSeconds: 5 },
+      ...systemProbes(probe(8181, "/ready"), probe(8080, "/health")),
       volumeMounts: [
         { name: "config", mountPath: "/etc/coredns", readOnly: true },
         { name: "custom", mountPath: "/etc/coredns-custom", readOnly: true },

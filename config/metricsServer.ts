@@ -1,5 +1,5 @@
 import { stringify } from "yaml";
-import { systemPod } from "./systemPod.ts";
+import { systemPod, systemProbes } from "./systemPod.ts";
 
 const PORT = 10443;
 
@@ -106,9 +106,7 @@ function podSpec(image: string) {
       ports: [{ name: "https", containerPort: PORT, protocol: "TCP" }],
       // It has something to tell from its second look at the node on, a second or two after its start, for which
       // nothing else waits.
-      startupProbe: { ...probe("/readyz?exclude=metric-storage-ready"), periodSeconds: 1, failureThreshold: 120 },
-      readinessProbe: { ...probe("/readyz?exclude=metric-storage-ready"), periodSeconds: 5 },
-      livenessProbe: { ...probe("/livez"), periodSeconds: 30, timeoutSeconds: 5 },
+      ...systemProbes(probe("/readyz?exclude=metric-storage-ready"), probe("/livez")),
       volumeMounts: [{ name: "tmp", mountPath: "/tmp" }],
     },
     { volumes: [{ name: "tmp", emptyDir: {} }] },

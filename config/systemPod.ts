@@ -1,4 +1,15 @@
 /**
+ * The probes of an addon. Each costs time of a CPU: often until it is up, seldom from then on. The period of readiness is
+ * no longer than a new kubelet has run by then, or that would wait for a random part of it before the first probe
+ * (kubelet: prober.worker.run).
+ */
+export const systemProbes = (ready: object, live: object): object => ({
+  startupProbe: { ...ready, periodSeconds: 1, failureThreshold: 120 },
+  readinessProbe: { ...structuredClone(ready), periodSeconds: 5 }, // the same object would be an alias in YAML
+  livenessProbe: { ...live, periodSeconds: 30, timeoutSeconds: 5 },
+});
+
+/**
  * The spec of an addon's pod: one container with no privilege, which outlives what users run.
  * @param container what the container has beside that; its name is its service account's too
  * @param more what the pod has beside that

@@ -219,8 +219,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
 
   override async terminalCommand(args: readonly string[]): Promise<readonly string[]> {
     // Today's: an earlier release may have started the sandbox.
-    const host = await provide(wanted({ name: "host" }), (line) => console.error(line));
-    return [join(host, "gvisor-k3s-host"), "terminal", ...this.command(args)];
+    return [await hostToday((line) => console.error(line)), "terminal", ...this.command(args)];
   }
 
   override async read(path: string, options: { tail?: number } = {}): Promise<string | undefined> {
@@ -532,9 +531,12 @@ class ManagedSandbox extends BaseMachine implements Machine {
   async #hostProgram(): Promise<string> {
     const noted = readRecord(this.ref.name, this.ref.home)?.programs.host;
     if (noted !== undefined && existsSync(noted)) return noted;
-    return join(await provide(wanted({ name: "host" }), () => {}), "gvisor-k3s-host");
+    return await hostToday(() => {});
   }
 }
+
+const hostToday = async (say: (line: string) => void): Promise<string> =>
+  join(await provide(wanted({ name: "host" }), say), "gvisor-k3s-host");
 
 function supervisorOf({ name, home }: MachineRef): SupervisorState | undefined {
   const remedy = "delete it, and the next `gvisor-k3s up` starts the sandbox again";

@@ -19,7 +19,7 @@ export function processStart(pid: number): string | undefined {
 }
 
 /** What the kernel tells of a process, from field 3 on (see proc_pid_stat(5)); undefined if there is none. */
-function statOf(pid: number): string[] | undefined {
+export function statOf(pid: number): string[] | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
     return stat.slice(stat.lastIndexOf(")") + 2).split(" ");

@@ -88,7 +88,7 @@ export async function run(program: string, args: readonly string[], options: Run
     const running = execa(program, args, settings);
     const { stdout: out, stderr: err } = running;
     running.nodeChildProcess.once("exit", () => {
-      for (const pipe of [out, err]) void letGo(pipe as Socket | null);
+      for (const pipe of [out, err]) void letGo(pipe);
     });
     const { stdout, stderr } = await running;
     return { stdout: String(stdout ?? ""), stderr: String(stderr ?? "") };
@@ -104,8 +104,9 @@ export async function run(program: string, args: readonly string[], options: Run
  * Reads what a program that has ended has left in a pipe, and closes it: what it has left running, in a sandbox maybe, can
  * hold the other end for ever.
  */
-export async function letGo(pipe: Socket | null): Promise<void> {
-  if (pipe === null) return;
+export async function letGo(readable: Readable | null): Promise<void> {
+  if (readable === null) return;
+  const pipe = readable as Socket;
   let read = -1;
   for (let second = 0; second < 10 && !pipe.destroyed && pipe.bytesRead !== read; second++) {
     read = pipe.bytesRead;

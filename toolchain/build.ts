@@ -4,7 +4,7 @@
  *
  *     --print                     builds nothing, and prints the folder of each
  *     --patch ID                  with this patch, which may be given several times; for one artifact
- *     --manifest                  builds nothing, and prints the path of the manifest
+ *     --manifest                  builds nothing but the file of the steps, and prints the path of the manifest
  *     --try-patch ID NAME         prints what `patch` says of a patch that does not apply to the pinned source
  * @module
  */

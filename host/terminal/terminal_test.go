@@ -165,21 +165,22 @@ func TestEnds(t *testing.T) {
 	if code := d.code(cmd); code != 128+2 {
 		t.Errorf("Ctrl-C: %d", code)
 	}
-	cmd = d.run("echo also; exec sleep 1000")
-	d.waitFor("also")
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if code := d.code(cmd); code != 128+15 {
-		t.Errorf("SIGTERM: %d", code)
-	}
-	cmd = d.run("trap '' HUP TERM; echo stubborn; while :; do sleep 0.1; done")
-	d.waitFor("stubborn")
-	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
-	if code := d.code(cmd); code != 128+9 {
-		t.Errorf("SIGHUP: %d", code)
+	for _, c := range []struct {
+		script, word string
+		signal       syscall.Signal
+		code         int
+	}{
+		{"echo also; exec sleep 1000", "also", syscall.SIGTERM, 128 + 15},
+		{"trap '' HUP TERM; echo stubborn; while :; do sleep 0.1; done", "stubborn", syscall.SIGHUP, 128 + 9},
+	} {
+		cmd := d.run(c.script)
+		d.waitFor(c.word)
+		if err := cmd.Process.Signal(c.signal); err != nil {
+			t.Fatal(err)
+		}
+		if code := d.code(cmd); code != c.code {
+			t.Errorf("%v: %d, want %d", c.signal, code, c.code)
+		}
 	}
 	if code := d.code(d.start("/nothing")); code != 1 {
 		t.Errorf("what is not there: %d", code)
@@ -234,21 +235,20 @@ func TestNothingIsHeld(t *testing.T) {
 
 func TestAFileIsNoTerminal(t *testing.T) {
 	d := newDesk(t)
-	for stdin, stdout := range map[*os.File]*os.File{d.terminal: nil, nil: d.terminal} {
+	for _, end := range []string{"input", "output"} {
 		var stderr strings.Builder
 		cmd := d.command("true")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, nil, &stderr
-		if stdin != nil {
-			cmd.Stdin = stdin
-		}
-		if stdout != nil {
-			cmd.Stdout = stdout
+		cmd.Stderr = &stderr
+		if end == "input" {
+			cmd.Stdin = nil
+		} else {
+			cmd.Stdout = nil
 		}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		if code := d.code(cmd); code != 1 || !strings.Contains(stderr.String(), "must be a terminal") {
-			t.Errorf("it ended with %d: %s", code, stderr.String())
+			t.Errorf("standard %s: it ended with %d: %s", end, code, stderr.String())
 		}
 	}
 }

@@ -192,6 +192,7 @@ it("what was edited by hand is told, previewed as a diff, and written again by u
   expect((await services(name)).containerd!.pid).not.toBe(before); // it may have read what was edited
   // The kubelet has seen a containerd without a network, and looks again every five seconds.
   await waitFor("the node is well", 30, async () => (await cli("status", name)).exitCode === 0 || undefined);
+  expect((await json("status", name)).problems).toEqual([]);
   expect(await printed("preview", name)).toContain("nothing changes");
 });
 

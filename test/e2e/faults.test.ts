@@ -31,7 +31,7 @@ import { serviceStates } from "../../machines/services.ts";
 import { credentialsIn } from "../../servers/kubeconfig.ts";
 import { lastReady } from "../../servers/ready.ts";
 import { VERSION } from "../../steps/versions.ts";
-import { argumentsOf, isAlive, processStart, signalTo } from "../../system/processes.ts";
+import { argumentsOf, isAlive, parentOf, processStart, signalTo, statOf } from "../../system/processes.ts";
 import { waitFor } from "../../system/wait.ts";
 import {
   endAll,
@@ -86,7 +86,6 @@ async function printed(...args: string[]): Promise<string> {
 
 interface Process {
   pid: number;
-  parent: number;
   startTime: string;
   group: number;
 }
@@ -96,16 +95,8 @@ function processesOf(run: Run): Process[] {
   return readdirSync("/proc").flatMap((entry) => {
     const startTime = /^\d+$/.test(entry) ? processStart(Number(entry)) : undefined;
     if (startTime === undefined) return [];
-    try {
-      const stat = readFileSync(`/proc/${entry}/stat`, "utf8");
-      const [, parent, group, session] = stat
-        .slice(stat.lastIndexOf(")") + 2)
-        .split(" ")
-        .map(Number);
-      return session === run.pid ? [{ pid: Number(entry), startTime, parent: parent!, group: group! }] : [];
-    } catch {
-      return []; // it has just ended
-    }
+    const [, , group, session] = (statOf(Number(entry)) ?? []).map(Number);
+    return session === run.pid ? [{ pid: Number(entry), startTime, group: group! }] : [];
   });
 }
 
@@ -302,11 +293,12 @@ describe("an up whose predecessor was killed, and whose step goes on", () => {
       return step && readFileSync(lock, "utf8").startsWith(`server (process ${step.pid}, since `) ? step : undefined;
     });
     const others = victims["all but the step"](first, "server");
+    const parent = parentOf(holder.pid);
     for (const { pid } of others) signalTo(pid, "SIGKILL");
     // Only then: a process that is stopped when its parent dies is ended by the kernel. That is when the parent's last
     // thread has died, and has left it to another.
-    const orphaned = () => stepOf(first, "server")?.parent !== holder.parent;
-    await waitFor("the others are gone", 20, () => (!others.some(isAlive) && orphaned()) || undefined);
+    const gone = () => !others.some(isAlive) && parentOf(holder.pid) !== parent;
+    await waitFor("the others are gone", 20, () => gone() || undefined);
     signalTo(holder.pid, "SIGSTOP");
     expect(isAlive(holder), "the step goes on").toBe(true);
     const second = begin(["up", name]);

@@ -15,7 +15,7 @@ import { artifactFolder, goArch, pathInSandbox } from "../../artifacts/artifacts
 import { linkAddresses } from "../../config/network.ts";
 import { parseStackConfig } from "../../config/schema.ts";
 import { optionDocs } from "../../docs/tables.ts";
-import { argumentsOf, signalTo } from "../../system/processes.ts";
+import { argumentsOf, parentOf, signalTo } from "../../system/processes.ts";
 import { waitFor } from "../../system/wait.ts";
 import {
   changes,
@@ -319,10 +319,9 @@ describe("what replaces something", () => {
         (pid) => /^\d+$/.test(pid) && pattern.test(argumentsOf(Number(pid)).join(" ").trim()),
       );
     const starts = new RegExp(`^ssh .* ${network}\\.2 .*'machine' 'start'$`);
-    const parentOf = (pid: string) => Number(/^PPid:\s+(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]);
     const step = await waitFor("the node is being started there", 240, () => {
       const [pid] = running(starts);
-      return pid === undefined ? undefined : parentOf(pid);
+      return pid === undefined ? undefined : parentOf(Number(pid));
     });
     signalTo(step, "SIGSTOP");
     await waitFor("it is started there", 120, async () => {
