@@ -28,6 +28,7 @@ export function renderConflist(options: StackConfig["network"], clusterCidr: str
         mtu: options.mtu,
         nodeAddresses: [node],
         hostPorts: inSandbox.hostPorts,
+        policies: inSandbox.policies,
         capabilities: { portMappings: true },
         ipam: {
           type: "host-local",

@@ -23,6 +23,8 @@ export const inSandbox = {
   cniConfig: "/etc/cni/net.d",
   /** Where the CNI plugin tells the service proxy of the pods' host ports; they end with the sandbox. */
   hostPorts: "/run/gvisor-k3s/host-ports",
+  /** Where the CNI plugin has the service proxy put each pod's port in its place, as network policies have it. */
+  policies: "/run/gvisor-k3s/policies",
   nodeConfig: "/etc/rancher/k3s/config.yaml",
   kubeconfig: "/etc/rancher/k3s/k3s.yaml",
   nodeData: "/var/lib/rancher/k3s",

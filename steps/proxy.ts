@@ -32,6 +32,7 @@ export const ensureProxy: Step<ProxyParams> = {
       link,
       "node-addresses": `${address},127.0.0.1`,
       "host-ports": inSandbox.hostPorts,
+      policies: inSandbox.policies,
       status,
     };
     const command = [proxy, ...Object.entries(options).flatMap(([name, value]) => [`-${name}`, value])];

@@ -20,7 +20,7 @@ func runBeside(ctx context.Context, config *Config, claims bool) error {
 
 // startOwn starts what Kubernetes' own components do not do.
 func (c *components) startOwn(ctx context.Context) {
-	c.start(ctx, "network policies", c.tellOfPolicies)
+	c.start(ctx, "the service proxy's rights", c.letProxyReadPolicies)
 	c.start(ctx, "load balancers", c.loadBalancers)
 	c.start(ctx, "the node's labels", c.labelNode)
 }

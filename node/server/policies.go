@@ -2,52 +2,51 @@ package main
 
 import (
 	"context"
+	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	"k8s.io/client-go/informers"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	rbac "k8s.io/client-go/applyconfigurations/rbac/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/events"
+	"k8s.io/klog/v2"
 )
 
-// tellOfPolicies says at each network policy that nothing enforces it, lest somebody relies on it.
-func (c *components) tellOfPolicies(ctx context.Context) error {
+// proxyRole is what the service proxy may do beside what Kubernetes lets a kube-proxy do: read what network policies
+// are about.
+const proxyRole = "gvisor-k3s:network-policies"
+
+func (c *components) letProxyReadPolicies(ctx context.Context) error {
 	client, err := adminClient(c.config)
 	if err != nil {
 		return err
 	}
-	return tellOfPolicies(ctx, client)
+	try := func(ctx context.Context) (bool, error) {
+		err := letProxyReadPolicies(ctx, client)
+		if err != nil {
+			klog.V(1).InfoS("the service proxy's rights", "err", err)
+		}
+		return err == nil, nil
+	}
+	if err := wait.PollUntilContextCancel(ctx, 100*time.Millisecond, true, try); err == nil {
+		<-ctx.Done()
+	}
+	return nil
 }
 
-func tellOfPolicies(ctx context.Context, client kubernetes.Interface) error {
-	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()})
-	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
+func letProxyReadPolicies(ctx context.Context, client kubernetes.Interface) error {
+	read := func(group, resource string) *rbac.PolicyRuleApplyConfiguration {
+		return rbac.PolicyRule().WithAPIGroups(group).WithResources(resource).WithVerbs("list", "watch")
+	}
+	role := rbac.ClusterRole(proxyRole).WithRules(
+		read("networking.k8s.io", "networkpolicies"), read("", "pods"), read("", "namespaces"),
+	)
+	options := metav1.ApplyOptions{FieldManager: "gvisor-k3s", Force: true}
+	if _, err := client.RbacV1().ClusterRoles().Apply(ctx, role, options); err != nil {
 		return err
 	}
-	defer broadcaster.Shutdown()
-	recorder := broadcaster.NewRecorder(scheme.Scheme, "gvisor-k3s")
-	tell := func(object any) {
-		if policy, ok := object.(*networkingv1.NetworkPolicy); ok {
-			recorder.Eventf(policy, nil, corev1.EventTypeWarning, "NotEnforced", "Serving",
-				"Nothing enforces this policy: gVisor has no netfilter to do it with. "+
-					"Every pod of this node reaches every other.")
-		}
-	}
-	factory := informers.NewSharedInformerFactory(client, 0)
-	informer := factory.Networking().V1().NetworkPolicies().Informer()
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: tell,
-		UpdateFunc: func(before, after any) {
-			if before.(*networkingv1.NetworkPolicy).Generation != after.(*networkingv1.NetworkPolicy).Generation {
-				tell(after)
-			}
-		},
-	}); err != nil {
-		return err
-	}
-	factory.Start(ctx.Done())
-	<-ctx.Done()
-	return nil
+	binding := rbac.ClusterRoleBinding(proxyRole).
+		WithRoleRef(rbac.RoleRef().WithAPIGroup("rbac.authorization.k8s.io").WithKind("ClusterRole").WithName(proxyRole)).
+		WithSubjects(rbac.Subject().WithAPIGroup("rbac.authorization.k8s.io").WithKind("User").WithName("system:kube-proxy"))
+	_, err := client.RbacV1().ClusterRoleBindings().Apply(ctx, binding, options)
+	return err
 }

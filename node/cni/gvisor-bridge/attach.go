@@ -46,7 +46,7 @@ func cmdAdd(args *skel.CmdArgs) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = join(err, deletePort(conf.Bridge, port))
+			err = join(err, forgetPodLink(conf, port), deletePort(conf.Bridge, port))
 		}
 	}()
 	var portMAC string
@@ -59,6 +59,9 @@ func cmdAdd(args *skel.CmdArgs) (err error) {
 			return fmt.Errorf("looking up link %q: %w", port, err)
 		}
 		portMAC = link.Attrs().HardwareAddr.String()
+		if conf.Policies != "" {
+			return bringUp(link, conf.MTU)
+		}
 		return plugIn(port, conf.MTU)
 	})
 	if err != nil {
@@ -113,6 +116,9 @@ func cmdAdd(args *skel.CmdArgs) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := tellPodLink(conf, port, args.Args, result); err != nil {
+		return err
+	}
 	if err := tellHostPorts(conf, args.ContainerID, args.Args, result.IPs); err != nil {
 		return err
 	}
@@ -126,16 +132,18 @@ func cmdDel(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	port := portName(conf.Name, args.ContainerID, args.IfName)
 	return join(
 		forgetHostPorts(conf, args.ContainerID),
-		deletePort(conf.Bridge, portName(conf.Name, args.ContainerID, args.IfName)),
+		forgetPodLink(conf, port),
+		deletePort(conf.Bridge, port),
 		releaseLease(args.StdinData),
 	)
 }
 
 // deletePort unplugs a pod, which removes its interface; one that is gone already is no error.
 func deletePort(bridge, port string) error {
-	return inSwitch(bridge, func() error { return deleteLink(port) })
+	return amongPorts(bridge, func() error { return deleteLink(port) })
 }
 
 func checkFree(ifName string) error {

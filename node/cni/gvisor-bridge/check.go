@@ -61,7 +61,18 @@ func checkNode(conf *pluginConf, port string, want *current.Result) error {
 		return join(append(wrong, fmt.Errorf("the namespace of bridge %q is gone", conf.Bridge))...)
 	}
 	defer sw.Close()
-	return join(append(wrong, sw.Do(func(ns.NetNS) error { return checkPorts(uplinkName, port) }))...)
+	// A port is on the bridge, or, with network policies, on one of its own.
+	filtered := false
+	err = inSwitch(filterName(conf.Bridge), func() error {
+		link, err := findLink(port)
+		filtered = link != nil && link.Attrs().MasterIndex != 0
+		return err
+	})
+	ports := []string{uplinkName}
+	if !filtered {
+		ports = append(ports, port)
+	}
+	return join(append(wrong, err, sw.Do(func(ns.NetNS) error { return checkPorts(ports...) }))...)
 }
 
 // checkPorts looks whether links are on the bridge. Called in the switch.

@@ -40,6 +40,9 @@ type pluginConf struct {
 	NodeAddresses []net.IP
 	// HostPorts is the folder where the service proxy is told of the pods' host ports; without it there are none.
 	HostPorts string
+	// Policies is the folder that is shared with the service proxy, which enforces network policies: "links" tells of the
+	// pods' links, and at "socket" it puts each pod's port in its place. Without it ports are on the bridge.
+	Policies string
 	// RuntimeConfig is what the runtime says of the pod.
 	RuntimeConfig struct {
 		PortMappings []portMapping `json:"portMappings"`
@@ -51,7 +54,7 @@ type pluginConf struct {
 // configKeys lists what a configuration may hold: what a person writes, then
 // what the runtime (libcni) adds.
 var configKeys = []string{
-	"cniVersion", "name", "type", "bridge", "mtu", "nodeAddresses", "hostPorts", "ipam", "dns",
+	"cniVersion", "name", "type", "bridge", "mtu", "nodeAddresses", "hostPorts", "policies", "ipam", "dns",
 	"args", "capabilities", "runtimeConfig", "prevResult", "cni.dev/attachments", "cni.dev/valid-attachments",
 }
 
@@ -99,6 +102,13 @@ func (p *problems) field(conf map[string]json.RawMessage, key string, dst any, w
 	}
 }
 
+// folder reports a path that is not absolute; there may be none.
+func (p *problems) folder(key, path string) {
+	if path != "" && !filepath.IsAbs(path) {
+		p.addf("%s: %q is no absolute path of a folder", key, path)
+	}
+}
+
 // unknown reports the keys of conf that are not allowed.
 func (p *problems) unknown(where string, conf map[string]json.RawMessage, allowed []string, hints map[string]string) {
 	for _, key := range slices.Sorted(maps.Keys(conf)) {
@@ -142,6 +152,7 @@ func parseConf(stdin []byte, envArgs string) (*pluginConf, error) {
 	p.field(keys, "mtu", &conf.MTU, "a whole number")
 	p.field(keys, "nodeAddresses", &conf.NodeAddresses, "a list of IP addresses")
 	p.field(keys, "hostPorts", &conf.HostPorts, "a string")
+	p.field(keys, "policies", &conf.Policies, "a string")
 	p.field(keys, "runtimeConfig", &conf.RuntimeConfig, "an object of the runtime's")
 	p.field(keys, "dns", &conf.DNS, "a DNS object: nameservers, domain, search, options")
 	p.field(keys, "prevResult", &conf.RawPrevResult, "a CNI result")
@@ -164,9 +175,8 @@ func parseConf(stdin []byte, envArgs string) (*pluginConf, error) {
 			p.addf("nodeAddresses: %s is not IPv4", address)
 		}
 	}
-	if conf.HostPorts != "" && !filepath.IsAbs(conf.HostPorts) {
-		p.addf("hostPorts: %q is no absolute path of a folder", conf.HostPorts)
-	}
+	p.folder("hostPorts", conf.HostPorts)
+	p.folder("policies", conf.Policies)
 	if conf.Capabilities["portMappings"] && conf.HostPorts == "" {
 		p.addf("capabilities.portMappings: it takes hostPorts, the folder where the service proxy is told of them")
 	}

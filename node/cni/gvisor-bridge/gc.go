@@ -24,12 +24,13 @@ func cmdGC(args *skel.CmdArgs) error {
 	}
 	return join(
 		gcHostPorts(conf, valid),
-		inSwitch(conf.Bridge, func() error { return gcPorts(networkPrefix(conf.Name), validPorts) }),
+		gcPodLinks(conf, validPorts),
+		amongPorts(conf.Bridge, func() error { return gcPorts(networkPrefix(conf.Name), validPorts) }),
 		gcLeases(conf.LeaseDir, valid, args.StdinData),
 	)
 }
 
-// gcPorts is called in the switch.
+// gcPorts is called where ports are.
 func gcPorts(prefix string, valid map[string]bool) error {
 	links, err := netlinksafe.LinkList()
 	if err != nil {

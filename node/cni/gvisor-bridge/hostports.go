@@ -1,13 +1,9 @@
 package main
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -48,28 +44,11 @@ func tellHostPorts(conf *pluginConf, container, cniArgs string, ips []*current.I
 	if len(ports) == 0 || len(ips) == 0 {
 		return nil
 	}
-	args := map[string]string{}
-	for _, pair := range strings.Split(cniArgs, ";") {
-		key, value, _ := strings.Cut(pair, "=")
-		args[key] = value
-	}
-	content, err := json.Marshal(podPorts{
+	args := cniArguments(cniArgs)
+	err := writeWhole(conf.HostPorts, container, podPorts{
 		Namespace: args["K8S_POD_NAMESPACE"], Name: args["K8S_POD_NAME"], UID: args["K8S_POD_UID"],
 		Address: ips[0].Address.IP, Ports: ports,
 	})
-	if err != nil {
-		return err
-	}
-	file := hostPortsFile(conf, container)
-	// A name with a dot first is none that the proxy looks at.
-	whole := filepath.Join(conf.HostPorts, "."+container)
-	err = os.MkdirAll(conf.HostPorts, 0o700)
-	if err == nil {
-		err = os.WriteFile(whole, content, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(whole, file)
-	}
 	if err != nil {
 		return fmt.Errorf("telling of the pod's host ports: %w", err)
 	}
@@ -81,30 +60,13 @@ func forgetHostPorts(conf *pluginConf, container string) error {
 	if conf.HostPorts == "" {
 		return nil
 	}
-	if err := os.Remove(hostPortsFile(conf, container)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return removeIfThere(hostPortsFile(conf, container))
 }
 
 // gcHostPorts forgets those of containers that are not among the valid ones.
 func gcHostPorts(conf *pluginConf, valid map[types.GCAttachment]bool) error {
-	entries, err := os.ReadDir(conf.HostPorts)
-	if conf.HostPorts == "" || errors.Is(err, os.ErrNotExist) {
+	if conf.HostPorts == "" {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	containers := map[string]bool{}
-	for attachment := range valid {
-		containers[attachment.ContainerID] = true
-	}
-	var failed []error
-	for _, entry := range entries {
-		if !containers[strings.TrimPrefix(entry.Name(), ".")] {
-			failed = append(failed, os.Remove(filepath.Join(conf.HostPorts, entry.Name())))
-		}
-	}
-	return join(failed...)
+	return removeOthers(conf.HostPorts, containersOf(valid))
 }

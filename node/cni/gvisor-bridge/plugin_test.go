@@ -542,7 +542,7 @@ func TestInvalidConfig(t *testing.T) {
 			"bridge", "a name that is far too long", "mtu", 12, "hairpinMode", true, "bogus", 1,
 			"ipam", ipam("type", "dhcp", "bogus", 1),
 		), []string{
-			"bogus: unknown key, allowed are cniVersion, name, type, bridge, mtu, nodeAddresses, hostPorts, ipam, dns",
+			"bogus: unknown key, allowed are cniVersion, name, type, bridge, mtu, nodeAddresses, hostPorts, policies, ipam, dns",
 			"hairpinMode: gVisor's bridge has no hairpin mode: leave it out",
 			`bridge: "a name that is far too long" is not an interface name`,
 			"mtu: 12 is not within 576 to 65521 bytes",

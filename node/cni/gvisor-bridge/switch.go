@@ -29,6 +29,15 @@ const (
 
 func switchPath(name string) string { return filepath.Join(switchDir, name) }
 
+// filterName names the namespace that the service proxy takes ports to while there are network policies; see
+// node/server/service-proxy/podlinks.go.
+func filterName(bridge string) string { return bridge + "-filter" }
+
+// amongPorts runs f wherever ports can be.
+func amongPorts(bridge string, f func() error) error {
+	return join(inSwitch(bridge, f), inSwitch(filterName(bridge), f))
+}
+
 // openSwitch returns nil when there is none.
 func openSwitch(name string) (ns.NetNS, error) {
 	sw, err := ns.GetNS(switchPath(name))

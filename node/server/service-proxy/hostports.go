@@ -75,19 +75,16 @@ func (h hostPorts) read() []podPorts {
 	return ports
 }
 
-// watch calls changed after each change of the folder, which it makes, until the context ends.
-func (h hostPorts) watch(ctx context.Context, changed func()) error {
-	if h == "" {
-		return nil
-	}
-	if err := os.MkdirAll(string(h), 0o700); err != nil {
+// watchFolder calls changed after each change of a folder, which it makes, until the context ends.
+func watchFolder(ctx context.Context, folder string, changed func()) error {
+	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return err
 	}
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		return err
 	}
-	if err := watcher.Add(string(h)); err != nil {
+	if err := watcher.Add(folder); err != nil {
 		watcher.Close()
 		return err
 	}
@@ -99,7 +96,7 @@ func (h hostPorts) watch(ctx context.Context, changed func()) error {
 				return
 			case <-watcher.Events:
 			case err := <-watcher.Errors: // such as too many events at once: what there is now is read anew
-				klog.ErrorS(err, "watching the pods' host ports")
+				klog.ErrorS(err, "watching", "folder", folder)
 			}
 			changed()
 		}
@@ -122,7 +119,7 @@ func (p *proxy) addHostPorts(wanted map[frontend]*pool, used map[poolName]bool) 
 			}}
 			used[name] = true
 			if p.pools[name] == nil {
-				p.pools[name] = newPool(name)
+				p.pools[name] = p.newPool(name)
 			}
 			p.pools[name].set([]netip.AddrPort{netip.AddrPortFrom(pod.Address, port.ContainerPort)}, 0, nil)
 			for _, address := range p.hostAddresses(port.HostIP) {

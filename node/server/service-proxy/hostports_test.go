@@ -77,13 +77,13 @@ func TestHostPortThatIsTaken(t *testing.T) {
 	expect(t, event, strings.Contains(event, "30904/TCP cannot be listened on: listen tcp4 "), true)
 }
 
-func TestWatchesHostPorts(t *testing.T) {
-	folder := hostPorts(filepath.Join(t.TempDir(), "made", "later"))
+func TestWatchesFolders(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "made", "later")
 	changed := make(chan bool, 100)
-	if err := folder.watch(t.Context(), func() { changed <- true }); err != nil {
+	if err := watchFolder(t.Context(), folder, func() { changed <- true }); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(string(folder), "pod"), []byte("{}"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(folder, "pod"), []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	select {

@@ -37,6 +37,7 @@ type options struct {
 	link          string
 	nodeAddresses []netip.Addr
 	hostPorts     hostPorts
+	policies      string
 	status        string
 }
 
@@ -50,6 +51,9 @@ func main() {
 		"the node's addresses at which node ports and host ports are served, with commas between")
 	flag.StringVar((*string)(&o.hostPorts), "host-ports", "",
 		"the folder where the CNI plugin tells of the pods' host ports; it may be made later")
+	flag.StringVar(&o.policies, "policies", "",
+		"the folder that is shared with the CNI plugin, which has each new pod's port put in its place; "+
+			"without it network policies are not enforced")
 	flag.StringVar(&o.status, "status", "", "a file for the process's id and the time when Services are served, as JSON")
 	flag.Parse()
 	for _, text := range strings.Split(*addresses, ",") {
@@ -112,12 +116,19 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	if err := o.hostPorts.watch(ctx, proxy.wake); err != nil {
-		return fmt.Errorf("the pods' host ports: %w", err)
+	if o.hostPorts != "" {
+		if err := watchFolder(ctx, string(o.hostPorts), proxy.wake); err != nil {
+			return fmt.Errorf("the pods' host ports: %w", err)
+		}
 	}
 	factory.Start(ctx.Done())
 	if !cache.WaitForCacheSync(ctx.Done(), watchedServices.HasSynced, watchedSlices.HasSynced) {
 		return nil
+	}
+	if o.policies != "" {
+		if err := enforce(ctx, o, client, proxy); err != nil {
+			return fmt.Errorf("network policies: %w", err)
+		}
 	}
 	if o.status != "" {
 		status := fmt.Sprintf(`{"pid":%d,"synced":%d}`+"\n", os.Getpid(), time.Now().UnixMilli())

@@ -15,12 +15,22 @@ import (
 // pool holds the endpoints of a Service's port, and which client stays with which.
 type pool struct {
 	name poolName
+	// allows tells whether network policies let a client have an endpoint.
+	allows func(client netip.Addr, endpoint netip.AddrPort) bool
 
 	mutex     sync.Mutex
 	endpoints []netip.AddrPort
 	affinity  time.Duration  // 0: none
 	sources   []netip.Prefix // whose connections are taken; none: everybody's
 	clients   map[netip.Addr]sticky
+	relayed   map[*relayed]bool
+}
+
+// relayed is a connection that is being relayed.
+type relayed struct {
+	client   netip.Addr
+	endpoint netip.AddrPort
+	reset    func()
 }
 
 type sticky struct {
@@ -28,8 +38,8 @@ type sticky struct {
 	until    time.Time
 }
 
-func newPool(name poolName) *pool {
-	return &pool{name: name, clients: map[netip.Addr]sticky{}}
+func newPool(name poolName, allows func(netip.Addr, netip.AddrPort) bool) *pool {
+	return &pool{name: name, allows: allows, clients: map[netip.Addr]sticky{}, relayed: map[*relayed]bool{}}
 }
 
 // set replaces the endpoints; clients of one that is gone are free to get another.
@@ -45,11 +55,47 @@ func (p *pool) set(endpoints []netip.AddrPort, affinity time.Duration, sources [
 	}
 }
 
-// has tells whether an endpoint is still one.
-func (p *pool) has(endpoint netip.AddrPort) bool {
+// has tells whether an endpoint is still one, for a client.
+func (p *pool) has(client netip.Addr, endpoint netip.AddrPort) bool {
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
-	return slices.Contains(p.endpoints, endpoint)
+	return slices.Contains(p.endpoints, endpoint) && p.allows(client, endpoint)
+}
+
+// all are the endpoints.
+func (p *pool) all() []netip.AddrPort {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	return p.endpoints
+}
+
+// relaying notes a connection until end is called.
+func (p *pool) relaying(connection *relayed) (end func()) {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	p.relayed[connection] = true
+	return func() {
+		p.mutex.Lock()
+		defer p.mutex.Unlock()
+		delete(p.relayed, connection)
+	}
+}
+
+func (p *pool) isRelaying() bool {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	return len(p.relayed) > 0
+}
+
+// policiesChanged breaks the connections that are allowed no longer.
+func (p *pool) policiesChanged() {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	for connection := range p.relayed {
+		if !p.allows(connection.client, connection.endpoint) {
+			connection.reset()
+		}
+	}
 }
 
 // candidates returns the endpoints in the order in which they are to be tried for a client: the one that it stays with,
@@ -61,7 +107,8 @@ func (p *pool) candidates(client netip.Addr) []netip.AddrPort {
 	if len(p.sources) > 0 && !slices.ContainsFunc(p.sources, from) {
 		return nil
 	}
-	order := slices.Clone(p.endpoints)
+	denied := func(endpoint netip.AddrPort) bool { return !p.allows(client, endpoint) }
+	order := slices.DeleteFunc(slices.Clone(p.endpoints), denied)
 	rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 	if s, ok := p.clients[client]; ok && p.affinity > 0 && time.Now().Before(s.until) {
 		if i := slices.Index(order, s.endpoint); i > 0 {

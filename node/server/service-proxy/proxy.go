@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -66,6 +67,10 @@ type proxy struct {
 	hostPorts     hostPorts
 	recorder      events.EventRecorder
 	changed       chan struct{}
+	// allows tells whether network policies let a client have an endpoint.
+	allows func(protocol v1.Protocol, client netip.Addr, endpoint netip.AddrPort) bool
+	// known is what is served, for others than the loop.
+	known atomic.Pointer[map[frontend]*pool]
 
 	serviceChanges *kubeproxy.ServiceChangeTracker
 	sliceChanges   *kubeproxy.EndpointsChangeTracker
@@ -96,6 +101,7 @@ func newProxy(
 ) *proxy {
 	return &proxy{node: node, nodeAddresses: nodeAddresses, hostPorts: hostPorts, addresses: addresses, recorder: recorder,
 		changed:        make(chan struct{}, 1),
+		allows:         func(v1.Protocol, netip.Addr, netip.AddrPort) bool { return true },
 		serviceChanges: kubeproxy.NewServiceChangeTracker(v1.IPv4Protocol, nil, nil),
 		sliceChanges:   kubeproxy.NewEndpointsChangeTracker(v1.IPv4Protocol, node, nil, nil),
 		services:       kubeproxy.ServicePortMap{}, endpoints: kubeproxy.EndpointsMap{},
@@ -145,6 +151,10 @@ func (p *proxy) sync() (again time.Duration) {
 	p.services.Update(p.serviceChanges)
 	p.endpoints.Update(p.sliceChanges)
 	wanted := p.frontends()
+	p.known.Store(&wanted)
+	for _, pool := range p.pools {
+		pool.policiesChanged()
+	}
 
 	// First what ends: a port may go from one Service to another.
 	for front, now := range p.served {
@@ -197,7 +207,7 @@ func (p *proxy) frontends() map[frontend]*pool {
 			key := poolName{port: name, local: onlyLocal, limited: len(sources) > 0}
 			used[key] = true
 			if p.pools[key] == nil {
-				p.pools[key] = newPool(key)
+				p.pools[key] = p.newPool(key)
 			}
 			p.pools[key].set(addressesOf(endpoints), affinityOf(service), prefixes(sources))
 			for _, address := range addresses {
@@ -211,12 +221,27 @@ func (p *proxy) frontends() map[frontend]*pool {
 		serve(service.ExternalPolicyLocal(), p.nodeAddresses, service.NodePort(), nil)
 	}
 	p.addHostPorts(wanted, used)
-	for key := range p.pools {
-		if !used[key] {
-			delete(p.pools, key)
-		}
-	}
+	maps.DeleteFunc(p.pools, func(key poolName, pool *pool) bool { return !used[key] && !pool.isRelaying() })
 	return wanted
+}
+
+// serves are the endpoints of what is served at an address, and whether something is.
+func (p *proxy) serves(protocol v1.Protocol, address netip.AddrPort) ([]netip.AddrPort, bool) {
+	known := p.known.Load()
+	if known == nil {
+		return nil, false
+	}
+	pool := (*known)[frontend{protocol, address}]
+	if pool == nil {
+		return nil, false
+	}
+	return pool.all(), true
+}
+
+func (p *proxy) newPool(name poolName) *pool {
+	return newPool(name, func(client netip.Addr, endpoint netip.AddrPort) bool {
+		return p.allows(name.port.Protocol, client, endpoint)
+	})
 }
 
 // serviceAddresses are the addresses that the node answers for beside its own; also for Services without endpoints, so

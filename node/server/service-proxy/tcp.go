@@ -25,7 +25,7 @@ func listen(front frontend, pool *pool) (server, error) {
 }
 
 // tcpRelay accepts connections for a pool. Once made, a connection is the two ends' own affair: it outlives changes of
-// the endpoints and of the Service.
+// the endpoints and of the Service, and ends by a network policy only.
 type tcpRelay struct {
 	*net.TCPListener
 	pool *pool
@@ -69,8 +69,20 @@ func (r *tcpRelay) connect(client *net.TCPConn) {
 			continue
 		}
 		r.pool.chosen(from, endpoint)
-		relay.Join(relay.TCP(client), relay.TCP(backend.(*net.TCPConn)))
+		r.join(from, endpoint, relay.TCP(client), relay.TCP(backend.(*net.TCPConn)))
 		return
 	}
 	relay.TCP(client).Reset()
+}
+
+func (r *tcpRelay) join(from netip.Addr, endpoint netip.AddrPort, client, backend relay.Conn) {
+	connection := &relayed{from, endpoint, func() {
+		client.Reset()
+		backend.Reset()
+	}}
+	defer r.pool.relaying(connection)()
+	if !r.pool.allows(from, endpoint) { // the policies have changed meanwhile
+		connection.reset()
+	}
+	relay.Join(client, backend)
 }

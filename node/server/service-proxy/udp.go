@@ -61,9 +61,10 @@ func (r *udpRelay) Close() error {
 	return err
 }
 
-// endpointsChanged ends the flows to endpoints that are gone, so that their clients' next datagrams find another.
+// endpointsChanged ends the flows to endpoints that are gone or not allowed any more, so that their clients' next
+// datagrams find another.
 func (r *udpRelay) endpointsChanged() {
-	r.endFlows(func(f *flow) bool { return !r.pool.has(f.endpoint) })
+	r.endFlows(func(f *flow) bool { return !r.pool.has(f.client.Addr().Unmap(), f.endpoint) })
 }
 
 func (r *udpRelay) endFlows(which func(*flow) bool) {
