@@ -192,12 +192,17 @@ func (n portNetwork) prune(links map[string]podLink) error {
 	return err
 }
 
-// ensureFilterNamespace makes the namespace, and mounts it: the ports that are in it outlive this program.
+// ensureFilterNamespace makes the namespace where it is missing.
 func (n portNetwork) ensureFilterNamespace() error {
 	path := n.filterPath()
 	if err := inNamespace(path, func() error { return nil }); err == nil {
 		return nil
 	}
+	return makeNamespace(path)
+}
+
+// makeNamespace makes a network namespace, and mounts it: what is in it outlives this program.
+func makeNamespace(path string) error {
 	if err := os.WriteFile(path, nil, 0o444); err != nil {
 		return err
 	}
@@ -261,12 +266,16 @@ func ensureBridge(name string, mtu int) error {
 	}
 	if link == nil {
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU = name, mtu
+		attrs.Name = name
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 			return fmt.Errorf("making the bridge %s: %w", name, err)
 		}
 		if link, err = netlink.LinkByName(name); err != nil {
 			return err
+		}
+		// Not at once: Linux would take that of its smallest port later.
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+			return fmt.Errorf("the MTU of %s: %w", name, err)
 		}
 	}
 	return netlink.LinkSetUp(link)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -380,4 +381,32 @@ func TestLocalTrafficPolicy(t *testing.T) {
 	c.service("s", spec(func(s *v1.ServiceSpec) { s.InternalTrafficPolicy = &local }))
 	c.endpoints("s", "p", v1.ProtocolTCP, endpoint{a, "ready"})
 	expect(t, "an endpoint on this node", askers(t, "tcp4", clusterIP+":8000"), "a")
+}
+
+// A client gets only what network policies let it have; what is open already ends with the permission.
+func TestPolicies(t *testing.T) {
+	c := newCluster(t)
+	a, b := tcpServer(t, "a"), tcpServer(t, "b")
+	var denied atomic.Pointer[netip.AddrPort]
+	denied.Store(&a)
+	c.allows = func(_ v1.Protocol, client netip.Addr, endpoint netip.AddrPort) bool {
+		return client != netip.MustParseAddr("127.0.0.1") || endpoint != *denied.Load()
+	}
+	c.service("s", spec())
+	c.endpoints("s", "p", v1.ProtocolTCP, endpoint{a, "ready"}, endpoint{b, "ready"})
+	var conns []net.Conn
+	for range 20 {
+		conn := dial(t, "tcp4", clusterIP+":8000")
+		expect(t, "the endpoint that is allowed", ask(t, conn, "?"), "b")
+		conns = append(conns, conn)
+	}
+	denied.Store(&b)
+	c.sync()
+	for _, conn := range conns {
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("a connection that is allowed no longer: %v", err)
+		}
+	}
+	expect(t, "the other endpoint", ask(t, dial(t, "tcp4", clusterIP+":8000"), "?"), "a")
 }
