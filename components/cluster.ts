@@ -143,7 +143,7 @@ function sandboxed(config: StackConfig, scope: Scope, late: LateConfig): Cluster
   const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
   const containerd = config.mode === "node" ? containerRuntime(config, late, scope, sandbox, probe) : undefined;
   const node = new K3sNode(own("node"), { sandbox, containerd, config }, under);
-  const pod = containerd ? workloads(config, scope, sandbox, containerd, node) : undefined;
+  const pod = containerd ? workloads(config, scope, sandbox, probe, containerd, node) : undefined;
   if (!containerd) applyManifests(config, scope, sandbox, node, []);
   const { address } = sandbox;
   const { kubeconfig, kubeconfigPath } = node;
@@ -176,6 +176,7 @@ function workloads(
   config: StackConfig,
   scope: Scope,
   sandbox: Sandbox,
+  probe: QuirkProbe,
   containerd: ContainerdConfig,
   node: K3sNode,
 ): TestPod | undefined {
@@ -183,7 +184,7 @@ function workloads(
   const { clusterCidr } = config.node;
   const network = new PodNetwork(own("network"), { sandbox, node, network: config.network, clusterCidr }, under);
   const images = new Images(own("images"), { sandbox, containerd, archives: config.images }, under);
-  const proxy = new ServiceProxy(own("proxy"), { sandbox, node, link: config.network.bridge }, under);
+  const proxy = new ServiceProxy(own("proxy"), { sandbox, node, probe, network: config.network }, under);
   const after = [network, images, proxy];
   if (!node.hasControllers) {
     const claims = config.addons.localStorage.enabled;

@@ -1,18 +1,22 @@
 import * as pulumi from "@pulumi/pulumi";
 import { pathInSandbox } from "../artifacts/artifacts.ts";
+import { renderRefusal } from "../config/networkPolicies.ts";
+import type { StackConfig } from "../config/schema.ts";
 import type { K3sNode } from "./k3sNode.ts";
+import { applyManifest } from "./manifest.ts";
+import type { QuirkProbe } from "./quirkProbe.ts";
 import type { Sandbox } from "./sandbox.ts";
 
 export interface ServiceProxyArgs {
   sandbox: Sandbox;
   node: K3sNode;
-  /** The node's link to its pods; see the option `network.bridge`. */
-  link: string;
+  probe: QuirkProbe;
+  network: StackConfig["network"];
 }
 
 /**
- * What serves Services on the node, in userspace: gVisor has no netfilter, without which kube-proxy cannot run. A change
- * of it is one restart, which breaks the connections that pass through it.
+ * What serves Services on the node and enforces network policies, in userspace: gVisor has no netfilter, without which
+ * kube-proxy cannot run. A change of it is one restart, which breaks the connections that pass through it.
  */
 export class ServiceProxy extends pulumi.ComponentResource {
   /** Done once every Service is served. */
@@ -20,10 +24,15 @@ export class ServiceProxy extends pulumi.ComponentResource {
 
   constructor(name: string, args: ServiceProxyArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:ServiceProxy", name, {}, options);
-    const { sandbox, node, link } = args;
+    const { sandbox, node, probe, network } = args;
     const proxy = pathInSandbox({ name: "server" }, "service-proxy");
-    const params = { server: node.client, proxy, link, address: sandbox.address };
+    const filters = probe.found.apply((found) => !found.includes("no-pod-filter"));
+    const params = { server: node.client, proxy, link: network.bridge, address: sandbox.address, filters };
     this.applied = sandbox.step(`${name}-apply`, "memory", { step: "proxy", params }, this, node);
+    if (network.policies === "refuse") {
+      const refusal = { manifest: "gvisor-k3s-network-policies", content: renderRefusal() };
+      applyManifest(this, `${name}-policies`, { sandbox, node, ...refusal, after: [] });
+    }
     this.registerOutputs();
   }
 }

@@ -199,10 +199,17 @@ export const quirks = {
   },
   "no-netfilter": {
     symptom: "iptables: Table does not exist; nft: Protocol not supported",
-    needs: "kube-proxy and network policies",
+    needs: "kube-proxy, in whose place the service proxy serves",
     probe: ["can", "filter"],
     remedy: { missing: "the sandbox's owner: runsc with --net-raw, where its netfilter suffices" },
     source: "gVisor: pkg/sentry/socket/netfilter",
+  },
+  "no-pod-filter": {
+    symptom: "ip link set netns: operation not supported; open /dev/net/tun: no such file or directory",
+    needs: "network policies, each of which gets an event that says that it is not enforced",
+    probe: ["can", "filter-pods"],
+    remedy: { missing: "the sandbox's owner: a gVisor of 2025 or later, with /dev/net/tun" },
+    source: "gVisor: pkg/sentry/devices/tundev, pkg/tcpip/stack SetNICStack",
   },
   "no-pod-sysctls": {
     symptom:

@@ -410,6 +410,14 @@ export const stackSchema = z.strictObject({
           "The largest packet of pods that start from now on. Nothing leaves the sandbox's memory between " +
             "pods, so a large one is several times faster.",
         ),
+      policies: z
+        .enum(["enforce", "refuse"])
+        .default("enforce")
+        .describe(
+          "What becomes of NetworkPolicies. `enforce`: they hold, for pods and through Services, and while there are any, " +
+            "the frames of all pods pass a filter. A sandbox whose gVisor has no taps cannot do that: each policy gets " +
+            "an event there that says so. `refuse`: the API server takes none, so that nobody relies on one.",
+        ),
     })
     .prefault({}),
   egress: z

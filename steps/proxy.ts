@@ -13,6 +13,8 @@ export interface ProxyParams extends OnMachine {
   link: string;
   /** The node's address, where node ports are served. */
   address: string;
+  /** Whether the sandbox's gVisor can filter what pods send. */
+  filters: boolean;
 }
 
 /** What the proxy notes of itself: its process, and since when every Service is served. */
@@ -24,7 +26,7 @@ const PATIENCE = 60;
 /** Has the proxy run, and waits until it knows every Service. */
 export const ensureProxy: Step<ProxyParams> = {
   name: () => "proxy",
-  async run({ server, proxy, link, address }, context) {
+  async run({ server, proxy, link, address, filters }, context) {
     const { machine } = context;
     const options = {
       kubeconfig: openClient(server).proxyKubeconfig,
@@ -35,7 +37,8 @@ export const ensureProxy: Step<ProxyParams> = {
       policies: inSandbox.policies,
       status,
     };
-    const command = [proxy, ...Object.entries(options).flatMap(([name, value]) => [`-${name}`, value])];
+    const words = Object.entries(options).flatMap(([name, value]) => [`-${name}`, value]);
+    const command = [proxy, ...words, ...(filters ? [] : ["-no-filter"])];
     await writeFiles(context, "proxy", [], "proxy");
     await ensureService(machine, { name: "proxy", command, config: "", stopSeconds: 5 });
     await serviceGives(machine, "proxy", { file: status, key: "synced" }, PATIENCE);

@@ -75,9 +75,10 @@ export async function endAll(home: string, ...names: string[]): Promise<void> {
 /** Where a sandbox has things on the host, by default one of this file's home. */
 export const pathsOf = (name: string, home = homeFolder()) => hostPaths(name, home);
 
-/** Makes an image with a shell in it, and the few other programs that the tests call. */
-export async function shellImage(image: string, archive: string): Promise<void> {
-  const links = ["sh", "cat", "sleep", "tr", "stty"].flatMap((applet) => ["--symlink", `busybox:/bin/${applet}`]);
+/** Makes an image with a shell in it, and the few other programs that the tests call, or more of busybox's. */
+export async function shellImage(image: string, archive: string, ...more: string[]): Promise<void> {
+  const applets = ["sh", "cat", "sleep", "tr", "stty", ...more];
+  const links = applets.flatMap((applet) => ["--symlink", `busybox:/bin/${applet}`]);
   const mkimage = join(artifactFolder({ name: "images" }), "mkimage");
   await execa(mkimage, [
     "--platform",

@@ -39,7 +39,8 @@ func gcPorts(prefix string, valid map[string]bool) error {
 	var failed []error
 	for _, link := range links {
 		name := link.Attrs().Name
-		if link.Type() == "veth" && strings.HasPrefix(name, prefix) && !valid[name] {
+		// Not by its type, which gVisor forgets of a link that has come from another namespace.
+		if strings.HasPrefix(name, prefix) && !valid[name] {
 			failed = append(failed, deleteLink(name))
 		}
 	}

@@ -50,6 +50,7 @@ func init() { // not a literal: canJoin comes back here
 		"wait":            {"", wait},
 		"link":            {"TYPE", canLink},
 		"filter":          {"", canFilter},
+		"filter-pods":     {"", canFilterPods},
 	}
 }
 
@@ -380,6 +381,49 @@ func canFilter([]string) error {
 	)
 	if errno != 0 {
 		return fmt.Errorf("iptables table nat: %w", errno)
+	}
+	return nil
+}
+
+// canFilterPods does what the service proxy does to enforce network policies: it makes a tap, and takes a port to
+// another namespace.
+func canFilterPods([]string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("unshare(CLONE_NEWNET): %w", err)
+	}
+	first, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer first.Close()
+	tap, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("/dev/net/tun: %w", err)
+	}
+	defer unix.Close(tap)
+	request, err := unix.NewIfreq("can2")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	if err := unix.IoctlIfreq(tap, unix.TUNSETIFF, request); err != nil {
+		return fmt.Errorf("ip tuntap add mode tap: %w", err)
+	}
+	if err := canLink([]string{"veth"}); err != nil {
+		return err
+	}
+	port, err := netlink.LinkByName("can0")
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetNsFd(port, int(first.Fd())); err != nil {
+		return fmt.Errorf("ip link set netns: %w", err)
+	}
+	if err := unix.Setns(int(first.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("setns: %w", err)
+	}
+	if _, err := netlink.LinkByName("can0"); err != nil {
+		return fmt.Errorf("ip link set netns: %w", err)
 	}
 	return nil
 }

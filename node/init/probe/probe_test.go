@@ -57,7 +57,7 @@ func TestLinuxCan(t *testing.T) {
 	abilities := map[string]string{
 		"read": "/proc/self/stat", "mount": "tmpfs tmpfs nr_blocks=1,nr_inodes=1", "overlay": folder,
 		"share-mounts": "", "tune": "vm/overcommit_memory kernel/panic",
-		"number-procfs": "", "isolate-cgroups": "", "join": "pid", "link": "bridge", "adopt-orphans": "",
+		"number-procfs": "", "isolate-cgroups": "", "join": "pid", "link": "bridge", "adopt-orphans": "", "filter-pods": "",
 	}
 	for ability, arguments := range abilities {
 		command := append([]string{"can", ability}, strings.Fields(arguments)...)

@@ -120,8 +120,9 @@ func enforce(ctx context.Context, o options, client kubernetes.Interface, proxy 
 		filtered: map[string]*member{},
 	}
 	proxy.allows = e.allowsEndpoint
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		watched.tell = func(one *networkingv1.NetworkPolicy) { e.tell(err, []*networkingv1.NetworkPolicy{one}) }
+	if o.noFilter {
+		cannot := errors.New("this sandbox's gVisor cannot filter what pods send, and every pod reaches every other")
+		watched.tell = func(one *networkingv1.NetworkPolicy) { e.tell(cannot, []*networkingv1.NetworkPolicy{one}) }
 		e.listed = noPolicies
 	}
 	if err := mayReadPolicies(ctx, client); err != nil {

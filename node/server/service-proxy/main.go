@@ -38,6 +38,7 @@ type options struct {
 	nodeAddresses []netip.Addr
 	hostPorts     hostPorts
 	policies      string
+	noFilter      bool
 	status        string
 }
 
@@ -54,6 +55,8 @@ func main() {
 	flag.StringVar(&o.policies, "policies", "",
 		"the folder that is shared with the CNI plugin, which has each new pod's port put in its place; "+
 			"without it network policies are not enforced")
+	flag.BoolVar(&o.noFilter, "no-filter", false,
+		"the sandbox cannot filter what pods send: each network policy gets an event that says so")
 	flag.StringVar(&o.status, "status", "", "a file for the process's id and the time when Services are served, as JSON")
 	flag.Parse()
 	for _, text := range strings.Split(*addresses, ",") {
