@@ -2,8 +2,8 @@ import { stringify } from "yaml";
 import type { StackConfig } from "./schema.ts";
 import { systemPod, systemProbes } from "./systemPod.ts";
 
-/** The port that CoreDNS listens on in its pod: below 1024 it would need a privilege. */
-const PORT = 1053;
+/** The port that CoreDNS listens on in its pod, and that network policies of other clusters name. */
+const PORT = 53;
 
 /**
  * CoreDNS's configuration, after k3s's. What people add goes where k3s has it too: a ConfigMap `coredns-custom` with
@@ -105,6 +105,13 @@ function podSpec(image: string) {
       name: "coredns",
       image,
       args: ["-conf", "/etc/coredns/Corefile"],
+      // A port below 1024 takes a privilege, and only root keeps one that a pod adds.
+      securityContext: {
+        runAsUser: 0,
+        allowPrivilegeEscalation: false,
+        readOnlyRootFilesystem: true,
+        capabilities: { drop: ["ALL"], add: ["NET_BIND_SERVICE"] },
+      },
       resources: { limits: { memory: "170Mi" }, requests: { cpu: "100m", memory: "70Mi" } },
       ports: [
         { name: "dns", containerPort: PORT, protocol: "UDP" },

@@ -134,7 +134,7 @@ it("ends a connection that is open when the policy changes", async () => {
   const hearing = kubectlProcess(name, ["exec", "hearer", "--", "sh", "-c", "nc -l -p 9000 > /heard"], endless);
   const heard = async () => Number(await kubectl(name, "exec", "hearer", "--", "sh", "-c", "wc -l < /heard"));
   const address = await addressOf("hearer");
-  const loop = `while echo said; do sleep 1; done | nc ${address} 9000`;
+  const loop = `until while echo said; do sleep 1; done | nc ${address} 9000; do sleep 1; done`;
   const talking = kubectlProcess(name, ["exec", "talker", "--", "sh", "-c", loop], endless);
   await waitFor("the connection is open", PATIENCE, async () => (await heard()) > 2 || undefined);
   await apply(policy("shut", { podSelector: { matchLabels: { app: "hearer" } }, policyTypes: ["Ingress"] }));
@@ -187,7 +187,7 @@ it("gives the pods back to the bridge with the last policy", async () => {
   await kubectl(name, "delete", "networkpolicy", "--all");
   await becomes("the pod is open", "stranger", server, "server");
   await waitFor("the filter has no ports", PATIENCE, async () =>
-    (await inside(name, "ip", "netns", "exec", "cni0-filter", "ip", "-o", "link")).includes("veth") ? undefined : true,
+    (await inside(name, "nsenter", "--net=/run/netns/cni0-filter", "ip", "link")).includes("veth") ? undefined : true,
   );
   await kubectl(name, "delete", "pod", "friend");
   await apply(pod("friend"));

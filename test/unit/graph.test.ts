@@ -666,7 +666,7 @@ describe("what is wrong stops the program before it registers anything", () => {
       registered: [],
     });
     expect(preflight).toHaveBeenLastCalledWith(
-      expect.objectContaining({ name: "graph", network: { bridge: "cni0", mtu: 1500 } }),
+      expect.objectContaining({ name: "graph", network: { bridge: "cni0", mtu: 1500, policies: "enforce" } }),
       "gvisor-k3s/graph",
     );
   });
