@@ -388,14 +388,26 @@ func canFilter([]string) error {
 // canFilterPods does what the service proxy does to enforce network policies: it makes a tap, and takes a port to
 // another namespace.
 func canFilterPods([]string) error {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("unshare(CLONE_NEWNET): %w", err)
-	}
-	first, err := os.Open("/proc/thread-self/ns/net")
+	var there *os.File
+	err := onThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare(CLONE_NEWNET): %w", err)
+		}
+		there, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	defer first.Close()
+	defer there.Close()
+	return canMovePort(there)
+}
+
+// canMovePort has a tap, and a port that goes to another namespace.
+func canMovePort(there *os.File) error {
+	if err := canLink([]string{"veth"}); err != nil { // in yet another one
+		return err
+	}
 	tap, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("/dev/net/tun: %w", err)
@@ -409,21 +421,30 @@ func canFilterPods([]string) error {
 	if err := unix.IoctlIfreq(tap, unix.TUNSETIFF, request); err != nil {
 		return fmt.Errorf("ip tuntap add mode tap: %w", err)
 	}
-	if err := canLink([]string{"veth"}); err != nil {
-		return err
-	}
 	port, err := netlink.LinkByName("can0")
 	if err != nil {
 		return err
 	}
-	if err := netlink.LinkSetNsFd(port, int(first.Fd())); err != nil {
+	if err := netlink.LinkSetNsFd(port, int(there.Fd())); err != nil {
 		return fmt.Errorf("ip link set netns: %w", err)
 	}
-	if err := unix.Setns(int(first.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("setns: %w", err)
-	}
-	if _, err := netlink.LinkByName("can0"); err != nil {
-		return fmt.Errorf("ip link set netns: %w", err)
-	}
-	return nil
+	return onThread(func() error {
+		if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("setns: %w", err)
+		}
+		if _, err := netlink.LinkByName("can0"); err != nil {
+			return fmt.Errorf("ip link set netns: %w", err)
+		}
+		return nil
+	})
+}
+
+// onThread runs work on a thread of its own, which ends with its namespaces.
+func onThread(work func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- work()
+	}()
+	return <-done
 }
