@@ -14,7 +14,7 @@ export interface NodeControllersArgs {
 
 /**
  * What of the embedded server another one does not have, as a process beside that: addresses for load balancers, events
- * at pods and network policies that ask for what gVisor lacks, and volumes for claims. A change is one restart of it.
+ * at pods that ask for what gVisor lacks, the service proxy's rights, and volumes for claims. A change is one restart of it.
  */
 export class NodeControllers extends pulumi.ComponentResource {
   constructor(name: string, args: NodeControllersArgs, options?: pulumi.ComponentResourceOptions) {

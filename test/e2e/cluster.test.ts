@@ -286,24 +286,6 @@ describe("names", () => {
   });
 });
 
-it("a network policy is told to be without effect", async () => {
-  await kubectlProcess(name, ["apply", "-f", "-"], {
-    input: JSON.stringify({
-      apiVersion: "networking.k8s.io/v1",
-      kind: "NetworkPolicy",
-      metadata: { name: "deny" },
-      spec: { podSelector: {} },
-    }),
-  });
-  const told = () =>
-    kubectl(name, "get", "events", "--field-selector=involvedObject.name=deny", "-o=jsonpath={.items[*].message}");
-  await waitFor(
-    "the policy tells",
-    20,
-    async () => (await told()).includes("Nothing enforces this policy") || undefined,
-  );
-});
-
 describe("the way out", () => {
   const outside = "e2e-outside"; // not gk-: such links lead to sandboxes, and pods are not let there
   const address = "198.51.100.2"; // of a network for documentation, RFC 5737

@@ -194,3 +194,20 @@ it("gives the pods back to the bridge with the last policy", async () => {
   await ready("friend");
   expect(await hears("friend", server)).toBe("server");
 });
+
+it("takes none where they are to be refused", async () => {
+  stack = await open(name, { ...options, network: { policies: "refuse" } });
+  await stack.up();
+  const refused = "this cluster takes no network policies";
+  await waitFor("a policy is refused", PATIENCE, async () => {
+    const asked = await apply(onlyFriend).then(
+      () => "",
+      (error: Error) => error.message,
+    );
+    await kubectl(name, "delete", "networkpolicy", "--all");
+    return asked.includes(refused) || undefined;
+  });
+  stack = await open(name, options);
+  await stack.up();
+  await apply(onlyFriend);
+});
