@@ -26,6 +26,7 @@ export { doctor, type Report } from "./automation/doctor.ts";
 export { type Listed, list } from "./automation/list.ts";
 export { Progress } from "./automation/progress.ts";
 export { type Status, status } from "./automation/status.ts";
+export { type KubernetesVersion, kubernetesVersions } from "./automation/versions.ts";
 export { readConfig } from "./automation/workspace.ts";
 export { Cluster, type ClusterArgs, type TestPodState } from "./components/cluster.ts";
 export { ClusterDns, type ClusterDnsArgs } from "./components/clusterDns.ts";

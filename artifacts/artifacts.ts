@@ -9,6 +9,7 @@ import { createHash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { arch } from "node:os";
 import { extname, join, relative } from "node:path";
+import { type KubernetesMinor, newestKubernetes, olderKubernetes } from "../config/kubernetes.ts";
 import { inSandbox } from "../config/paths.ts";
 import { readJson } from "../system/files.ts";
 import { compileCacheFolder } from "../system/folders.ts";
@@ -38,8 +39,18 @@ export const usualArtifacts = [
 /** What is built for tests only. */
 export const testArtifacts = ["runsc-2025-02", "registry", "helm", "pulumi-yaml", "csi-driver", "conformance"] as const;
 
+/** The server, and what is of its version: the newest minor one is built for everybody, the others for who asks. */
+export type ServerArtifact = "server" | `server-${(typeof olderKubernetes)[number]}`;
+
+/** The servers that are built for who asks for them. */
+export const olderServers = olderKubernetes.map((minor) => `server-${minor}` as const);
+
+/** The server of a minor version of Kubernetes, with its kubectl and service proxy. */
+export const serverOf = (minor: KubernetesMinor): ServerArtifact =>
+  minor === newestKubernetes ? "server" : `server-${minor}`;
+
 /** The name of something that is built from Go modules. */
-export type ArtifactName = (typeof usualArtifacts)[number] | (typeof testArtifacts)[number];
+export type ArtifactName = (typeof usualArtifacts)[number] | (typeof testArtifacts)[number] | ServerArtifact;
 
 /** An artifact with the choices that its build takes. */
 export interface Artifact {
@@ -56,7 +67,9 @@ export interface Manifest {
   /** For each artifact that can be patched, its patches: the hash of each by its id. */
   patches: Partial<Record<ArtifactName, Record<string, string>>>;
   /** Versions of what is contained, without a leading v. */
-  versions: Record<"gvisor" | "kubernetes" | "runc" | "containerd" | "pulumi", string>;
+  versions: Record<"gvisor" | "runc" | "containerd" | "pulumi", string>;
+  /** The version of Kubernetes by its minor version, without a leading v. */
+  kubernetes: Record<KubernetesMinor, string>;
   /** The file that the steps are loaded from; without one, they are loaded from their sources. */
   steps?: string;
   /** The folder of what every sandbox has in its /bin; without one, it is made of this machine's busybox. */
@@ -192,7 +205,13 @@ export async function provide({ id, name, patches = [] }: Wanted, say: (line: st
   if (release !== undefined) return await obtain(id, release, say);
   say(`building ${[name, ...patches].join(" with ")}`);
   const choices = patches.flatMap((patch) => ["--patch", patch]);
-  await run(process.execPath, [join(root, `toolchain/build${extension}`), ...choices, name]);
+  const [began, every] = [performance.now(), 30_000];
+  const telling = setInterval(
+    () => say(`still building ${name}, ${Math.round((performance.now() - began) / 1000)} s`),
+    every,
+  );
+  const building = run(process.execPath, [join(root, `toolchain/build${extension}`), ...choices, name]);
+  await building.finally(() => clearInterval(telling));
   if (!existsSync(folder)) throw new Error(`${name} was built, and not as ${folder}: its sources changed meanwhile`);
   return folder;
 }

@@ -90,7 +90,8 @@ export async function obtain(id: string, release: Release, say: (line: string) =
   const refuse = (place: string, why: string) => refused.push(`${place}: ${why}`);
   if (archive === undefined) {
     const known = Object.keys(release.archives).join(", ");
-    throw new Refusal(`${id} is not in the release ${release.version} for ${release.platform}, which has ${known}`);
+    const which = `the release ${release.version} for ${release.platform}, which has ${known}`;
+    throw new Refusal(`${id} is not in ${which}; a checkout of the sources builds it`);
   }
   await needSpace(release);
   const file = archiveName(id);
@@ -111,8 +112,8 @@ export async function obtain(id: string, release: Release, say: (line: string) =
   refuse("a build from source", compiler);
   throw new Refusal(
     `${id} cannot be had:\n${refused.map((line) => `  ${line}\n`).join("")}` +
-      `install ${archive.package}@${release.version} (npm leaves it out with --omit=optional), or set ${SOURCE} to a ` +
-      "folder or an https address with the archives of this release",
+      `install ${archive.package}@${release.version}${archive.usual ? " (npm leaves it out with --omit=optional)" : ""}, ` +
+      `or set ${SOURCE} to a folder or an https address with the archives of this release`,
   );
 
   async function tried(where: string, take: () => Promise<unknown>): Promise<boolean> {

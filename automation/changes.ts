@@ -11,6 +11,7 @@ import { conflistPath } from "../config/conflist.ts";
 import { inSandbox } from "../config/paths.ts";
 import { driverFor } from "../machines/index.ts";
 import type { MachineRef } from "../machines/ref.ts";
+import type { ServerRef } from "../servers/server.ts";
 import type { StepName } from "../steps/steps.ts";
 import { VERSION } from "../steps/versions.ts";
 import { isWork, nameOf } from "./progress.ts";
@@ -32,7 +33,7 @@ const about: Partial<
   sandbox: { effect: effectOnSandbox },
   containerd: { file: inSandbox.containerdConfig, effect: "restarts containerd; running pods live on" },
   registries: { file: `${inSandbox.registries} (by path)` },
-  server: { file: inSandbox.nodeConfig, effect: "restarts the node's server; running pods live on" },
+  server: { file: inSandbox.nodeConfig, effect: effectOnServer },
   network: { file: conflistPath },
   proxy: { effect: "restarts the service proxy: connections through Services break" },
 };
@@ -48,11 +49,26 @@ function effectOnSandbox(before: Inputs, after: Inputs): string {
   return "takes effect at once, and restarts nothing in the sandbox";
 }
 
+/** What a change of the server's step does: another version is told. */
+function effectOnServer(before: Inputs, after: Inputs): string {
+  const [old, next] = [before, after].map((inputs) => paramsOf<{ server?: ServerRef }>(inputs)?.server?.version);
+  if (old === undefined || next === undefined || old === next)
+    return "restarts the node's server; running pods live on";
+  return `takes the node's server from ${old} to ${next}; running pods and all data live on`;
+}
+
+/** The parameters of a step; undefined where they are not known yet. */
+function paramsOf<T>(inputs: Inputs): T | undefined {
+  const { STEP_PARAMS: text } = (inputs?.environment ?? {}) as Record<string, unknown>;
+  return typeof text === "string" && text.startsWith("{") ? (JSON.parse(text) as T) : undefined;
+}
+
 /** What decides on whether a sandbox is started anew; undefined where that is not known yet, or in no form of today. */
 function startOf(inputs: Inputs): { revision: string; start: unknown } | undefined {
-  const { STEP_PARAMS: text, SANDBOX_INCARNATION: start } = (inputs?.environment ?? {}) as Record<string, unknown>;
-  if (typeof text !== "string" || !text.startsWith("{")) return undefined;
-  const { version, machine, spec } = JSON.parse(text) as { version?: number; machine: MachineRef; spec: unknown };
+  const { SANDBOX_INCARNATION: start } = (inputs?.environment ?? {}) as Record<string, unknown>;
+  const params = paramsOf<{ version?: number; machine: MachineRef; spec: unknown }>(inputs);
+  if (params === undefined) return undefined;
+  const { version, machine, spec } = params;
   return version === VERSION ? { revision: driverFor(machine).revisionOf(spec, machine), start } : undefined;
 }
 

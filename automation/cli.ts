@@ -135,7 +135,10 @@ program
     "take a cluster to the versions that this gvisor-k3s brings; pods and data live on, and what fails goes back",
   )
   .addArgument(name())
-  .option("--to <version>", "another release of k3s, with distribution: k3s; kept in Pulumi.NAME.yaml unless it fails")
+  .option(
+    "--to <version>",
+    "a minor version of Kubernetes (see `versions`), or a release of k3s; kept in Pulumi.NAME.yaml unless it fails",
+  )
   .addOption(json())
   .action(async (name: string, { to, ...flags }: { to?: string } & Flags) => {
     begin(flags);
@@ -149,6 +152,18 @@ program
           ? `${name} runs ${now} already; all else is as configured\n`
           : `${name} runs ${now}; it ran ${from}\n`,
     );
+  });
+
+program
+  .command("versions")
+  .description(
+    "list the versions of Kubernetes that a cluster can have (option `kubernetes`), and where they come from",
+  )
+  .addOption(json())
+  .action(async (flags: Flags) => {
+    const { asText, kubernetesVersions } = await import("./versions.ts");
+    const versions = kubernetesVersions();
+    print(flags.json ? versions : asText(versions));
   });
 
 program

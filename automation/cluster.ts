@@ -10,13 +10,16 @@ import type { EngineEvent, PreviewOptions, Stack } from "@pulumi/pulumi/automati
 import {
   fileDigest,
   imageName,
+  manifest,
   OWN_IMAGES,
   ownImages,
   pathInSandbox,
   pathOnHost,
   provide,
+  serverOf,
   wanted,
 } from "../artifacts/artifacts.ts";
+import { type KubernetesMinor, kubernetesMinors, minorOf, wayTo } from "../config/kubernetes.ts";
 import { linkAddresses } from "../config/network.ts";
 import { inSandbox } from "../config/paths.ts";
 import { refuse } from "../config/problems.ts";
@@ -29,7 +32,7 @@ import { hostPaths } from "../machines/paths.ts";
 import type { MachineRef } from "../machines/ref.ts";
 import { removeDeadTrials } from "../machines/trial.ts";
 import { credentialsIn } from "../servers/kubeconfig.ts";
-import { lastReady } from "../servers/ready.ts";
+import { lastReady, versionProblems } from "../servers/ready.ts";
 import { importImages, PINNED } from "../steps/images.ts";
 import { reachableKubeconfig } from "../steps/kubeconfig.ts";
 import { archiveProblem } from "../steps/preflight.ts";
@@ -48,7 +51,7 @@ import {
   type NamedConfig,
   openStack,
   readConfig,
-  setRelease,
+  setOption,
 } from "./workspace.ts";
 
 /** What `up` tells; the kubeconfig itself is a secret, and no part of it. */
@@ -91,6 +94,7 @@ const telling = (progress: Progress) => ({
 export async function up(name: string, { progress, signal }: Options): Promise<Cluster> {
   await needRoom();
   const config = await checkStackConfig(name);
+  if (config.mode !== "external") await provideServer(config.kubernetes, progress);
   const stack = await stackOf(name, progress);
   let outputs: Record<string, unknown> = {};
   let resources: Record<string, number> = {};
@@ -118,9 +122,10 @@ export interface Upgrade extends Cluster {
 }
 
 /**
- * Takes a cluster to the versions that this gvisor-k3s brings, or to another release of k3s. Pods and data live on;
- * what fails goes back.
- * @param to a release of k3s, which is kept in the cluster's options unless the upgrade fails
+ * Takes a cluster to the versions that this gvisor-k3s brings, to another minor version of Kubernetes, or to another
+ * release of k3s, one minor version at a time. Pods and data live on; what fails goes back to the version before it.
+ * @param to a minor version of Kubernetes such as 1.37, or a release of k3s; it is kept in the cluster's options, where
+ *   after a failure the version is that the cluster runs
  * @throws InputError that gives the reason if it would be a downgrade, or too far at once; else as `up`
  */
 export async function upgrade(name: string, to: string | undefined, options: Options): Promise<Upgrade> {
@@ -130,20 +135,56 @@ export async function upgrade(name: string, to: string | undefined, options: Opt
   if (last === undefined) {
     refuse([{ option: "name", value: name, message: `it was never ready; run \`gvisor-k3s up ${name}\` first` }]);
   }
-  if (to !== undefined && last!.distribution !== "k3s") {
-    const message =
-      `it is for distribution: k3s; ${name} runs the server of this gvisor-k3s, and a newer one comes with a newer ` +
-      "gvisor-k3s";
-    refuse([{ option: "--to", value: to, message }]);
+  const { distribution, version } = last!;
+  const { path, way } = distribution === "k3s" ? releaseWay(to) : minorWay(to, version, config);
+  if (distribution === "embedded") {
+    refuse(versionProblems(last, { ...config, kubernetes: way[0] as KubernetesMinor }));
+    for (const minor of way) await provideServer(minor as KubernetesMinor, options.progress);
   }
-  const putBack = to === undefined ? undefined : await setRelease(name, to);
-  try {
-    const cluster = await up(name, options);
-    return { from: last!.version, to: lastReady(ref)?.version, ...cluster };
-  } catch (error) {
-    await putBack?.();
-    throw error;
+  let original: (() => Promise<void>) | undefined;
+  const take = async (value: string) => {
+    const putBack = await setOption(name, path, value);
+    original ??= putBack;
+  };
+  let cluster: Cluster;
+  for (const [index, next] of way.entries()) {
+    const before = lastReady(ref)?.version;
+    if (way.length > 1) options.progress.say(`${index + 1} of ${way.length}: Kubernetes ${next}`);
+    // Where none was asked for, the last one is what the options say.
+    if (to === undefined && index === way.length - 1) await original?.();
+    else await take(next);
+    cluster = await up(name, options).catch(async (error: unknown) => {
+      // What fails when the server is ready already leaves that as it is.
+      if (lastReady(ref)?.version === before) await (index === 0 ? original?.() : take(way[index - 1]!));
+      throw error;
+    });
   }
+  return { from: version, to: lastReady(ref)?.version, ...cluster! };
+}
+
+/** The option by which an upgrade goes on its way, and its values one after the other; at least one. */
+interface Way {
+  path: string[];
+  way: string[];
+}
+
+const releaseWay = (to = "as configured"): Way => ({ path: ["k3s", "version"], way: [to] });
+
+/** The way of the server that is built here: a patch version has to be the one that this gvisor-k3s brings. */
+function minorWay(to: string | undefined, from: string | undefined, config: StackConfig): Way {
+  const asked = to?.replace(/^v/, "") ?? config.kubernetes;
+  const brought = manifest().kubernetes;
+  const target = kubernetesMinors.find((minor) => asked === minor || asked === brought[minor]);
+  if (target === undefined) {
+    const versions = kubernetesMinors.map((minor) => `${minor} (v${brought[minor]})`).join(", ");
+    refuse([{ option: "--to", value: to, message: `allowed: ${versions}; others come with another gvisor-k3s` }]);
+  }
+  return { path: ["kubernetes"], way: from === undefined ? [target!] : wayTo(minorOf(from), target!) };
+}
+
+/** Has the server of a version there before anything is changed: to build it takes minutes. */
+async function provideServer(minor: KubernetesMinor, progress: Progress): Promise<void> {
+  await provide(wanted({ name: serverOf(minor) }), (line) => progress.say(line));
 }
 
 /**
@@ -321,7 +362,7 @@ async function kubectlProgram(config: StackConfig, say: (line: string) => void):
   const last = config.mode === "external" ? undefined : lastReady(refOf(config));
   const noted = last?.kubectl ?? (last?.distribution === "embedded" ? last.server : undefined);
   if (noted !== undefined && existsSync(pathOnHost(noted))) return pathOnHost(noted);
-  return join(await provide(wanted({ name: "server" }), say), "gvisor-k3s-node");
+  return join(await provide(wanted({ name: serverOf(config.kubernetes) }), say), "gvisor-k3s-node");
 }
 
 /**
@@ -369,11 +410,12 @@ export interface Pruned {
 export async function pruneImages(config: StackConfig, imported: boolean, progress: Progress): Promise<Pruned> {
   const machine = await needRunning(config);
   const say = (line: string) => progress.say(line);
-  await machine.upload([await provide(wanted({ name: "server" }), say)], say);
+  const server = { name: serverOf(config.kubernetes) };
+  await machine.upload([await provide(wanted(server), say)], say);
   const before = await diskUsage(machine);
   const { stdout } = await machine.exec(
     [
-      pathInSandbox({ name: "server" }, "gvisor-k3s-node"),
+      pathInSandbox(server, "gvisor-k3s-node"),
       "prune",
       `--endpoint=unix://${inSandbox.containerdSocket}`,
       ...(imported ? ["--imported"] : []),

@@ -14,6 +14,7 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
+import { rm } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { hostname } from "node:os";
 import { basename, dirname, extname, join } from "node:path";
@@ -197,19 +198,22 @@ async function decrypted(name: string): Promise<Record<string, unknown>> {
 }
 
 /**
- * Sets the release of k3s in a stack's options, whatever else is in their file.
+ * Sets one of a stack's options, whatever else is in their file.
+ * @param path the option's name, and where in it the value is
  * @returns what puts the file back as it was
  */
-export async function setRelease(name: string, version: string): Promise<() => Promise<void>> {
+export async function setOption(name: string, path: string[], value: string): Promise<() => Promise<void>> {
   const file = settingsFile(name);
-  const before = readFileSync(file, "utf8");
-  const document = parseDocument(before);
-  const path = ["config", `${ownProject()}:k3s`];
-  const given = document.getIn(path);
-  if (typeof given === "string") document.setIn(path, document.createNode(JSON.parse(given))); // as `pulumi config set` writes it
-  document.setIn([...path, "version"], version);
+  const before = existsSync(file) ? readFileSync(file, "utf8") : undefined;
+  const document = parseDocument(before ?? "");
+  const [option, ...within] = path;
+  const at = ["config", `${ownProject()}:${option}`];
+  const given = document.getIn(at);
+  // as `pulumi config set` writes it
+  if (within.length > 0 && typeof given === "string") document.setIn(at, document.createNode(JSON.parse(given)));
+  document.setIn([...at, ...within], value);
   await rewrite(file, document.toString({ lineWidth: 0 }));
-  return async () => await rewrite(file, before);
+  return async () => await (before === undefined ? rm(file, { force: true }) : rewrite(file, before));
 }
 
 /**

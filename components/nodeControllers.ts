@@ -1,6 +1,5 @@
 import * as pulumi from "@pulumi/pulumi";
 import { renderStorageClass } from "../config/storageClass.ts";
-import { embeddedServer } from "../servers/embedded.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import { applyManifest } from "./manifest.ts";
 import type { Sandbox } from "./sandbox.ts";
@@ -20,7 +19,7 @@ export class NodeControllers extends pulumi.ComponentResource {
   constructor(name: string, args: NodeControllersArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:NodeControllers", name, {}, options);
     const { sandbox, node, claims } = args;
-    const params = { program: embeddedServer(), claims, config: node.revision };
+    const params = { program: node.server.kubectl, claims, config: node.revision };
     const running = sandbox.step(`${name}-apply`, "memory", { step: "controllers", params }, this, node);
     const [manifest, content] = ["gvisor-k3s-local-storage", renderStorageClass()];
     if (claims) applyManifest(this, `${name}-class`, { sandbox, node, manifest, content, after: [running] });

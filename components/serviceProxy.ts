@@ -1,7 +1,7 @@
 import * as pulumi from "@pulumi/pulumi";
-import { pathInSandbox } from "../artifacts/artifacts.ts";
 import { renderRefusal } from "../config/networkPolicies.ts";
 import type { StackConfig } from "../config/schema.ts";
+import { serviceProxy } from "../servers/embedded.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import { applyManifest } from "./manifest.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
@@ -25,7 +25,7 @@ export class ServiceProxy extends pulumi.ComponentResource {
   constructor(name: string, args: ServiceProxyArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:ServiceProxy", name, {}, options);
     const { sandbox, node, probe, network } = args;
-    const proxy = pathInSandbox({ name: "server" }, "service-proxy");
+    const proxy = serviceProxy(node.server);
     const filters = probe.found.apply((found) => !found.includes("no-pod-filter"));
     const params = { server: node.client, proxy, link: network.bridge, address: sandbox.address, filters };
     this.applied = sandbox.step(`${name}-apply`, "memory", { step: "proxy", params }, this, node);

@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { basename } from "node:path";
 import { z } from "zod";
+import { kubernetesMinors, newestKubernetes } from "./kubernetes.ts";
 import { addressAt, contains, overlap, parseNetwork } from "./network.ts";
 import { absolutePath, ociRule, RULE_FORMS } from "./ociRules.ts";
 import { type Problem, refuse } from "./problems.ts";
@@ -151,6 +152,16 @@ export const stackSchema = z.strictObject({
       sudo: z.boolean().optional().describe("Whether commands are run by `sudo -n`. Default: for any user but root."),
     })
     .prefault({}),
+  kubernetes: z
+    .enum(kubernetesMinors)
+    .optional()
+    .describe(
+      `The minor version of Kubernetes of the server that is built here, with its kubectl and service proxy; those ` +
+        `that there are: ${kubernetesMinors.join(", ")}. Default: ${newestKubernetes}. Another one than the default is ` +
+        "built, or fetched, when it is first taken. Changing it restarts the node's server; pods and data live on. A " +
+        "downgrade, or more than one minor version at a time, is refused (`gvisor-k3s upgrade NAME --to VERSION` takes " +
+        "one after the other); a server that does not become ready makes way for the one of before, with its data.",
+    ),
   distribution: z
     .enum(["embedded", "k3s"])
     .default("embedded")
@@ -546,11 +557,12 @@ export type StackConfig = ReturnType<typeof parseStackConfig>;
  * @throws InputError that lists every problem at once
  */
 export function parseStackConfig(input: unknown) {
-  const parsed = stackSchema.safeParse(input, { reportInput: true });
+  const parsed = stackSchema.safeParse(withTexts(input), { reportInput: true });
   if (!parsed.success) refuse(parsed.error.issues.flatMap(toProblems));
   const config = parsed.data!;
   const complete = {
     ...config,
+    kubernetes: config.kubernetes ?? newestKubernetes,
     // Every id is one of the catalogue, or the checks below refuse it.
     quirks: config.quirks as "auto" | QuirkId[],
     sandbox: { ...config.sandbox, subnet: config.sandbox.subnet ?? defaultSubnet(config.name) },
@@ -559,8 +571,20 @@ export function parseStackConfig(input: unknown) {
       clusterDns: config.node.clusterDns ?? addressAt(parseNetwork(config.node.serviceCidr)!, 10),
     },
   };
-  refuse(crossChecks(complete));
+  refuse([...kubernetesProblems(config), ...crossChecks(complete)]);
   return complete;
+}
+
+/** YAML takes a minor version without quotes for a number. */
+function withTexts(input: unknown): unknown {
+  const { kubernetes } = (input ?? {}) as { kubernetes?: unknown };
+  return typeof kubernetes === "number" ? { ...(input as object), kubernetes: String(kubernetes) } : input;
+}
+
+function kubernetesProblems({ kubernetes, distribution }: z.output<typeof stackSchema>): Problem[] {
+  if (kubernetes === undefined || distribution === "embedded") return [];
+  const message = "it is for distribution: embedded; k3s.version says which Kubernetes k3s brings. Leave it out";
+  return [{ option: "kubernetes", value: kubernetes, message }];
 }
 
 /** The manifests that addons bring, by the addons' options. */

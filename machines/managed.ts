@@ -17,6 +17,7 @@ import {
   fileDigest,
   pathInSandbox,
   provide,
+  serverOf,
   type Wanted,
   wanted,
 } from "../artifacts/artifacts.ts";
@@ -130,7 +131,7 @@ export const managed: Driver<ManagedSpec> = {
       tools: {
         containerd: pathInSandbox({ name: "containerd" }, "containerd"),
         ctr: pathInSandbox({ name: "containerd" }, "ctr"),
-        "gvisor-k3s-node": pathInSandbox({ name: "server" }, "gvisor-k3s-node"),
+        "gvisor-k3s-node": pathInSandbox({ name: serverOf(config.kubernetes) }, "gvisor-k3s-node"),
       },
       subnet,
       platform,

@@ -3,8 +3,11 @@
  * @module
  */
 import { createHash } from "node:crypto";
-import { pathInSandbox, manifest as versions, wanted } from "../artifacts/artifacts.ts";
+import { dirname, join } from "node:path";
+import { manifest, pathInSandbox, serverOf, wanted } from "../artifacts/artifacts.ts";
+import { kubernetesMinors, minorOf, nextTo } from "../config/kubernetes.ts";
 import { inSandbox } from "../config/paths.ts";
+import type { StackConfig } from "../config/schema.ts";
 import type { Machine } from "../machines/machine.ts";
 import { serviceGives } from "../machines/services.ts";
 import { CommandError, lastLines } from "../system/run.ts";
@@ -37,25 +40,45 @@ interface ManifestState {
   final?: boolean;
 }
 
-/** The server's program by its path on the machine. */
-export const embeddedServer = () => pathInSandbox({ name: "server" }, "gvisor-k3s-node");
+/** The server's program by its path on the machine: it is kubectl as well, and what other servers lack of this one. */
+export const embeddedServer = ({ kubernetes }: Pick<StackConfig, "kubernetes">) =>
+  pathInSandbox({ name: serverOf(kubernetes) }, "gvisor-k3s-node");
+
+/** What serves Services on a node, of the same version as a server, by its path on the machine. */
+export const serviceProxy = ({ kubectl }: Pick<ServerRef, "kubectl">) => join(dirname(kubectl), "service-proxy");
 
 /** See {@link Distribution}. */
 export const embedded: Distribution = {
-  refOf: () => ({
+  refOf: (config) => ({
     distribution: "embedded",
-    server: embeddedServer(),
-    kubectl: embeddedServer(),
-    version: `v${versions().versions.kubernetes}`,
+    server: embeddedServer(config),
+    kubectl: embeddedServer(config),
+    version: `v${manifest().kubernetes[config.kubernetes]}`,
   }),
-  takes: () => ({ artifacts: [wanted({ name: "server" })], own: [], download: false }),
+  takes: ({ kubernetes }) => ({ artifacts: [wanted({ name: serverOf(kubernetes) })], own: [], download: false }),
   disabled: ({ addons }) => (addons.localStorage.enabled ? [] : ["local-storage"]),
   hasControllers: true,
   lacks: [],
   problemsOf: () => [],
-  versionOption: (to) => ({ option: "distribution", value: "embedded", brings: `this gvisor-k3s brings ${to}; ` }),
+  versionOption,
   open: (ref) => new EmbeddedServer(ref),
 };
+
+/** See {@link Distribution}. */
+function versionOption(config: StackConfig, from: string): ReturnType<Distribution["versionOption"]> {
+  const { kubernetes } = config;
+  const [there, first] = [minorOf(from), nextTo(from)];
+  const known = (kubernetesMinors as readonly string[]).includes(first);
+  return {
+    option: "kubernetes",
+    value: kubernetes,
+    brings: `that is v${manifest().kubernetes[kubernetes]} here; `,
+    newer: there === kubernetes ? `a gvisor-k3s that brings ${from} or newer` : `${there} or newer`,
+    next: known
+      ? `${first} first, or run \`gvisor-k3s upgrade NAME --to ${kubernetes}\`, which takes one after the other`
+      : `${first} first, by a gvisor-k3s that brings it: this one has ${kubernetesMinors.join(", ")}`,
+  };
+}
 
 class EmbeddedServer implements Server {
   readonly #ref: ServerRef;

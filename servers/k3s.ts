@@ -6,9 +6,10 @@ import { existsSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { parse, parseAllDocuments } from "yaml";
-import { wanted } from "../artifacts/artifacts.ts";
+import { serverOf, wanted } from "../artifacts/artifacts.ts";
 import { k3sFolder, releaseFiles } from "../artifacts/k3sRelease.ts";
 import { stagedPath } from "../artifacts/stage.ts";
+import { nextTo } from "../config/kubernetes.ts";
 import { renderKubeletConfig } from "../config/nodeYaml.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { Problem } from "../config/problems.ts";
@@ -43,14 +44,14 @@ const RENEWAL = 300 * 24 * 3600;
 
 /** See {@link Distribution}. */
 export const k3s: Distribution = {
-  refOf: ({ k3s }) => ({
+  refOf: ({ k3s, kubernetes }) => ({
     distribution: "k3s",
     server: k3s.path ? stagedPath(k3s.path, "k3s") : join(inSandbox.artifacts, basename(k3sFolder(k3s)), "k3s"),
-    kubectl: embeddedServer(),
+    kubectl: embeddedServer({ kubernetes }),
     ...(k3s.path === undefined ? { version: k3s.version } : {}),
   }),
-  takes: ({ k3s: { path } }) => ({
-    artifacts: [wanted({ name: "server" })], // kubectl, and the service proxy
+  takes: ({ k3s: { path }, kubernetes }) => ({
+    artifacts: [wanted({ name: serverOf(kubernetes) })], // kubectl, and the service proxy
     own: path === undefined ? [] : [{ source: path, name: "k3s" }],
     download: path === undefined,
   }),
@@ -64,7 +65,13 @@ export const k3s: Distribution = {
   settings: renderKubeletConfig(),
   disabled: () => DISABLED,
   problemsOf,
-  versionOption: (to) => ({ option: "k3s.version", value: to, brings: "" }),
+  versionOption: ({ k3s }, from) => ({
+    option: "k3s.version",
+    value: k3s.version,
+    brings: "",
+    newer: `${from} or newer`,
+    next: `a v${nextTo(from)} first`,
+  }),
   open: (ref) => new K3sServer(ref),
 };
 

@@ -51,16 +51,14 @@ export function versionProblems(last: ReadyServer | undefined, config: StackConf
   const distribution = distributionOf(config);
   const [from, to] = [last.version, distribution.refOf(config).version];
   if (from === undefined || to === undefined) return [];
-  const { brings, ...at } = distribution.versionOption(to);
+  const { option, value, brings, newer, next } = distribution.versionOption(config, from);
   if (compareBuild(to, from) < 0) {
     const message =
       `${brings}the cluster runs ${from}, and a downgrade is not possible: an older API server may not read what a ` +
-      `newer one has stored. Take ${from} or newer, or destroy the cluster first`;
-    return [{ ...at, message }];
+      `newer one has stored. Take ${newer}, or destroy the cluster first`;
+    return [{ option, value, message }];
   }
   if (minor(to) - minor(from) <= 1) return [];
-  const message =
-    `${brings}the cluster runs ${from}, and Kubernetes goes up by one minor version at a time; take a ` +
-    `v1.${minor(from) + 1} first`;
-  return [{ ...at, message }];
+  const message = `${brings}the cluster runs ${from}, and Kubernetes goes up by one minor version at a time; take ${next}`;
+  return [{ option, value, message }];
 }

@@ -77,7 +77,13 @@ export interface Distribution {
   settings?: string;
   /** What stands in the way of it here. */
   problemsOf(config: StackConfig): Problem[];
-  /** The option by which another version is chosen, and what is said of the one that this brings. */
-  versionOption(to: string): { option: string; value: string; brings: string };
+  /**
+   * The option by which another version is chosen; what is said of the one that it brings; and what is to be taken in
+   * place of a downgrade, and before a version that is too far from the one that the cluster runs.
+   */
+  versionOption(
+    config: StackConfig,
+    from: string,
+  ): { option: string; value: string; brings: string; newer: string; next: string };
   open(ref: ServerRef): Server;
 }

@@ -6,6 +6,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { ArtifactName } from "../artifacts/artifacts.ts";
+import { type KubernetesMinor, newestKubernetes } from "../config/kubernetes.ts";
 
 /** The project's folder. */
 export const root = join(import.meta.dirname, "..");
@@ -14,6 +15,8 @@ export const root = join(import.meta.dirname, "..");
 export interface GoBuild {
   /** The module's folder, from the project's root. */
   module: string;
+  /** What it pins, where that is not its go.mod: another file, from the module's folder, with a .sum beside it. */
+  modfile?: string;
   /** What to build: packages of that module or of one that it pins. */
   packages: string[];
   /** The program's file name, where the package's own would not do. */
@@ -29,7 +32,26 @@ export interface GoBuild {
   toolchain?: string;
 }
 
-const kubernetes = () => moduleVersion("node/server", "k8s.io/kubernetes");
+/** The server's pins for a minor version of Kubernetes; see {@link GoBuild.modfile}. */
+const pinsOf = (minor: KubernetesMinor): Pick<GoBuild, "modfile"> =>
+  minor === newestKubernetes ? {} : { modfile: `versions/${minor}.mod` };
+
+/** The version of Kubernetes that the server is built of for a minor one, without the leading v. */
+export const kubernetesVersion = (minor: KubernetesMinor): string =>
+  moduleVersion("node/server", "k8s.io/kubernetes", pinsOf(minor).modfile);
+
+/** The server and the service proxy, with the same settings, so that what both are made of is compiled once. */
+const serverBuilds = (minor: KubernetesMinor): GoBuild[] =>
+  [{ packages: ["."], output: "gvisor-k3s-node" }, { packages: ["./service-proxy"] }].map((build) => ({
+    module: "node/server",
+    ...pinsOf(minor),
+    ...build,
+    cgo: true,
+    tags: ["sqlite_omit_load_extension"],
+    get variables() {
+      return versionVariables(minor);
+    },
+  }));
 
 /** What each artifact is made of, in the order in which it is made. */
 export const builds = {
@@ -84,28 +106,9 @@ export const builds = {
   init: [{ module: "node/init", packages: ["."], output: "sandbox-init" }],
   host: [{ module: "host", packages: ["."], output: "gvisor-k3s-host" }],
   wrapper: [{ module: "node/wrapper", packages: ["."], output: "runc-wrapper" }],
-  server: [
-    {
-      module: "node/server",
-      packages: ["."],
-      output: "gvisor-k3s-node",
-      cgo: true,
-      tags: ["sqlite_omit_load_extension"],
-      get variables() {
-        return versionVariables();
-      },
-    },
-    // With the server's settings, so that what both are made of is compiled once.
-    {
-      module: "node/server",
-      packages: ["./service-proxy"],
-      cgo: true,
-      tags: ["sqlite_omit_load_extension"],
-      get variables() {
-        return versionVariables();
-      },
-    },
-  ],
+  server: serverBuilds(newestKubernetes),
+  "server-1.36": serverBuilds("1.36"),
+  "server-1.35": serverBuilds("1.35"),
   images: [
     { module: "node/images", packages: ["./testpod", "./mkimage"] },
     { module: "node/coredns", packages: ["."], output: "coredns" },
@@ -173,16 +176,16 @@ export const builds = {
 } satisfies Record<ArtifactName, GoBuild[]>;
 
 /** The version of a module that one of the project's Go modules pins, without the leading v. */
-export function moduleVersion(module: string, path: string): string {
-  const pin = readFileSync(join(root, module, "go.mod"), "utf8").match(
+export function moduleVersion(module: string, path: string, modfile = "go.mod"): string {
+  const pin = readFileSync(join(root, module, modfile), "utf8").match(
     new RegExp(`^(?:require )?\\s*${path.replaceAll(".", "\\.")} v(\\S+)`, "m"),
   );
-  if (!pin) throw new Error(`${module}/go.mod does not require ${path}`);
+  if (!pin) throw new Error(`${module}/${modfile} does not require ${path}`);
   return pin[1]!;
 }
 
-function versionVariables(): Record<string, string> {
-  const version = kubernetes();
+function versionVariables(of: KubernetesMinor = newestKubernetes): Record<string, string> {
+  const version = kubernetesVersion(of);
   const [major, minor] = version.split(".");
   return Object.fromEntries(
     Object.entries({ gitVersion: `v${version}`, gitMajor: major!, gitMinor: minor!, gitTreeState: "clean" }).map(

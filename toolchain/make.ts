@@ -21,8 +21,9 @@ import {
   ownImages,
 } from "../artifacts/artifacts.ts";
 import { readElf } from "../artifacts/elf.ts";
+import { kubernetesMinors } from "../config/kubernetes.ts";
 import { run } from "../system/run.ts";
-import { builds, type GoBuild, moduleVersion, root } from "./builds.ts";
+import { builds, type GoBuild, kubernetesVersion, moduleVersion, root } from "./builds.ts";
 
 /** The names of all artifacts; the npm package has no sources of those that are for tests, nor of the stand-ins. */
 export const artifactNames = (Object.keys(builds) as ArtifactName[]).filter((name) =>
@@ -44,11 +45,13 @@ export function currentManifest(): Manifest {
     patches: Object.fromEntries(patches.map(([name, ids]) => [name, Object.fromEntries(hashes(name, ids))])),
     versions: {
       gvisor: moduleVersion("toolchain/runsc", "gvisor.dev/gvisor"),
-      kubernetes: moduleVersion("node/server", "k8s.io/kubernetes"),
       runc: moduleVersion("toolchain/runc", "github.com/opencontainers/runc"),
       containerd: moduleVersion("toolchain/containerd", "github.com/containerd/containerd/v2"),
       pulumi: moduleVersion("toolchain/pulumi", "github.com/pulumi/pulumi/pkg/v3"),
     },
+    kubernetes: Object.fromEntries(
+      kubernetesMinors.map((minor) => [minor, kubernetesVersion(minor)]),
+    ) as Manifest["kubernetes"],
   };
 }
 
@@ -75,9 +78,13 @@ const patchesOf = (name: ArtifactName) => patchFilesIn(name, "patches").map((fil
 
 /** All patches that an artifact is built with: those that every build of it has, and those that are asked for. */
 const allPatches = ({ name, patches = [] }: Artifact): string[] => [
-  ...patchFilesIn(name, "fixes"),
+  ...fixesOf(name),
   ...patches.map((id) => patchFile(name, id)),
 ];
+
+/** What is mended in every build of an artifact: the server of an older Kubernetes may have fixes of its own beside. */
+const fixesOf = (name: ArtifactName): string[] =>
+  (name.startsWith("server-") ? (["server", name] as const) : [name]).flatMap((of) => patchFilesIn(of, "fixes"));
 
 function patchFilesIn(name: ArtifactName, kind: "patches" | "fixes"): string[] {
   const folder = join(root, "toolchain", name, kind);
@@ -110,7 +117,7 @@ async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Prom
         ...flags,
         "-ldflags",
         link.join(" "),
-        ...(patched ? [`-modfile=${patched}`] : []),
+        ...chosenPins({ modfile: patched ?? goBuild.modfile }),
         "-o",
         join(into, goBuild.output ?? "/"),
         ...goBuild.packages,
@@ -136,13 +143,14 @@ async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Prom
 async function patchedModfile(goBuild: GoBuild, patches: string[], work: string): Promise<string> {
   const module = join(root, goBuild.module);
   const source = join(work, "source");
-  const pins = readFileSync(join(module, "go.mod"), "utf8");
+  const [pinned, sums] = pinFiles(goBuild);
+  const pins = readFileSync(join(module, pinned), "utf8");
   const replaced: string[] = [];
   for (const path of patchedModules(
     pins,
     patches.map((file) => readFileSync(file, "utf8")),
   )) {
-    const { stdout } = await run("go", ["mod", "download", "-json", path], { cwd: module });
+    const { stdout } = await run("go", ["mod", "download", ...chosenPins(goBuild), "-json", path], { cwd: module });
     const copy = join(source, path);
     await cp((JSON.parse(stdout) as { Dir: string }).Dir, copy, { recursive: true });
     await run("chmod", ["-R", "u+w", copy]);
@@ -153,9 +161,18 @@ async function patchedModfile(goBuild: GoBuild, patches: string[], work: string)
     await run("patch", patchArguments(source, file));
   }
   const modfile = join(work, "go.mod");
-  await copyFile(join(module, "go.sum"), join(work, "go.sum"));
+  await copyFile(join(module, sums), join(work, "go.sum"));
   await writeFile(modfile, [pins, ...replaced, ""].join("\n"));
   return modfile;
+}
+
+/** What has Go take a build's own pins. */
+export const chosenPins = ({ modfile }: { modfile?: string | undefined }): string[] =>
+  modfile === undefined ? [] : [`-modfile=${modfile}`];
+
+/** What a build's versions and their hashes are pinned by: two files, from its module's folder. */
+function pinFiles({ modfile = "go.mod" }: GoBuild): [pins: string, sums: string] {
+  return [modfile, modfile.replace(/mod$/, "sum")];
 }
 
 /**
@@ -261,14 +278,18 @@ function* inputs(name: ArtifactName): Generator<string | Buffer> {
   for (const goBuild of builds[name] as GoBuild[]) {
     yield JSON.stringify(goBuild);
     if (goBuild.cgo) yield compiler(process.env.CC || "gcc", ["-dumpfullversion", "-dumpmachine"]);
-    for (const module of [goBuild.module, ...localModules(goBuild.module)]) {
-      for (const file of sources(join(root, module))) {
+    const { module: own, modfile } = goBuild;
+    for (const module of [own, ...localModules(goBuild)]) {
+      const files = sources(join(root, module));
+      const pinned =
+        module === own && modfile ? [...files.filter((file) => !isPins(file)), ...pinFiles(goBuild)] : files;
+      for (const file of pinned) {
         yield file;
         yield readFileSync(join(root, module, file));
       }
     }
   }
-  for (const file of patchFilesIn(name, "fixes")) yield readFileSync(file);
+  for (const file of fixesOf(name)) yield readFileSync(file);
   if (name === "images") yield JSON.stringify([ownImages.map(imageRecipe), inArchiveOnly]);
 }
 
@@ -288,15 +309,20 @@ function compiler(program: string, args: string[]): string {
   }
 }
 
-/** The modules of this project that a module takes by a relative path. */
-function localModules(module: string): string[] {
-  const pins = readFileSync(join(root, module, "go.mod"), "utf8");
-  return [...pins.matchAll(/=> (\.\.?\/\S+)/g)].map(([, path]) => join(module, path!)).sort();
+const isPins = (file: string) => file === "go.mod" || file === "go.sum";
+
+/** The modules of this project that a build takes by a relative path. */
+function localModules(goBuild: GoBuild): string[] {
+  const pins = readFileSync(join(root, goBuild.module, pinFiles(goBuild)[0]), "utf8");
+  return [...pins.matchAll(/=> (\.\.?\/\S+)/g)].map(([, path]) => join(goBuild.module, path!)).sort();
 }
 
-/** The files of a Go module that a build reads, in a fixed order. */
+/** The files of a Go module that a build reads, in a fixed order; a module within it is another one. */
 function sources(module: string): string[] {
-  return readdirSync(module, { recursive: true, encoding: "utf8" })
-    .filter((file) => /(^|\/)go\.(mod|sum)$|\.(go|c|h|s|sh)$/.test(file) && !file.endsWith("_test.go"))
+  const files = readdirSync(module, { recursive: true, encoding: "utf8" });
+  const others = files.filter((file) => file.endsWith("/go.mod")).map((file) => file.slice(0, -"go.mod".length));
+  return files
+    .filter((file) => isPins(file) || (/\.(go|c|h|s|sh)$/.test(file) && !file.endsWith("_test.go")))
+    .filter((file) => !others.some((folder) => file.startsWith(folder)))
     .sort();
 }

@@ -6,11 +6,14 @@
  *     gvisor-k3s-pulumi-linux-ARCH-VERSION.tgz        Pulumi's CLI and a language host, where the machine has none
  *     gvisor-k3s-standins-VERSION.tgz                 stand-ins for Pulumi's plugins, for who asks for them alone
  *     gvisor-k3s-standins-linux-ARCH-VERSION.tgz
+ *     gvisor-k3s-kubernetes-1.36-VERSION.tgz          an older Kubernetes, for who asks for it, and so each of the others
+ *     gvisor-k3s-kubernetes-1.36-linux-ARCH-VERSION.tgz
  *     ID.tar.zst                                      the same archives that are in these, for GVISOR_K3S_ARTIFACTS
  *     manifest-linux-ARCH.json, *.cdx.json, SHA256SUMS
  *
  * The same sources and compilers make the same bytes. `--out` names another folder. `--level` is zstd's, 19 by default;
  * archives are cached by it.
+ * `--kubernetes 1.36,1.35` names the older versions that are packed, by default all; `--kubernetes none` packs none.
  * `--only ARCH` makes the packages of one architecture, by the compilers that GOARCH and CC name: it is what this starts
  * for each.
  * @module
@@ -46,9 +49,11 @@ import {
   type Manifest,
   manifest,
   ownVersion,
+  serverOf,
 } from "../artifacts/artifacts.ts";
 import { type Archive, archiveName, filesIn } from "../artifacts/release.ts";
 import { baseFolder, stageBase } from "../artifacts/stage.ts";
+import { olderKubernetes } from "../config/kubernetes.ts";
 import { cacheFolder } from "../system/folders.ts";
 import { run } from "../system/run.ts";
 import { root } from "./builds.ts";
@@ -60,6 +65,7 @@ const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     level: { type: "string", default: "19" },
+    kubernetes: { type: "string", default: olderKubernetes.join() },
     only: { type: "string" },
     out: { type: "string", default: join(root, "release") },
   },
@@ -68,6 +74,9 @@ const out = resolve(values.out);
 const packages = join(out, "packages");
 const version = ownVersion();
 const say = (line: string) => console.log(line);
+
+/** The older versions of Kubernetes that are packed. */
+const older = olderKubernetes.filter((minor) => values.kubernetes.split(",").includes(minor));
 
 /** What is in which package; `usual` is what every machine takes. */
 const contents: { package: string; description: string; usual: boolean; artifacts: Artifact[] }[] = [
@@ -91,6 +100,12 @@ const contents: { package: string; description: string; usual: boolean; artifact
     usual: false,
     artifacts: [{ name: "standins" }],
   },
+  ...older.map((minor) => ({
+    package: `gvisor-k3s-kubernetes-${minor}`,
+    description: `The server of Kubernetes ${minor}, for clusters of gvisor-k3s that take it in place of the newest`,
+    usual: false,
+    artifacts: [{ name: serverOf(minor) }],
+  })),
 ];
 
 /** The sets of patches that runc is ready with: what a known generation of gVisor needs (docs/runtimes.md), and all. */
@@ -102,12 +117,13 @@ async function release(archs: string[]): Promise<void> {
   for (const arch of archs) {
     say(`== linux-${arch}`);
     const env = arch === process.arch ? {} : await crossEnvironment(arch, say);
-    const args = [import.meta.filename, "--only", arch, "--level", values.level, "--out", out];
+    const chosen = ["--level", values.level, "--kubernetes", values.kubernetes, "--out", out];
+    const args = [import.meta.filename, "--only", arch, ...chosen];
     const { status } = spawnSync(process.execPath, args, { stdio: "inherit", env: { ...process.env, ...env } });
     if (status !== 0) throw new Error(`the packages for linux-${arch} could not be made`);
   }
   await mainPackage(archs);
-  standinsPackage(archs);
+  for (const chosen of contents.filter(({ usual }) => !usual)) choicePackage(chosen, archs);
   writeJson(join(out, "gvisor-k3s.cdx.json"), await npmBill());
   for (const name of readdirSync(packages)) await packTarball(name);
   rmSync(packages, { recursive: true });
@@ -144,9 +160,8 @@ async function mainPackage(archs: string[]): Promise<void> {
   writeJson(join(folder, "package.json"), { ...known, optionalDependencies });
 }
 
-/** What brings the stand-ins of the machine's kind. */
-function standinsPackage(archs: string[]): void {
-  const { package: name, description } = contents[2]!;
+/** What brings, of what is for who asks for it, that for the machine's kind. */
+function choicePackage({ package: name, description }: (typeof contents)[number], archs: string[]): void {
   const optionalDependencies = Object.fromEntries(archs.map((arch) => [`${name}-linux-${arch}`, version]));
   const folder = join(packages, name);
   mkdirSync(folder);

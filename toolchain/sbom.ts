@@ -8,6 +8,7 @@ import { join } from "node:path";
 import type { ArtifactName } from "../artifacts/artifacts.ts";
 import { run } from "../system/run.ts";
 import { builds, type GoBuild, root } from "./builds.ts";
+import { chosenPins } from "./make.ts";
 
 /** A part that is contained. */
 export interface Part {
@@ -51,11 +52,15 @@ interface GoModule {
 }
 
 /** The modules whose packages a build compiles. */
-async function modulesOf({ module, packages, tags = [], cgo }: GoBuild): Promise<GoModule[]> {
+async function modulesOf(goBuild: GoBuild): Promise<GoModule[]> {
+  const { module, packages, tags = [], cgo } = goBuild;
   const format = '{{with .Module}}{"Path": "{{.Path}}", "Version": "{{.Version}}", "Dir": "{{.Dir}}"}{{end}}';
   const flags = ["-deps", "-tags", [...(cgo ? ["netgo", "osusergo"] : []), ...tags].join(","), "-f", format];
   const env = { CGO_ENABLED: cgo ? "1" : "0" };
-  const { stdout } = await run("go", ["list", ...flags, ...packages], { cwd: join(root, module), env });
+  const { stdout } = await run("go", ["list", ...chosenPins(goBuild), ...flags, ...packages], {
+    cwd: join(root, module),
+    env,
+  });
   const lines = [...new Set(stdout.split("\n").filter((line) => line !== ""))];
   return lines.map((line) => JSON.parse(line) as GoModule);
 }

@@ -5,7 +5,6 @@ go 1.26.5
 require (
 	github.com/container-storage-interface/spec v1.13.0
 	github.com/fsnotify/fsnotify v1.9.0
-	github.com/google/cadvisor/lib v0.60.5
 	github.com/google/renameio/v2 v2.0.2
 	github.com/k3s-io/kine v0.17.5
 	github.com/moby/sys/mountinfo v0.7.2
@@ -15,6 +14,7 @@ require (
 	github.com/vishvananda/netlink v1.3.1
 	golang.org/x/sys v0.49.0
 	google.golang.org/grpc v1.85.0
+	gvisor-k3s/cadvisor v0.0.0
 	gvisor-k3s/relay v0.0.0
 	k8s.io/api v0.37.2
 	k8s.io/apimachinery v0.37.2
@@ -91,6 +91,7 @@ require (
 	github.com/golang-jwt/jwt/v5 v5.3.1 // indirect
 	github.com/golang/protobuf v1.5.4 // indirect
 	github.com/google/btree v1.1.3 // indirect
+	github.com/google/cadvisor/lib v0.60.5 // indirect
 	github.com/google/cel-go v0.29.2 // indirect
 	github.com/google/gnostic-models v0.7.1 // indirect
 	github.com/google/go-cmp v0.7.0 // indirect
@@ -216,7 +217,10 @@ require (
 	sigs.k8s.io/structured-merge-diff/v6 v6.4.2 // indirect
 )
 
-replace gvisor-k3s/relay => ../relay
+replace (
+	gvisor-k3s/cadvisor => ../cadvisor
+	gvisor-k3s/relay => ../relay
+)
 
 // Kubernetes requires its own parts by folders of its repository; outside of it each part is a module of its own.
 replace (

@@ -8,11 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/cadvisor/lib/cache/memory"
-	"github.com/google/cadvisor/lib/container"
-	"github.com/google/cadvisor/lib/manager"
-	cadvisor "github.com/google/cadvisor/lib/model"
-	"github.com/google/cadvisor/lib/utils/sysfs"
+	"gvisor-k3s/cadvisor"
 )
 
 // lookedAt stands for cAdvisor's manager; it notes who is looked at, and when.
@@ -38,15 +34,8 @@ func (l *lookedAt) GetContainerInfoV2(
 func TestLooks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		at := &lookedAt{began: time.Now(), looks: map[string][]time.Duration{}, gone: map[string]bool{}}
-		l := &looker{manager: at}
-		add := func(name string, kind cadvisor.EventType) {
-			if err := l.AddEvent(&cadvisor.Event{ContainerName: name, EventType: kind}); err != nil {
-				t.Error(err)
-			}
-		}
-		add("/lives", cadvisor.EventContainerCreation)
-		add("/ends", cadvisor.EventContainerCreation)
-		add("/ended", cadvisor.EventContainerDeletion)
+		go follow(at, "/lives")
+		go follow(at, "/ends")
 		time.Sleep(2500 * time.Millisecond) // of the test's own clock
 		at.gone["/ends"] = true
 		time.Sleep(time.Hour)
@@ -69,26 +58,4 @@ func TestLooks(t *testing.T) {
 			}
 		}
 	})
-}
-
-// cAdvisor's own manager is what a plugin is given, and tells of containers.
-func TestLookerIsAPlugin(t *testing.T) {
-	yes, interval := true, time.Hour
-	config := manager.HousekeepingConfig{Interval: &interval, AllowDynamic: &yes, DisableContainerDiscovery: true}
-	own, err := manager.New(
-		memory.New(time.Minute, nil), sysfs.NewRealSysFs(), config, container.MetricSet{}, nil, nil, "", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &looker{}
-	factory, ok := own.(cadvisor.MachineInfoFactory)
-	if !ok {
-		t.Fatalf("%T can't be given to a plugin", own)
-	}
-	if _, err := l.Register(factory, nil, nil); err != nil || l.manager != own {
-		t.Errorf("it knows %v, %v", l.manager, err)
-	}
-	if _, err := l.Register(nil, nil, nil); err == nil {
-		t.Error("without a manager it does not say so")
-	}
 }

@@ -6,15 +6,12 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/cadvisor/lib/container"
-	"github.com/google/cadvisor/lib/container/libcontainer"
-	"github.com/google/cadvisor/lib/fs/vfs"
-	cadvisor "github.com/google/cadvisor/lib/model"
-	"github.com/google/cadvisor/lib/watcher"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/fscommon"
 	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+	"gvisor-k3s/cadvisor"
 )
 
 // readGVisorCgroups has cAdvisor, which the kubelet knows its containers' usage from, read gVisor's cgroups. They
@@ -28,7 +25,7 @@ func readGVisorCgroups(root string) {
 	}
 	if has("cpuacct.usage_user") && !has("cpuacct.usage_percpu") {
 		// Factories are asked in the order of their registration, and cAdvisor's own register when the kubelet starts it.
-		container.RegisterContainerHandlerFactory(statsFactory{}, []watcher.ContainerWatchSource{watcher.Raw})
+		cadvisor.Register(statsFactory{})
 	}
 }
 
@@ -48,7 +45,7 @@ func (statsFactory) NewContainerHandler(
 	name string,
 	environment []string,
 	inHostNamespace bool,
-) (container.ContainerHandler, error) {
+) (cadvisor.ContainerHandler, error) {
 	factory, _, err := factoryOf(name)
 	if err != nil {
 		return nil, err
@@ -60,10 +57,10 @@ func (statsFactory) NewContainerHandler(
 	return withStats(name, handler)
 }
 
-// factoryOf is the first of the other factories that knows this cgroup, as in container.NewContainerHandler.
-func factoryOf(name string) (container.ContainerHandlerFactory, bool, error) {
+// factoryOf is the first of the other factories that knows this cgroup, as in cAdvisor's own NewContainerHandler.
+func factoryOf(name string) (cadvisor.ContainerHandlerFactory, bool, error) {
 	var problems []error
-	for _, factory := range container.GetReorderedFactoryList(watcher.Raw) {
+	for _, factory := range cadvisor.Factories() {
 		if factory == (statsFactory{}) {
 			continue
 		}
@@ -78,8 +75,8 @@ func factoryOf(name string) (container.ContainerHandlerFactory, bool, error) {
 
 // statsHandler is another factory's handler, whose own GetStats fails in gVisor.
 type statsHandler struct {
-	container.ContainerHandler
-	stats *libcontainer.Handler
+	cadvisor.ContainerHandler
+	stats *cadvisor.StatsHandler
 	root  bool
 }
 
@@ -93,20 +90,24 @@ func (h *statsHandler) GetStats() (*cadvisor.ContainerStats, error) {
 	if err != nil || len(mounts) == 0 {
 		return stats, err
 	}
-	size, free, available, inodes, inodesFree, err := vfs.GetVfsStats("/")
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/", &fs); err != nil {
+		return stats, err
+	}
+	block := uint64(fs.Frsize)
 	stats.Filesystem = []cadvisor.FsStats{{
 		Device:     mounts[0].Source,
-		Limit:      size,
-		Usage:      size - free,
-		Available:  available,
+		Limit:      block * fs.Blocks,
+		Usage:      block * (fs.Blocks - fs.Bfree),
+		Available:  block * fs.Bavail,
 		HasInodes:  true,
-		Inodes:     inodes,
-		InodesFree: inodesFree,
+		Inodes:     fs.Files,
+		InodesFree: fs.Ffree,
 	}}
-	return stats, err
+	return stats, nil
 }
 
-func withStats(name string, handler container.ContainerHandler) (*statsHandler, error) {
+func withStats(name string, handler cadvisor.ContainerHandler) (*statsHandler, error) {
 	cpuacct, cpuErr := handler.GetCgroupPath("cpuacct")
 	memory, memoryErr := handler.GetCgroupPath("memory")
 	if err := errors.Join(cpuErr, memoryErr); err != nil {
@@ -118,14 +119,12 @@ func withStats(name string, handler container.ContainerHandler) (*statsHandler, 
 	if root {
 		process = 1
 	} else if handler.GetContainerLabels()["io.cri-containerd.kind"] == "sandbox" {
-		if processes, err := handler.ListProcesses(container.ListSelf); err == nil && len(processes) > 0 {
+		if processes, err := handler.ListProcesses(cadvisor.ListSelf); err == nil && len(processes) > 0 {
 			process = processes[0]
 		}
 	}
-	// CPU and memory are always in it.
-	metrics := container.MetricSet{container.NetworkUsageMetrics: struct{}{}}
 	cgroup := gvisorCgroup{cpuacct: cpuacct, memory: memory, root: root}
-	return &statsHandler{handler, libcontainer.NewHandler(cgroup, "/", process, metrics), root}, nil
+	return &statsHandler{handler, cadvisor.NewStatsHandler(cgroup, "/", process, cadvisor.Network), root}, nil
 }
 
 // gvisorCgroup reads a cgroup's statistics from the files that gVisor has.

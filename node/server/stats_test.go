@@ -6,11 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/google/cadvisor/lib/container"
-	"github.com/google/cadvisor/lib/container/common"
-	cadvisor "github.com/google/cadvisor/lib/model"
-	"github.com/google/cadvisor/lib/watcher"
 	"github.com/opencontainers/cgroups"
+	"gvisor-k3s/cadvisor"
 )
 
 // fakeFactory stands for cAdvisor's own: it knows one cgroup, and its handlers have no statistics.
@@ -21,13 +18,13 @@ func (f *fakeFactory) DebugInfo() map[string][]string { return nil }
 func (f *fakeFactory) CanHandleAndAccept(name string) (bool, bool, error) {
 	return name == f.knows, true, nil
 }
-func (f *fakeFactory) NewContainerHandler(name string, _ []string, _ bool) (container.ContainerHandler, error) {
+func (f *fakeFactory) NewContainerHandler(name string, _ []string, _ bool) (cadvisor.ContainerHandler, error) {
 	mounts := map[string]string{"cpuacct": f.root + "/cpuacct", "memory": f.root + "/memory"}
-	return &fakeHandler{paths: common.MakeCgroupPaths(mounts, name)}, nil
+	return &fakeHandler{paths: cadvisor.MakeCgroupPaths(mounts, name)}, nil
 }
 
 type fakeHandler struct {
-	container.ContainerHandler
+	cadvisor.ContainerHandler
 	paths map[string]string
 }
 
@@ -40,7 +37,7 @@ func (h *fakeHandler) GetCgroupPath(resource string) (string, error) {
 func (h *fakeHandler) GetContainerLabels() map[string]string {
 	return map[string]string{"io.cri-containerd.kind": "sandbox"}
 }
-func (h *fakeHandler) ListProcesses(container.ListType) ([]int, error) {
+func (h *fakeHandler) ListProcesses(cadvisor.ListType) ([]int, error) {
 	return []int{os.Getpid()}, nil
 }
 
@@ -68,10 +65,10 @@ func gvisorCgroups(t *testing.T, name string) string {
 // statsOf is what cAdvisor gets of a cgroup, in the order in which the kubelet has its parts registered.
 func statsOf(t *testing.T, root, name string) (*cadvisor.ContainerStats, error) {
 	t.Helper()
-	t.Cleanup(container.ClearContainerHandlerFactories)
+	t.Cleanup(cadvisor.ClearContainerHandlerFactories)
 	readGVisorCgroups(root)
-	container.RegisterContainerHandlerFactory(&fakeFactory{root, name}, []watcher.ContainerWatchSource{watcher.Raw})
-	handler, accepted, err := container.NewContainerHandler(name, watcher.Raw, nil, true)
+	cadvisor.Register(&fakeFactory{root, name})
+	handler, accepted, err := cadvisor.NewHandler(name)
 	if err != nil || !accepted {
 		t.Fatal(accepted, err)
 	}
@@ -132,12 +129,12 @@ func TestStatsElsewhere(t *testing.T) {
 		if _, err := statsOf(t, root, "/pod"); err == nil || err.Error() != "no statistics" {
 			t.Errorf("got %v", err)
 		}
-		container.ClearContainerHandlerFactories()
+		cadvisor.ClearContainerHandlerFactories()
 	}
 }
 
 func TestUnknownCgroupIsLeftAlone(t *testing.T) {
-	t.Cleanup(container.ClearContainerHandlerFactories)
+	t.Cleanup(cadvisor.ClearContainerHandlerFactories)
 	if handles, accepts, err := (statsFactory{}).CanHandleAndAccept("/other"); handles || accepts || err == nil {
 		t.Errorf("got %v, %v, %v", handles, accepts, err)
 	}

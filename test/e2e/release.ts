@@ -6,7 +6,7 @@ import { root } from "./harness.ts";
 /** Makes a release of this machine's architecture in a folder of its own, and returns the folder. */
 export async function makeRelease(home: string): Promise<string> {
   const folder = join(home, "release");
-  const args = [join(root, "toolchain/release.ts"), "--level", "3", "--out", folder];
+  const args = [join(root, "toolchain/release.ts"), "--level", "3", "--kubernetes", "none", "--out", folder];
   await execa("node", args, { env: { GVISOR_K3S_MANIFEST: "" } });
   return folder;
 }

@@ -32,7 +32,7 @@ import {
 } from "../../automation/kubeconfig.ts";
 import { machineOf, machinesOf } from "../../automation/list.ts";
 import { statesInClear } from "../../automation/secrets.ts";
-import { dropOldCopies, mendState, readConfig, setRelease } from "../../automation/workspace.ts";
+import { dropOldCopies, mendState, readConfig, setOption } from "../../automation/workspace.ts";
 import { hostPaths } from "../../machines/paths.ts";
 
 const own = (key: string) => `apiVersion: v1
@@ -214,7 +214,7 @@ describe("a release of k3s", () => {
       `'{"version":"v1.36.4+k3s1","mirror":"http://m"}'`,
     ]) {
       writeFileSync(file, `# mine\nconfig:\n  gvisor-k3s:distribution: k3s\n  gvisor-k3s:k3s: ${given}\n`);
-      const putBack = await setRelease("dev", "v1.37.0+k3s1");
+      const putBack = await setOption("dev", ["k3s", "version"], "v1.37.0+k3s1");
       expect(readFileSync(file, "utf8")).toContain("# mine");
       expect((await readConfig("dev")).k3s).toEqual({ version: "v1.37.0+k3s1", mirror: "http://m" });
       await putBack();
@@ -225,7 +225,7 @@ describe("a release of k3s", () => {
     renameSync(file, real);
     chmodSync(real, 0o640);
     symlinkSync(real, file);
-    await setRelease("dev", "v1.37.0+k3s1");
+    await setOption("dev", ["k3s", "version"], "v1.37.0+k3s1");
     expect([lstatSync(file).isSymbolicLink(), statSync(real).mode & 0o777]).toEqual([true, 0o640]);
     expect(readFileSync(real, "utf8")).toContain("v1.37.0+k3s1");
     process.chdir(before);

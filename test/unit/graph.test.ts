@@ -362,6 +362,14 @@ describe("an update touches only what an option is about", () => {
       ["containerd-apply.environment"],
     ],
     [{ proxy: { http: "http://proxy.example:3128" } }, ["containerd-apply.environment"]],
+    // The sandbox's step has the tools of the version, and the others its kubectl: they restart nothing.
+    [
+      { kubernetes: "1.36" },
+      ["coredns", "metrics-server", "network", "proxy"]
+        .map((part) => `${part}-apply.environment`)
+        .concat(["node-server", "sandbox-process"].map((name) => `${name}.environment`))
+        .sort(),
+    ],
     [{ node: { labels: { a: "b" } } }, ["node-server.stdin"]],
     [{ node: { httpsListenPort: 7443 } }, ["node-kubeconfig.environment", "node-server.stdin"]],
     [{ network: { mtu: 1500 } }, ["network-apply.stdin"]],

@@ -237,7 +237,7 @@ describe("what is wrong is told, and nothing is made", () => {
 
   it("an id that the release does not have: it is never taken for another one", async () => {
     await expect(obtain("init-fedcba987654", release, () => {})).rejects.toThrow(
-      `init-fedcba987654 is not in the release 1.2.3 for linux-test, which has ${id}`,
+      `init-fedcba987654 is not in the release 1.2.3 for linux-test, which has ${id}; a checkout of the sources builds it`,
     );
   });
 

@@ -5,6 +5,7 @@ import { type ReadyServer, versionProblems } from "../../servers/ready.ts";
 
 const k3s = (version: string): StackConfig => parseStackConfig({ name: "up", distribution: "k3s", k3s: { version } });
 const embedded = parseStackConfig({ name: "up" });
+const minor = (kubernetes: string): StackConfig => parseStackConfig({ name: "up", kubernetes });
 const ran = (version: string | undefined, distribution: ReadyServer["distribution"] = "k3s"): ReadyServer => ({
   ...(version ? { version } : {}),
   distribution,
@@ -44,8 +45,21 @@ describe("an upgrade", () => {
   it("of the server that is built here is one of this project", () => {
     const version = distributionOf(embedded).refOf(embedded).version!;
     expect(versionProblems(ran(version, "embedded"), embedded)).toEqual([]);
-    expect(messages(ran("v9.0.0", "embedded"), embedded)[0]).toContain(
-      `distribution: this gvisor-k3s brings ${version}; the cluster runs v9.0.0, and a downgrade is not possible`,
+    expect(messages(ran("v1.37.99", "embedded"), embedded)[0]).toMatch(
+      `kubernetes: that is ${version} here; the cluster runs v1.37.99, and a downgrade is not possible`,
+    );
+  });
+
+  it("of the server that is built here goes up by one minor version, and nowhere else", () => {
+    const from = (version: string, to: string) => messages(ran(version, "embedded"), minor(to));
+    expect(from("v1.35.0", "1.36")).toEqual([]);
+    expect(from("v1.36.3", "1.37")).toEqual([]);
+    expect(from("v1.37.2", "1.36")[0]).toMatch(/^kubernetes: .* a downgrade is not possible.* Take 1\.37 or newer, or/);
+    expect(from("v1.35.4", "1.37")[0]).toMatch(
+      /one minor version at a time; take 1\.36 first, or run `gvisor-k3s upgrade NAME --to 1\.37`/,
+    );
+    expect(from("v1.33.0", "1.35")[0]).toMatch(
+      /take 1\.34 first, by a gvisor-k3s that brings it: this one has 1\.35, 1\.36, 1\.37$/,
     );
   });
 
