@@ -3,7 +3,11 @@ SHELL := /bin/bash
 STACK ?= dev
 export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)/bin:$(PATH)
 
-GO_MODULES := host node/init node/relay node/wrapper node/images node/cni node/metrics-server standins toolchain/golint
+GO_MODULES := host node/init node/relay node/wrapper node/images node/cni node/cadvisor node/metrics-server standins \
+	toolchain/golint
+
+# The versions of Kubernetes beside the newest, each with its own pins for node/server.
+OLDER := $(basename $(notdir $(wildcard node/server/versions/*.mod)))
 
 # The TypeScript, for what looks at the arrows between its folders.
 SOURCES := index.ts lib.ts config system artifacts machines servers steps components automation provider toolchain \
@@ -14,7 +18,7 @@ GO_FLAGS := GOFLAGS=-trimpath CGO_ENABLED=0
 SERVER_FLAGS := GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1
 
 .PHONY: api audit help bootstrap build release up preview destroy status doctor bench profile growth conformance check unit \
-	go-lint go-test e2e runtimes docs test
+	go-lint go-test e2e versions runtimes docs test
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -80,6 +84,17 @@ e2e: build ## end-to-end tests; FILE=security T='part of a name' for some, KEEP=
 	@node toolchain/build.ts runsc-2025-02 registry helm pulumi-yaml csi-driver
 	@echo "== end-to-end tests"
 	@node_modules/.bin/vitest run --project e2e $(if $(FILE),test/e2e/$(FILE).test.ts) $(if $(T),-t '$(T)')
+
+versions: build ## every version of Kubernetes: Go tests, a node with a pod, and upgrades between all; builds the older servers
+	@node toolchain/build.ts $(OLDER:%=server-%)
+	@set -e; export $(GO_FLAGS); sh toolchain/golint.sh node/cadvisor/before-1.37; cd node/cadvisor/before-1.37; go test ./...
+	@set -e; export RUNSC=$$(node toolchain/build.ts --print runsc)/runsc; for minor in $(OLDER); do \
+		export GVISOR_K3S_NODE_BINARY=$$(node toolchain/build.ts --print server-$$minor)/gvisor-k3s-node; \
+		export $(SERVER_FLAGS); export GOFLAGS="$$GOFLAGS -modfile=$(CURDIR)/node/server/versions/$$minor.mod"; \
+		echo "== go test node/server, Kubernetes $$minor"; \
+		(cd node/server && go vet ./... && go test -vet=off ./...); done
+	@echo "== upgrades between all versions of Kubernetes"
+	@node_modules/.bin/vitest run --project versions $(if $(T),-t '$(T)')
 
 runtimes: build ## run every OCI runtime on every generation of gVisor (docs/runtimes.md)
 	@sh toolchain/bootstrap.sh crun

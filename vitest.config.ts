@@ -19,6 +19,16 @@ export default defineConfig({
           env: { GVISOR_K3S_MANIFEST: join(import.meta.dirname, "test/unit/fixtures/manifest.json") },
         },
       },
+      // Every version of Kubernetes, which takes the servers of the older ones.
+      {
+        test: {
+          name: "versions",
+          include: ["test/versions/**/*.test.ts"],
+          maxWorkers: 1,
+          testTimeout: 600_000,
+          hookTimeout: 300_000,
+        },
+      },
       // Real sandboxes, of which each file has its own: two files at once, because most of the time one of them waits.
       {
         test: {

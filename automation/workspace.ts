@@ -198,13 +198,15 @@ async function decrypted(name: string): Promise<Record<string, unknown>> {
 }
 
 /**
- * Sets one of a stack's options, whatever else is in their file.
+ * Sets one of a stack's options, whatever else is in their file; where there is none, it comes to be in the current
+ * folder.
  * @param path the option's name, and where in it the value is
  * @returns what puts the file back as it was
  */
 export async function setOption(name: string, path: string[], value: string): Promise<() => Promise<void>> {
-  const file = settingsFile(name);
-  const before = existsSync(file) ? readFileSync(file, "utf8") : undefined;
+  const known = settingsFile(name);
+  const before = existsSync(known) ? readFileSync(known, "utf8") : undefined;
+  const file = before === undefined ? join(process.cwd(), basename(known)) : known;
   const document = parseDocument(before ?? "");
   const [option, ...within] = path;
   const at = ["config", `${ownProject()}:${option}`];

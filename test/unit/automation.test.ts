@@ -203,6 +203,27 @@ describe("a change of the user's kubeconfig", () => {
   }
 });
 
+describe("a version of Kubernetes", () => {
+  it("is set as a text, in a file that comes to be for it, and is taken back", async () => {
+    const before = process.cwd();
+    const folder = mkdtempSync(join(tmpdir(), "gvisor-k3s-options-"));
+    const file = join(folder, "Pulumi.fresh.yaml");
+    process.chdir(folder);
+    const putBack = await setOption("fresh", ["kubernetes"], "1.36");
+    expect(readFileSync(file, "utf8")).toBe('config:\n  gvisor-k3s:kubernetes: "1.36"\n');
+    expect((await readConfig("fresh")).kubernetes).toBe("1.36");
+    await putBack();
+    expect(existsSync(file)).toBe(false);
+    // As people write it.
+    writeFileSync(file, "config:\n  gvisor-k3s:kubernetes: 1.36 # for now\n");
+    expect((await readConfig("fresh")).kubernetes).toBe("1.36");
+    await setOption("fresh", ["kubernetes"], "1.37");
+    expect(readFileSync(file, "utf8")).toContain('gvisor-k3s:kubernetes: "1.37" # for now');
+    process.chdir(before);
+    rmSync(folder, { recursive: true });
+  });
+});
+
 describe("a release of k3s", () => {
   it("is set in the options' file, comments kept, and taken back", async () => {
     const before = process.cwd();
