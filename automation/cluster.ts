@@ -155,7 +155,10 @@ export async function upgrade(name: string, to: string | undefined, options: Opt
     else await take(next);
     cluster = await up(name, options).catch(async (error: unknown) => {
       // What fails when the server is ready already leaves that as it is.
-      if (lastReady(ref)?.version === before) await (index === 0 ? original?.() : take(way[index - 1]!));
+      if (lastReady(ref)?.version === before) {
+        await (index === 0 ? original?.() : take(way[index - 1]!));
+        if (index > 0) options.progress.error(`${name} is at ${way[index - 1]} now, and its options say so`);
+      }
       throw error;
     });
   }
