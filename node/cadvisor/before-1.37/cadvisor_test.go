@@ -16,7 +16,7 @@ func TestPlugin(t *testing.T) {
 	yes, interval := true, time.Hour
 	config := manager.HousekeepingConfig{Interval: &interval, AllowDynamic: &yes}
 	own, err := manager.New(
-		memory.New(time.Minute, nil), sysfs.NewRealSysFs(), config, container.MetricSet{}, nil, nil, "", 0)
+		memory.New(time.Minute, nil), sysfs.NewRealSysFs(), config, container.MetricSet{}, nil, nil, nil, "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
