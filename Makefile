@@ -78,10 +78,11 @@ go-test: build ## the tests of the Go modules
 	export $(GO_FLAGS); for module in $(GO_MODULES); do test $$module; done; \
 	export $(SERVER_FLAGS); test node/server
 
-# Beside what a sandbox takes, the tests have other gVisors, an image registry, Helm, Pulumi's YAML, Debian's crun, and an SSH client.
+# Beside what a sandbox takes, the tests have other gVisors, an image registry, Helm, Pulumi's YAML, Debian's crun, an SSH client,
+# and, for the upgrades, the Kubernetes before the newest.
 e2e: build ## end-to-end tests; FILE=security T='part of a name' for some, KEEP=1 leaves what they made, K3S=FILE takes k3s
 	@sh toolchain/bootstrap.sh crun ssh=openssh-client
-	@node toolchain/build.ts runsc-2025-02 registry helm pulumi-yaml csi-driver
+	@node toolchain/build.ts runsc-2025-02 registry helm pulumi-yaml csi-driver $(if $(filter-out upgrade,$(FILE)),,server-$(lastword $(OLDER)))
 	@echo "== end-to-end tests"
 	@node_modules/.bin/vitest run --project e2e $(if $(FILE),test/e2e/$(FILE).test.ts) $(if $(T),-t '$(T)')
 
