@@ -224,6 +224,9 @@ replace (
 	gvisor-k3s/relay => ../relay
 )
 
+// Its kubelet asks for the health of volumes as CSI's specification had it then; the provisioner's library requires a newer one.
+replace github.com/container-storage-interface/spec => github.com/container-storage-interface/spec v1.9.0
+
 // Kubernetes requires its own parts by folders of its repository; outside of it each part is a module of its own.
 replace (
 	k8s.io/api => k8s.io/api v0.35.4
