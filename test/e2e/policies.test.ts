@@ -131,7 +131,11 @@ it("ends a connection that is open when the policy changes", async () => {
   const shell = { image, ports: [] };
   await apply(pod("hearer", {}, shell), pod("talker", {}, shell));
   await ready("hearer", "talker");
-  const hearing = kubectlProcess(name, ["exec", "hearer", "--", "sh", "-c", "nc -l -p 9000 > /heard"], endless);
+  const hearing = kubectlProcess(
+    name,
+    ["exec", "hearer", "--", "sh", "-c", "sleep 10000 | nc -l -p 9000 > /heard"],
+    endless,
+  );
   const heard = async () => Number(await kubectl(name, "exec", "hearer", "--", "sh", "-c", "wc -l < /heard"));
   const address = await addressOf("hearer");
   const loop = `until while echo said; do sleep 1; done | nc ${address} 9000; do sleep 1; done`;
