@@ -21,6 +21,9 @@ export function systemPod(container: { name: string; image: string; [field: stri
     tolerations: [
       { key: "CriticalAddonsOnly", operator: "Exists" },
       { key: "node-role.kubernetes.io/control-plane", operator: "Exists", effect: "NoSchedule" },
+      // As what runs beside the control plane has it (kubelet: pkg/kubelet/config/common.go): there is no other node that
+      // somebody who taints this one could want it on.
+      { operator: "Exists", effect: "NoExecute" },
     ],
     containers: [
       {
