@@ -54,7 +54,7 @@ growth: build ## measure a node with 10, 25, 50 and 100 pods and Services (bench
 	@node bench/growth.ts
 
 conformance: build ## run Kubernetes' own conformance tests on a node (conformance/README.md); GROUPS=all for every one
-	@node conformance/run.ts $(if $(GROUPS),--groups '$(GROUPS)')
+	@node conformance/run.ts $(if $(GROUPS),--groups '$(GROUPS)') $(if $(PROCS),--procs '$(PROCS)')
 
 check: bootstrap ## types, lint, layout, the arrows between the folders, and the documentation of the library
 	@echo "== types, lint, layout, imports, and the documentation of the library"

@@ -92,10 +92,25 @@ const images: Image[] = [
       [`/${name}.jpg`]: `${name}/html/${name}.jpg`,
       "/data.json": `${name}/html/data.json`,
     },
+    // Upstream's image has more of that distribution than this file; a test reads it to see that the image is mounted.
+    texts: { "/etc/os-release": 'NAME="Alpine Linux"\nID=alpine\n' },
     modes: { "/tmp": 0o1777, "/agnhost": 0o755 },
     entrypoint: ["/agnhost"],
     cmd: ["test-webserver"],
   })),
+  {
+    names: [`${e2e}/sample-apiserver:1.29.2`],
+    files: { "/sample-apiserver": "sample-apiserver" },
+    modes: { "/tmp": 0o1777, "/sample-apiserver": 0o755 },
+    entrypoint: ["/sample-apiserver"],
+  },
+  {
+    names: ["registry.k8s.io/etcd:3.7.0-0"],
+    files: { "/usr/local/bin/etcd": "etcd" },
+    texts: users,
+    modes: { "/tmp": 0o1777, "/usr/local/bin/etcd": 0o755 },
+    cmd: ["/usr/local/bin/etcd"],
+  },
   {
     names: ["registry.k8s.io/pause:3.10.2"],
     files: { "/pause": "pause" },
@@ -105,25 +120,30 @@ const images: Image[] = [
   },
 ];
 
-/** Where the images' files are: programs that are built here, and what the sources of Kubernetes have beside theirs. */
-async function sources(): Promise<(file: string) => string> {
+/**
+ * Where the images' files are: programs that are built here, and what the sources of Kubernetes have beside theirs.
+ * @param made takes what is built for this alone
+ */
+async function sources(made: string): Promise<(file: string) => string> {
   const { stdout } = await run("go", ["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"], { cwd: module });
-  const [programs, images, kubernetes] = [
-    artifactFolder({ name: "conformance" }),
-    artifactFolder({ name: "images" }),
-    join(stdout.trim(), "test/images"),
-  ];
-  return (file) => [join(programs, file), join(images, file), join(kubernetes, file)].find((path) => existsSync(path))!;
+  mkdirSync(made, { recursive: true });
+  await run("sh", [join(import.meta.dirname, "../node/images/pause/build.sh"), join(made, "pause")]);
+  const folders = [artifactFolder({ name: "conformance" }), made, join(stdout.trim(), "test/images")];
+  return (file) => {
+    const found = folders.map((folder) => join(folder, file)).find((path) => existsSync(path));
+    if (found === undefined) throw new Error(`an image needs ${file}, which is in none of ${folders.join(", ")}`);
+    return found;
+  };
 }
 
 /**
  * Makes every image.
  * @param folder takes the archives; what it holds already is used again for packages only
- * @returns the archives' paths
+ * @returns the archives' paths, by the names of what is in them
  */
-export async function makeImages(folder: string, say: (line: string) => void): Promise<string[]> {
-  const source = await sources();
-  const archives: string[] = [];
+export async function makeImages(folder: string, say: (line: string) => void): Promise<Map<string, string>> {
+  const source = await sources(join(folder, "programs"));
+  const archives = new Map<string, string>();
   for (const image of images) {
     say(`image ${image.names.join(", ")}`);
     const root = join(folder, "root");
@@ -149,7 +169,7 @@ export async function makeImages(folder: string, say: (line: string) => void): P
         "-o",
         archive,
       ]);
-      archives.push(archive);
+      archives.set(name, archive);
     }
   }
   return archives;

@@ -12,40 +12,16 @@ import { parseArgs } from "node:util";
 import { execa } from "execa";
 import { artifactFolder, goArch } from "../artifacts/artifacts.ts";
 import { openStack } from "../automation/workspace.ts";
+import { linkAddresses } from "../config/network.ts";
+import { defaultSubnet } from "../config/schema.ts";
 import { markdown, putTable } from "../docs/markdown.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { homeFolder } from "../system/folders.ts";
+import { pushArchive, startRegistry, stopRegistries } from "../test/e2e/registry.ts";
 import { moduleVersion } from "../toolchain/builds.ts";
 import { build } from "../toolchain/make.ts";
+import { groupNames, groupOf, groupsOf, usualGroups } from "./groups.ts";
 import { makeImages } from "./images.ts";
-
-/** What the tests are counted by, and chosen by; a test is in the first group that takes it. */
-const groups: Record<string, { match: RegExp; usual?: true }> = {
-  services: { match: /^\[sig-network\] Services/, usual: true },
-  dns: { match: /^\[sig-network\] DNS/, usual: true },
-  pods: {
-    match:
-      /^\[sig-node\] (Pods|InitContainer|Containers|Variable Expansion|Container Lifecycle Hook|PodTemplates|PreStop)/,
-    usual: true,
-  },
-  kubelet: { match: /^\[sig-node\] Kubelet/, usual: true },
-  probes: { match: /^\[sig-node\] Probing/, usual: true },
-  "container runtime": { match: /^\[sig-node\] Container Runtime/, usual: true },
-  "config maps": { match: /^\[sig-(node|storage)\] ConfigMap/, usual: true },
-  secrets: { match: /^\[sig-(node|storage)\] Secrets/, usual: true },
-  projected: { match: /^\[sig-storage\] Projected/, usual: true },
-  "downward API": { match: /^\[sig-(node|storage)\] Downward API/, usual: true },
-  "emptyDir volumes": { match: /^\[sig-storage\] (EmptyDir volumes|Subpath)/, usual: true },
-  "network, other": { match: /^\[sig-network\]/ },
-  "node, other": { match: /^\[sig-node\]/ },
-  "storage, other": { match: /^\[sig-storage\]/ },
-  apps: { match: /^\[sig-apps\]/ },
-  "API machinery": { match: /^\[sig-api-machinery\]/ },
-  auth: { match: /^\[sig-auth\]/ },
-  kubectl: { match: /^\[sig-cli\]/ },
-  scheduling: { match: /^\[sig-scheduling\]/ },
-  other: { match: /./ },
-};
 
 /** What is not tried, and why. */
 const leftOut: { match: RegExp; reason: string }[] = [
@@ -53,16 +29,6 @@ const leftOut: { match: RegExp; reason: string }[] = [
     match: /should have at least two untainted nodes|Daemon set should rollback without unnecessary restarts/,
     reason: "needs two nodes",
   },
-  {
-    match: /ImageVolume .* pull policy of Always|Projected PodCertificate .*mTLS connection/,
-    reason: "pulls from a registry (pull policy Always)",
-  },
-  { match: /Aggregator Should be able to support/, reason: "its images sample-apiserver and etcd are not made here" },
-  {
-    match: /HostPort validates that there is no conflict/,
-    reason: "host ports need the port map plugin, and that netfilter, which gVisor lacks",
-  },
-  { match: /\[Disruptive\]/, reason: "taints the only node, which evicts the cluster's own pods" },
 ];
 
 /** Tests that fail, and what gVisor lacks for them. */
@@ -100,15 +66,17 @@ const { values: options } = parseArgs({
 const chosenGroups = groupsOf(options.groups);
 const work = mkdtempSync(join(tmpdir(), "gvisor-k3s-conformance-"));
 const stackName = "conform";
+const registryPort = 5000;
 process.env.GVISOR_K3S_HOME = join(work, "home");
 await build({ name: "conformance" }, say);
+await build({ name: "registry" }, say);
 const programs = artifactFolder({ name: "conformance" });
 const version = moduleVersion("toolchain/conformance", "k8s.io/kubernetes");
 
 let failed = false;
 try {
   const all = await conformanceTests();
-  const chosen = all.filter((spec) => chosenGroups.includes(groupOf(spec)));
+  const chosen = all.filter((spec) => chosenGroups.includes(groupOf(nameOf(spec))));
   if (options.list) list(all);
   else failed = report(await inCluster(() => runTests(chosen.filter((spec) => !reasonFor(leftOut, spec)))), chosen);
 } finally {
@@ -129,25 +97,8 @@ function labelsOf(spec: Spec): string[] {
   return [...(spec.ContainerHierarchyLabels ?? []).flatMap((labels) => labels ?? []), ...(spec.LeafNodeLabels ?? [])];
 }
 
-function groupOf(spec: Spec): string {
-  return Object.keys(groups).find((group) => groups[group]!.match.test(nameOf(spec)))!;
-}
-
 function reasonFor(table: { match: RegExp; reason: string }[], spec: Spec): string | undefined {
   return table.find(({ match }) => match.test(nameOf(spec)))?.reason;
-}
-
-function groupsOf(text?: string): string[] {
-  if (text === "all") return Object.keys(groups);
-  if (!text) return Object.keys(groups).filter((group) => groups[group]!.usual);
-  const asked = text.split(",");
-  const unknown = asked.filter((group) => !Object.hasOwn(groups, group));
-  if (unknown.length > 0)
-    throw new Error(
-      `--groups: there is no group ${unknown.join(", ")}; allowed are all, or some of: ` +
-        `${Object.keys(groups).join(", ")}`,
-    );
-  return asked;
 }
 
 function specsIn(file: string): Spec[] {
@@ -166,31 +117,44 @@ async function conformanceTests(): Promise<Spec[]> {
 }
 
 function list(all: Spec[]): void {
-  for (const [group, { usual }] of Object.entries(groups)) {
-    const specs = all.filter((spec) => groupOf(spec) === group);
+  for (const group of groupNames) {
+    const specs = all.filter((spec) => groupOf(nameOf(spec)) === group);
     console.log(
       `${group}: ${specs.length} tests, ${specs.filter((spec) => !reasonFor(leftOut, spec)).length} ` +
-        `tried${usual ? ", usually" : ""}`,
+        `tried${usualGroups.includes(group) ? ", usually" : ""}`,
     );
   }
 }
 
-/** Brings up a node with the tests' images, and removes it when the tests are done. */
+/**
+ * Brings up a node with the tests' images, and removes it when the tests are done. The images are in a registry too,
+ * for those who always pull.
+ */
 async function inCluster<T>(use: () => Promise<T>): Promise<T> {
   const folder = join(work, "images");
   mkdirSync(folder);
   const images = await makeImages(folder, say);
+  const registry = `${linkAddresses(defaultSubnet(stackName)).host}:${registryPort}`;
   const stack = await openStack(stackName, say);
   await stack.setAllConfig({
-    images: { value: JSON.stringify(images) },
+    images: { value: JSON.stringify([...images.values()]) },
     pod: { value: JSON.stringify({ enabled: false }) },
+    sandbox: { value: JSON.stringify({ hostPorts: [registryPort] }) },
+    registries: { value: JSON.stringify({ mirrors: { "registry.k8s.io": { endpoint: [`http://${registry}`] } } }) },
   });
   try {
     say("up");
     await stack.up();
+    say(`the registry, at ${registry}`);
+    await startRegistry(join(work, "registry"), registry); // its address is there only once the sandbox is
+    for (const [name, archive] of images) {
+      const [repository, tag] = name.replace("registry.k8s.io/", "").split(":") as [string, string];
+      await pushArchive(work, registry, repository, archive, tag);
+    }
     return await use();
   } finally {
     say("destroy");
+    await stopRegistries();
     await stack.destroy();
   }
 }
@@ -280,7 +244,7 @@ function resultOf(ran: Spec[]): (spec: Spec) => Result {
       .find((line) => line !== "")
       ?.slice(0, 300);
   return (spec) => {
-    const [own, common] = [byName.get(nameOf(spec)), { group: groupOf(spec), name: nameOf(spec) }];
+    const [own, common] = [byName.get(nameOf(spec)), { group: groupOf(nameOf(spec)), name: nameOf(spec) }];
     const notTried = reasonFor(leftOut, spec);
     if (notTried !== undefined) return { ...common, state: "skipped", reason: notTried };
     const seconds = Math.round((own?.RunTime ?? 0) / 1e8) / 10;
@@ -301,7 +265,7 @@ function tableOf(results: Result[]): string {
     title,
     ...states.map((state) => String(of.filter((one) => one.state === state).length)),
   ];
-  const rows = Object.keys(groups)
+  const rows = groupNames
     .map((group) =>
       row(
         group,

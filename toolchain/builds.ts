@@ -165,8 +165,16 @@ export const builds = {
       packages: [
         "k8s.io/kubernetes/test/images/agnhost",
         "k8s.io/kubernetes/test/images/nonewprivs",
+        "k8s.io/sample-apiserver",
         "github.com/onsi/ginkgo/v2/ginkgo",
       ],
+      cgo: true,
+      tags: ["sqlite_omit_load_extension"],
+    },
+    {
+      module: "toolchain/conformance",
+      packages: ["go.etcd.io/etcd/server/v3"],
+      output: "etcd",
       cgo: true,
       tags: ["sqlite_omit_load_extension"],
     },

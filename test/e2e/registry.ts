@@ -1,5 +1,5 @@
 /** A real registry (distribution) for the tests that pull, on an address of the host's. */
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { execa, type ResultPromise } from "execa";
 import { artifactFolder, goArch } from "../../artifacts/artifacts.ts";
@@ -86,6 +86,44 @@ export async function startRegistry(folder: string, host: string, tls?: { ca: st
   });
 }
 
+interface Descriptor {
+  mediaType: string;
+  digest: string;
+  size: number;
+}
+
+/**
+ * Pushes the only image of an archive that mkimage made to a registry without TLS.
+ * @param work a folder; the archive is unpacked below it
+ * @param tag the image is pushed by its digest alone where there is none
+ * @returns its descriptor
+ */
+export async function pushArchive(
+  work: string,
+  host: string,
+  repository: string,
+  archive: string,
+  tag?: string,
+): Promise<Descriptor> {
+  const layout = mkdtempSync(join(work, "layout-"));
+  try {
+    await execa("tar", ["-xf", archive, "-C", layout]);
+    const blob = (digest: string) => readFileSync(join(layout, "blobs", digest.replace(":", "/")));
+    const [{ mediaType, digest, size }] = JSON.parse(readFileSync(join(layout, "index.json"), "utf8")).manifests;
+    const manifest = JSON.parse(blob(digest).toString());
+    for (const { digest } of [manifest.config, ...manifest.layers]) {
+      const { headers } = await sent(`http://${host}/v2/${repository}/blobs/uploads/`, "POST");
+      const location = new URL(headers.get("location")!, `http://${host}`);
+      location.searchParams.set("digest", digest);
+      await sent(location, "PUT", blob(digest), "application/octet-stream");
+    }
+    await sent(`http://${host}/v2/${repository}/manifests/${tag ?? digest}`, "PUT", blob(digest), mediaType);
+    return { mediaType, digest, size };
+  } finally {
+    rmSync(layout, { recursive: true });
+  }
+}
+
 /** Makes an image of the test program for one architecture and pushes it; returns its descriptor. */
 async function pushOne(
   folder: string,
@@ -93,12 +131,8 @@ async function pushOne(
   repository: string,
   architecture: string,
   files: string[],
-): Promise<{ mediaType: string; digest: string; size: number; platform: { os: string; architecture: string } }> {
-  const [tools, archive, layout] = [
-    artifactFolder({ name: "images" }),
-    join(folder, `${architecture}.tar`),
-    join(folder, `layout-${architecture}`),
-  ];
+): Promise<Descriptor & { platform: { os: string; architecture: string } }> {
+  const [tools, archive] = [artifactFolder({ name: "images" }), join(folder, `${architecture}.tar`)];
   await execa(join(tools, "mkimage"), [
     "--platform",
     `linux/${architecture}`,
@@ -112,20 +146,7 @@ async function pushOne(
     "-o",
     archive,
   ]);
-  mkdirSync(layout, { recursive: true });
-  await execa("tar", ["-xf", archive, "-C", layout]);
-  const blob = (digest: string) => readFileSync(join(layout, "blobs", digest.replace(":", "/")));
-  const [descriptor] = JSON.parse(readFileSync(join(layout, "index.json"), "utf8")).manifests;
-  const manifest = JSON.parse(blob(descriptor.digest).toString());
-  for (const { digest } of [manifest.config, ...manifest.layers]) {
-    const { headers } = await sent(`http://${host}/v2/${repository}/blobs/uploads/`, "POST");
-    const location = new URL(headers.get("location")!, `http://${host}`);
-    location.searchParams.set("digest", digest);
-    await sent(location, "PUT", blob(digest), "application/octet-stream");
-  }
-  const { mediaType, digest, size } = descriptor;
-  await sent(`http://${host}/v2/${repository}/manifests/${digest}`, "PUT", blob(digest), mediaType);
-  return { mediaType, digest, size, platform: { os: "linux", architecture } };
+  return { ...(await pushArchive(folder, host, repository, archive)), platform: { os: "linux", architecture } };
 }
 
 /** Pushes an image of the test program as an index of these architectures; returns the index's digest. */
