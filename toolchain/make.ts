@@ -144,7 +144,7 @@ async function patchedModfile(goBuild: GoBuild, patches: string[], work: string)
   const module = join(root, goBuild.module);
   const source = join(work, "source");
   const [pinned, sums] = pinFiles(goBuild);
-  const pins = readFileSync(join(module, pinned), "utf8");
+  let pins = readFileSync(join(module, pinned), "utf8");
   const replaced: string[] = [];
   for (const path of patchedModules(
     pins,
@@ -154,6 +154,7 @@ async function patchedModfile(goBuild: GoBuild, patches: string[], work: string)
     const copy = join(source, path);
     await cp((JSON.parse(stdout) as { Dir: string }).Dir, copy, { recursive: true });
     await run("chmod", ["-R", "u+w", copy]);
+    pins = pins.replace(new RegExp(`^(replace)?\\s+${path.replaceAll(".", "\\.")} => .*\n`, "m"), ""); // one is allowed
     replaced.push(`replace ${path} => ${copy}`);
   }
   for (const file of patches) {
