@@ -120,15 +120,20 @@ const images: Image[] = [
   },
 ];
 
+/** The folder of the sources that the tests are built from. */
+export async function kubernetesSources(): Promise<string> {
+  const { stdout } = await run("go", ["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"], { cwd: module });
+  return stdout.trim();
+}
+
 /**
  * Where the images' files are: programs that are built here, and what the sources of Kubernetes have beside theirs.
  * @param made takes what is built for this alone
  */
 async function sources(made: string): Promise<(file: string) => string> {
-  const { stdout } = await run("go", ["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"], { cwd: module });
   mkdirSync(made, { recursive: true });
   await run("sh", [join(import.meta.dirname, "../node/images/pause/build.sh"), join(made, "pause")]);
-  const folders = [artifactFolder({ name: "conformance" }), made, join(stdout.trim(), "test/images")];
+  const folders = [artifactFolder({ name: "conformance" }), made, join(await kubernetesSources(), "test/images")];
   return (file) => {
     const found = folders.map((folder) => join(folder, file)).find((path) => existsSync(path));
     if (found === undefined) throw new Error(`an image needs ${file}, which is in none of ${folders.join(", ")}`);

@@ -1,38 +1,30 @@
 /**
- * `make conformance`: upstream's own conformance tests on a node of ours, as far as they fit one node. Their names,
- * results and reasons are in conformance/results.json, the table goes into conformance/README.md.
+ * `make conformance`: upstream's own conformance tests on a node of ours, as far as they fit one node. Of a run of all,
+ * names, results and reasons are kept in conformance/results.json, or results-k3s.json, and the table in
+ * conformance/README.md.
  *
- *   node conformance/run.ts [--groups services,dns | --groups all] [--procs 2] [--list]
+ *   node conformance/run.ts [--groups services,dns | --groups all] [--procs 2] [--k3s FILE] [--list]
  * @module
  */
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { execa } from "execa";
 import { artifactFolder, goArch } from "../artifacts/artifacts.ts";
 import { openStack } from "../automation/workspace.ts";
 import { linkAddresses } from "../config/network.ts";
 import { defaultSubnet } from "../config/schema.ts";
-import { markdown, putTable } from "../docs/markdown.ts";
+import { putTable } from "../docs/markdown.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { homeFolder } from "../system/folders.ts";
 import { pushArchive, startRegistry, stopRegistries } from "../test/e2e/registry.ts";
-import { moduleVersion } from "../toolchain/builds.ts";
+import { moduleVersion, root } from "../toolchain/builds.ts";
 import { build } from "../toolchain/make.ts";
 import { groupNames, groupOf, groupsOf, usualGroups } from "./groups.ts";
-import { makeImages } from "./images.ts";
-
-/** What is not tried, and why. */
-const leftOut: { match: RegExp; reason: string }[] = [
-  {
-    match: /should have at least two untainted nodes|Daemon set should rollback without unnecessary restarts/,
-    reason: "needs two nodes",
-  },
-];
-
-/** Tests that fail, and what gVisor lacks for them. */
-const known: { match: RegExp; reason: string }[] = [];
+import { kubernetesSources, makeImages } from "./images.ts";
+import { keep, keptRuns, type Result, type Run, tableOf } from "./results.ts";
+import { reasonOf, releasesOf } from "./skipped.ts";
 
 /** What ginkgo reports of a test. */
 interface Spec {
@@ -46,20 +38,13 @@ interface Spec {
   RunTime: number;
   Failure?: { Message: string };
 }
-interface Result {
-  group: string;
-  name: string;
-  state: "passed" | "failed" | "skipped";
-  seconds?: number;
-  reason?: string;
-}
-
 const began = Date.now();
 const say = (line: string) => console.log(`[${((Date.now() - began) / 1000).toFixed(0)} s] ${line}`);
 const { values: options } = parseArgs({
   options: {
     groups: { type: "string" },
     procs: { type: "string", default: "2" },
+    k3s: { type: "string" },
     list: { type: "boolean", default: false },
   },
 });
@@ -71,14 +56,20 @@ process.env.GVISOR_K3S_HOME = join(work, "home");
 await build({ name: "conformance" }, say);
 await build({ name: "registry" }, say);
 const programs = artifactFolder({ name: "conformance" });
-const version = moduleVersion("toolchain/conformance", "k8s.io/kubernetes");
+const releases = releasesOf(
+  readFileSync(join(await kubernetesSources(), "test/conformance/testdata/conformance.yaml"), "utf8"),
+);
+const kubeconfig = hostPaths(stackName, homeFolder()).kubeconfig;
+const kubectl = join(work, "kubectl");
+const node = join(artifactFolder({ name: "server" }), "gvisor-k3s-node");
+writeFileSync(kubectl, `#!/bin/sh\nexec ${node} kubectl "$@"\n`, { mode: 0o755 });
 
 let failed = false;
 try {
   const all = await conformanceTests();
   const chosen = all.filter((spec) => chosenGroups.includes(groupOf(nameOf(spec))));
   if (options.list) list(all);
-  else failed = report(await inCluster(() => runTests(chosen.filter((spec) => !reasonFor(leftOut, spec)))), chosen);
+  else failed = report(await inCluster((tried) => runTests(chosen.filter(tried))), chosen);
 } finally {
   rmSync(work, { recursive: true, force: true });
 }
@@ -95,10 +86,6 @@ function nameOf(spec: Spec): string {
 
 function labelsOf(spec: Spec): string[] {
   return [...(spec.ContainerHierarchyLabels ?? []).flatMap((labels) => labels ?? []), ...(spec.LeafNodeLabels ?? [])];
-}
-
-function reasonFor(table: { match: RegExp; reason: string }[], spec: Spec): string | undefined {
-  return table.find(({ match }) => match.test(nameOf(spec)))?.reason;
 }
 
 function specsIn(file: string): Spec[] {
@@ -120,7 +107,7 @@ function list(all: Spec[]): void {
   for (const group of groupNames) {
     const specs = all.filter((spec) => groupOf(nameOf(spec)) === group);
     console.log(
-      `${group}: ${specs.length} tests, ${specs.filter((spec) => !reasonFor(leftOut, spec)).length} ` +
+      `${group}: ${specs.length} tests, ${specs.filter((spec) => !reasonOf(nameOf(spec), releases)).length} ` +
         `tried${usualGroups.includes(group) ? ", usually" : ""}`,
     );
   }
@@ -129,8 +116,11 @@ function list(all: Spec[]): void {
 /**
  * Brings up a node with the tests' images, and removes it when the tests are done. The images are in a registry too,
  * for those who always pull.
+ * @param use is told which tests a server of that version has to pass
  */
-async function inCluster<T>(use: () => Promise<T>): Promise<T> {
+async function inCluster(
+  use: (tried: (spec: Spec) => boolean) => Promise<Spec[]>,
+): Promise<{ ran: Spec[]; kubernetes: string }> {
   const folder = join(work, "images");
   mkdirSync(folder);
   const images = await makeImages(folder, say);
@@ -140,6 +130,10 @@ async function inCluster<T>(use: () => Promise<T>): Promise<T> {
     images: { value: JSON.stringify([...images.values()]) },
     pod: { value: JSON.stringify({ enabled: false }) },
     sandbox: { value: JSON.stringify({ hostPorts: [registryPort] }) },
+    ...(options.k3s && {
+      distribution: { value: "k3s" },
+      k3s: { value: JSON.stringify({ path: resolve(options.k3s) }) },
+    }),
     registries: { value: JSON.stringify({ mirrors: { "registry.k8s.io": { endpoint: [`http://${registry}`] } } }) },
   });
   try {
@@ -151,7 +145,9 @@ async function inCluster<T>(use: () => Promise<T>): Promise<T> {
       const [repository, tag] = name.replace("registry.k8s.io/", "").split(":") as [string, string];
       await pushArchive(work, registry, repository, archive, tag);
     }
-    return await use();
+    const { stdout } = await execa(kubectl, ["--kubeconfig", kubeconfig, "get", "--raw", "/version"]);
+    const kubernetes = (JSON.parse(stdout) as { gitVersion: string }).gitVersion.replace("v", "");
+    return { ran: await use((spec) => !reasonOf(nameOf(spec), releases, kubernetes)), kubernetes };
   } finally {
     say("destroy");
     await stopRegistries();
@@ -160,16 +156,11 @@ async function inCluster<T>(use: () => Promise<T>): Promise<T> {
 }
 
 /**
- * Runs exactly these tests, several at a time, and those that must be alone at the end. What fails is in the report.
+ * Runs exactly these tests, several at a time, and those that must be alone at the end. What each said is in
+ * .state/conformance.json.
  */
 async function runTests(specs: Spec[]): Promise<Spec[]> {
   say(`${specs.length} tests`);
-  const kubectl = join(work, "kubectl");
-  writeFileSync(
-    kubectl,
-    `#!/bin/sh\nexec ${join(artifactFolder({ name: "server" }), "gvisor-k3s-node")} kubectl "$@"\n`,
-    { mode: 0o755 },
-  );
   const focus = `(?:${specs.map((spec) => textOf(spec).replace(/[\\^$.*+?()[\]{}|]/g, "\\$&")).join("|")})$`;
   const ginkgo = [
     "run",
@@ -183,7 +174,7 @@ async function runTests(specs: Spec[]): Promise<Spec[]> {
     `--output-dir=${work}`,
   ];
   const framework = [
-    `--kubeconfig=${hostPaths(stackName, homeFolder()).kubeconfig}`,
+    `--kubeconfig=${kubeconfig}`,
     `--kubectl-path=${kubectl}`,
     "--provider=skeleton",
     "--num-nodes=1",
@@ -202,39 +193,35 @@ async function runTests(specs: Spec[]): Promise<Spec[]> {
     reject: false,
     buffer: false,
   });
+  mkdirSync(join(root, ".state"), { recursive: true });
+  copyFileSync(join(work, "ginkgo.json"), join(root, ".state/conformance.json"));
   return specsIn(join(work, "ginkgo.json"));
 }
 
 /**
- * Prints the results and, of a run of the usual groups or of all, keeps them; returns whether anything failed that is
- * not known to.
+ * Prints the results and, of a run of all, keeps them; returns whether anything failed.
  */
-function report(ran: Spec[], chosen: Spec[]): boolean {
-  const results = chosen.map(resultOf(ran));
-  const table = tableOf(results);
-  console.log(`\n${table}`);
-  if (options.groups === undefined || options.groups === "all") {
+function report({ ran, kubernetes }: { ran: Spec[]; kubernetes: string }, chosen: Spec[]): boolean {
+  const results = chosen.map(resultOf(ran, kubernetes));
+  const run: Run = {
+    server: options.k3s === undefined ? "embedded" : "k3s",
+    date: new Date().toISOString().slice(0, 10),
+    minutes: Math.round((Date.now() - began) / 60_000),
+    procs: Number(options.procs),
+    kubernetes,
+    gvisor: moduleVersion("toolchain/runsc", "gvisor.dev/gvisor"),
+    results,
+  };
+  console.log(`\n${tableOf([run])}`);
+  if (options.groups === "all") {
+    keep(run);
     const readme = join(import.meta.dirname, "README.md");
-    const about = {
-      date: new Date().toISOString().slice(0, 10),
-      minutes: Math.round((Date.now() - began) / 60_000),
-      kubernetes: version,
-      gvisor: moduleVersion("toolchain/runsc", "gvisor.dev/gvisor"),
-    };
-    writeFileSync(join(import.meta.dirname, "results.json"), `${JSON.stringify({ ...about, results }, null, 2)}\n`);
-    writeFileSync(
-      readme,
-      putTable(
-        readFileSync(readme, "utf8"),
-        "results",
-        `${about.date}, ${about.minutes} minutes; Kubernetes ${about.kubernetes}, gVisor ${about.gvisor}.\n\n${table}`,
-      ),
-    );
+    writeFileSync(readme, putTable(readFileSync(readme, "utf8"), "results", tableOf(keptRuns())));
   }
-  return results.some(({ state }, index) => state === "failed" && !reasonFor(known, chosen[index]!));
+  return results.some(({ state }) => state === "failed");
 }
 
-function resultOf(ran: Spec[]): (spec: Spec) => Result {
+function resultOf(ran: Spec[], kubernetes: string): (spec: Spec) => Result {
   const byName = new Map(ran.map((spec) => [nameOf(spec), spec]));
   const before = ran.find((spec) => spec.LeafNodeType.includes("BeforeSuite") && spec.Failure);
   const firstLine = (text?: string) =>
@@ -245,37 +232,15 @@ function resultOf(ran: Spec[]): (spec: Spec) => Result {
       ?.slice(0, 300);
   return (spec) => {
     const [own, common] = [byName.get(nameOf(spec)), { group: groupOf(nameOf(spec)), name: nameOf(spec) }];
-    const notTried = reasonFor(leftOut, spec);
+    const notTried = reasonOf(nameOf(spec), releases, kubernetes);
     if (notTried !== undefined) return { ...common, state: "skipped", reason: notTried };
     const seconds = Math.round((own?.RunTime ?? 0) / 1e8) / 10;
     if (own?.State === "passed") return { ...common, state: "passed", seconds };
     if (own?.State === "skipped" && own.Failure)
       return { ...common, state: "skipped", reason: firstLine(own.Failure.Message)! };
     const reason =
-      reasonFor(known, spec) ??
       firstLine(own?.Failure?.Message) ??
       `did not run: ${firstLine(before?.Failure?.Message) ?? "the run ended early"}`;
     return { ...common, state: "failed", seconds, reason };
   };
-}
-
-function tableOf(results: Result[]): string {
-  const states = ["passed", "failed", "skipped"] as const;
-  const row = (title: string, of: Result[]) => [
-    title,
-    ...states.map((state) => String(of.filter((one) => one.state === state).length)),
-  ];
-  const rows = groupNames
-    .map((group) =>
-      row(
-        group,
-        results.filter((one) => one.group === group),
-      ),
-    )
-    .filter(([, ...counts]) => counts.some((count) => count !== "0"));
-  const reasons = (["failed", "skipped"] as const).flatMap((state) => {
-    const of = results.filter((one) => one.state === state);
-    return of.length > 0 ? ["", `${state}:`, "", ...of.map(({ name, reason }) => `- ${name}: ${reason}`)] : [];
-  });
-  return [markdown(["Group", ...states], [...rows, row("**all**", results)], true), ...reasons].join("\n");
 }

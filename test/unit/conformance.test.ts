@@ -2,6 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { groupNames, groupOf, groupsOf, usualGroups } from "../../conformance/groups.ts";
 import results from "../../conformance/results.json" with { type: "json" };
+import { reasonOf, releasesOf } from "../../conformance/skipped.ts";
 
 describe("the groups of the conformance tests", () => {
   it.each(groupNames)("%s can be asked for by its name, alone and with others", (name) => {
@@ -21,5 +22,39 @@ describe("the groups of the conformance tests", () => {
 
   it("are those that the kept results are counted by", () => {
     expect(results.results.filter(({ name, group }) => groupOf(name) !== group)).toEqual([]);
+  });
+});
+
+describe("a test", () => {
+  const [old, changed, fresh] = ["[sig-a] old", "[sig-a] changed twice", "[sig-a] fresh"];
+  const releases = releasesOf(`
+- codename: '[sig-a]
+    old'
+  release: v1.9
+- codename: "${changed}"
+  release: v1.16, v1.37
+- codename: "${fresh}"
+  release: v1.37
+`);
+
+  it("is tried on a server of the release that made it part of conformance, and of later ones", () => {
+    for (const test of [old, changed, fresh]) {
+      expect(reasonOf(test, releases)).toBeUndefined();
+      expect(reasonOf(test, releases, "1.37.2")).toBeUndefined();
+      expect(reasonOf(test, releases, "1.38.0")).toBeUndefined();
+    }
+  });
+
+  it("is not tried on an older one, and the reason is told", () => {
+    expect([old, changed, fresh].map((test) => reasonOf(test, releases, "1.36.3+k3s1"))).toEqual([
+      undefined,
+      undefined,
+      "part of conformance since Kubernetes 1.37",
+    ]);
+  });
+
+  it("that needs another node is tried nowhere", () => {
+    const test = "[sig-apps] Daemon set should rollback without unnecessary restarts [Conformance] [Serial]";
+    expect(reasonOf(test, releases, "1.37.2")).toBe("needs two nodes");
   });
 });

@@ -1,0 +1,75 @@
+/**
+ * What the conformance tests made of a node, kept in a file for each server, and the table of all of them.
+ * @module
+ */
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { markdown } from "../docs/markdown.ts";
+import { groupNames } from "./groups.ts";
+
+/** What became of a test. */
+export interface Result {
+  group: string;
+  name: string;
+  state: "passed" | "failed" | "skipped";
+  seconds?: number;
+  reason?: string;
+}
+
+/** A run of the tests. */
+export interface Run {
+  /** What the node's server is. */
+  server: "embedded" | "k3s";
+  date: string;
+  /** Of the whole run, with the images and the node. */
+  minutes: number;
+  /** How many tests ran at a time. */
+  procs: number;
+  /** The server's version. */
+  kubernetes: string;
+  gvisor: string;
+  results: Result[];
+}
+
+const fileOf = (server: Run["server"]) =>
+  join(import.meta.dirname, server === "embedded" ? "results.json" : `results-${server}.json`);
+
+/** Keeps a run in place of the last one of that server. */
+export function keep(run: Run): void {
+  writeFileSync(fileOf(run.server), `${JSON.stringify(run, null, 2)}\n`);
+}
+
+/** The runs that are kept. */
+export function keptRuns(): Run[] {
+  return (["embedded", "k3s"] as const)
+    .map(fileOf)
+    .filter((file) => existsSync(file))
+    .map((file) => JSON.parse(readFileSync(file, "utf8")) as Run);
+}
+
+const states = ["passed", "failed", "skipped"] as const;
+
+/** The tests of each group counted by what became of them, and the reasons of those that did not pass. */
+export function tableOf(runs: readonly Run[]): string {
+  const counts = (of: (result: Result) => boolean) =>
+    runs.flatMap(({ results }) =>
+      states.map((state) => String(results.filter((result) => result.state === state && of(result)).length)),
+    );
+  const rows = groupNames
+    .map((group) => [group, ...counts((result) => result.group === group)])
+    .filter(([, ...counts]) => counts.some((count) => count !== "0"));
+  const head = runs.flatMap(({ server }) => states.map((state) => (runs.length > 1 ? `${server}: ${state}` : state)));
+  const titles = runs.map(
+    ({ server, date, minutes, procs, kubernetes, gvisor }) =>
+      `- ${server}: ${date}, ${minutes} minutes with ${procs} tests at a time; Kubernetes ${kubernetes}, gVisor ${gvisor}`,
+  );
+  const reasons = runs.flatMap(({ server, results }) =>
+    (["failed", "skipped"] as const).flatMap((state) => {
+      const of = results.filter((one) => one.state === state);
+      const title = runs.length > 1 ? `${server}, ${state}:` : `${state}:`;
+      return of.length > 0 ? ["", title, "", ...of.map(({ name, reason }) => `- ${name}: ${reason}`)] : [];
+    }),
+  );
+  const table = markdown(["Group", ...head], [...rows, ["**all**", ...counts(() => true)]], true);
+  return [...titles, "", table, ...reasons].join("\n");
+}
