@@ -54,7 +54,8 @@ type Watcher struct {
 
 	signal func(pid int, signal unix.Signal) error
 	score  func(pid int) int
-	memory func() (total, used uint64, err error)
+	memory func(exactly bool) (total, used uint64, err error)
+	mapped func(pids []int) (bytes uint64)
 	dying  map[string]bool // cgroups whose processes were killed, and which may be there for a while
 	before uint64          // what of the machine's memory was used at the last glance
 
@@ -76,6 +77,7 @@ func newWatcher(root string, tell func(context.Context, string) error) *Watcher 
 		signal:  unix.Kill,
 		score:   scoreOf,
 		memory:  (&machine{}).memory,
+		mapped:  func(pids []int) uint64 { return mappedFiles("/proc", pids) },
 		dying:   map[string]bool{},
 		unified: err == nil,
 	}
@@ -109,7 +111,7 @@ func (w *Watcher) look(ctx context.Context) {
 	for _, pod := range pods {
 		pod.limit = w.limit(pod.path)
 		w.limitProcesses(pod)
-		var largest container
+		var within []container
 		for _, c := range pod.containers {
 			if w.dying[c.path] {
 				continue
@@ -118,36 +120,73 @@ func (w *Watcher) look(ctx context.Context) {
 			if limit >= unlimited && pod.limit >= unlimited {
 				continue
 			}
-			c.usage = w.usage(c.path)
+			if c.usage = w.usage(c.path); c.usage > limit {
+				c.usage = w.own(c)
+			}
 			if c.usage > limit {
 				w.kill(ctx, c, fmt.Sprintf("it has %s, and its limit is %s", mebibytes(c.usage), mebibytes(limit)))
-			} else if c.usage > largest.usage {
-				largest = c
+			} else {
+				within = append(within, c)
 			}
 		}
-		if largest.path == "" || pod.limit >= unlimited {
-			continue
-		}
-		if usage := w.usage(pod.path); usage > pod.limit && !w.anyDying(pod) {
-			w.kill(ctx, largest, fmt.Sprintf("its pod has %s, and the pod's limit is %s; of its containers it has most",
-				mebibytes(usage), mebibytes(pod.limit)))
+		w.lookAtWhole(ctx, pod, within)
+	}
+}
+
+// lookAtWhole kills the largest of a pod's containers if the pod is over its limit.
+func (w *Watcher) lookAtWhole(ctx context.Context, pod pod, containers []container) {
+	if pod.limit >= unlimited || len(containers) == 0 || w.anyDying(pod) {
+		return
+	}
+	usage := w.usage(pod.path)
+	if usage <= pod.limit {
+		return
+	}
+	var largest container
+	for _, c := range containers {
+		whole := w.usage(c.path)
+		c.usage = min(w.own(c), whole)
+		usage -= min(whole-c.usage, usage)
+		if c.usage > largest.usage {
+			largest = c
 		}
 	}
+	if usage > pod.limit && largest.path != "" {
+		w.kill(ctx, largest, fmt.Sprintf("its pod has %s, and the pod's limit is %s; of its containers it has most",
+			mebibytes(usage), mebibytes(pod.limit)))
+	}
+}
+
+// own is what a container has but for files' pages. It has each of its processes asked, which is worth while only for
+// one that seems to have too much.
+func (w *Watcher) own(c container) uint64 {
+	usage := w.usage(c.path)
+	return usage - min(w.mapped(w.processes(c.path)), usage)
 }
 
 // glance kills the container that the kubelet would have the kernel kill first, if the machine has nearly no memory
 // left, or will have at the next glance if it goes on like that. It returns when to glance again.
 func (w *Watcher) glance(ctx context.Context) time.Duration {
-	total, used, err := w.memory()
-	grown := used - min(w.before, used)
-	if w.before == 0 {
-		grown = 0
-	}
-	w.before = used
+	total, used, err := w.memory(false)
 	if err != nil || total == 0 {
 		return glanceMost
 	}
-	if used+grown+max(total/sparePart, spareLeast) < total {
+	if w.before == 0 {
+		w.before = used
+	}
+	isLittle := func() bool {
+		grown := used - min(w.before, used)
+		return used+grown+max(total/sparePart, spareLeast) >= total
+	}
+	little := isLittle()
+	if little { // or files were mapped since those were last counted
+		if total, used, err = w.memory(true); err != nil {
+			return glanceMost
+		}
+		little = isLittle()
+	}
+	w.before = used
+	if !little {
 		soon := time.Duration(float64(total-used) / fastest * float64(time.Second))
 		return min(max(soon, glanceLeast), glanceMost)
 	}
@@ -168,7 +207,7 @@ func (w *Watcher) glance(ctx context.Context) time.Duration {
 			if score <= sandboxScore {
 				continue
 			}
-			if c.usage = w.usage(c.path); c.usage < total/worthwhile {
+			if c.usage = w.own(c); c.usage < total/worthwhile {
 				continue
 			}
 			// As the kernel's oom_badness: what it has, and a thousandth of all for each point.
@@ -239,23 +278,28 @@ func (w *Watcher) forget() {
 type machine struct {
 	asked time.Time
 	files uint64
+	total uint64
 }
 
 // memory is the machine's, and what is used of it, but for files' pages, which the host can drop.
-func (m *machine) memory() (total, used uint64, err error) {
+func (m *machine) memory(exactly bool) (total, used uint64, err error) {
 	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return 0, 0, err
-	}
-	if time.Since(m.asked) >= lookEvery {
+	if exactly || time.Since(m.asked) >= lookEvery {
 		if m.files, err = filePages(); err != nil {
 			return 0, 0, err
 		}
 		m.asked = time.Now()
 	}
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, 0, err
+	}
 	total = uint64(info.Totalram) * uint64(info.Unit)
-	free := uint64(info.Freeram)*uint64(info.Unit) + m.files
-	return total, total - min(free, total), nil
+	used = total - min(uint64(info.Freeram)*uint64(info.Unit), total)
+	// With mapped files used may be more than there is, and gVisor says then that there is more (usage.TotalMemory).
+	if m.total == 0 || total < m.total {
+		m.total = total
+	}
+	return m.total, used - min(m.files, used), nil
 }
 
 func filePages() (bytes uint64, err error) {

@@ -24,17 +24,30 @@ type cluster struct {
 	told        []string
 	signals     []string
 	total, used uint64
+	stale       uint64 // what used has too much, until it is asked for exactly
+	files       map[int]uint64
 	scores      map[int]int
 	refusal     error
 }
 
 func newCluster(t *testing.T) *cluster {
-	c := &cluster{t: t, total: 4 << 30, scores: map[int]int{}}
+	c := &cluster{t: t, total: 4 << 30, scores: map[int]int{}, files: map[int]uint64{}}
 	c.Watcher = newWatcher(t.TempDir(), func(_ context.Context, container string) error {
 		c.told = append(c.told, container)
 		return c.refusal
 	})
-	c.memory = func() (uint64, uint64, error) { return c.total, c.used, nil }
+	c.memory = func(exactly bool) (uint64, uint64, error) {
+		if exactly {
+			c.stale = 0
+		}
+		return c.total, c.used + c.stale, nil
+	}
+	c.mapped = func(pids []int) (bytes uint64) {
+		for _, pid := range pids {
+			bytes += c.files[pid]
+		}
+		return bytes
+	}
 	c.score = func(pid int) int { return c.scores[pid] }
 	c.Watcher.signal = func(pid int, signal unix.Signal) error {
 		c.signals = append(c.signals, fmt.Sprint(pid, " ", unix.SignalName(signal)))
@@ -194,6 +207,69 @@ func TestMachineWithoutMemorySoon(t *testing.T) {
 	c.used = 3400 << 20
 	c.glance(t.Context())
 	c.expect("there is none", "fast", "11 SIGSTOP, 11 SIGKILL")
+}
+
+// Files that are mapped are the host's page cache: etcd has ten gigabytes of a small one.
+func TestMappedFilesAreNoMemory(t *testing.T) {
+	c := newCluster(t)
+	c.files = map[int]uint64{11: 10 << 30, 12: 20 << 20, 13: 10 << 30}
+	c.group("pod1", 10<<10+200, 256)
+	c.group("pod1/etcd", 10<<10+100, 128, 11)
+	c.group("pod1/other", 100, 0, 14)
+	c.group("pod2", 0, 0)
+	c.group("pod2/both", 150, 128, 12)
+	c.group("pod3", 10<<10+300, 256)
+	c.group("pod3/etcd", 10<<10+100, 0, 13)
+	c.group("pod3/most", 200, 0, 15)
+	c.look(t.Context())
+	c.expect("a look", "both most", "12 SIGSTOP, 12 SIGKILL, 15 SIGSTOP, 15 SIGKILL")
+}
+
+func TestMachineWithMappedFiles(t *testing.T) {
+	c := newCluster(t)
+	c.files = map[int]uint64{11: 10 << 30}
+	c.group("pod1", 0, 0)
+	c.group("pod1/etcd", 10<<10+20, 0, 11)
+	c.group("pod1/other", 100, 0, 12)
+	c.scores = map[int]int{11: 1000, 12: 900}
+	c.used, c.stale = 1<<30, 10<<30
+	for range 2 {
+		c.glance(t.Context())
+	}
+	c.expect("files were mapped since those were counted", "", "")
+	c.used = 3900 << 20
+	c.glance(t.Context())
+	c.expect("it has no memory whose end would help", "other", "12 SIGSTOP, 12 SIGKILL")
+}
+
+func TestMappedFiles(t *testing.T) {
+	proc := t.TempDir()
+	write := func(path, content string) {
+		t.Helper()
+		file := filepath.Join(proc, path)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	part := func(line string, resident, anonymous int) string {
+		return fmt.Sprintf("%s\nSize: 9000 kB\nRss: %d kB\nPss: 0 kB\nAnonymous: %d kB\nVmFlags: rd\n",
+			line, resident, anonymous)
+	}
+	program := part("00400000-01d07000 r-xp 00000000 00:38 4186    /my program", 100, 4)
+	write("11/smaps", part("00069000-0006e000 r-xp 00000000 00:00 0    [usertrap]", 20, 20)+program+
+		part("01d07000-0393c000 r--p 01907000 00:38 4186    /my program", 50, 0)+
+		part("7f000000-7f100000 rw-s 00000000 00:1a 7    /dev/shm/PostgreSQL.1", 1000, 0)+
+		part("7f200000-7f300000 rw-s 00000000 00:0b 8    /memfd:x (deleted)", 1000, 0)+
+		part("7f400000-7f500000 rw-s 00000000 00:0c 9    /dev/zero (deleted)", 1000, 0))
+	write("11/mountinfo", "432 406 0:56 / / ro - overlay none ro\n434 432 0:26 / /dev/shm rw,nosuid - tmpfs none rw\n")
+	write("12/smaps", program+part("7f000000-7f100000 rw-s 00000000 00:12 7    /data", 1000, 0))
+	write("12/mountinfo", "432 406 0:18 / / ro - 9p none ro\n")
+	if got, want := mappedFiles(proc, []int{11, 12, 13}), uint64(96+50+1000)<<10; got != want {
+		t.Errorf("%d bytes, want %d", got, want)
+	}
 }
 
 func TestUnifiedCgroups(t *testing.T) {
