@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-// gVisor charges a cgroup with the files that its processes map, up to the mapping's whole length where it is asked for
-// pages at once (MAP_POPULATE, by which etcd's bbolt maps ten gigabytes of a small file). They are the host's page cache,
-// which the host takes back when it needs memory, as Linux does with a cgroup's before it kills anything in it.
-
 // mapping is a part of a file that is mapped.
+//
+// gVisor charges a cgroup with the files that its processes map, up to the mapping's whole length where it is asked for
+// pages at once (MAP_POPULATE, by which etcd's bbolt maps ten gigabytes of a small file). They are the host's page
+// cache, which the host takes back when it needs memory, as Linux does with a cgroup's before it kills anything in it.
 type mapping struct {
 	device, inode, offset string
 }
@@ -46,7 +46,7 @@ func addMapped(found map[mapping]uint64, smaps io.Reader, memory map[string]bool
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
 		switch {
-		case len(fields) >= 5 && strings.Contains(fields[0], "-"): // of a mapping: range, rights, offset, device, inode, name
+		case len(fields) >= 5 && strings.Contains(fields[0], "-"): // range, rights, offset, device, inode, name
 			key = mapping{offset: fields[2], device: fields[3], inode: fields[4]}
 			name := strings.Join(fields[5:], " ")
 			counts = fields[4] != "0" && !memory[fields[3]] && !isShared(name)
