@@ -49,6 +49,12 @@ export function keptRuns(): Run[] {
 
 const states = ["passed", "failed", "skipped"] as const;
 
+/** How long the tests took that ran when no other one did. */
+function minutesAlone({ results }: Run): number {
+  const alone = results.filter(({ name }) => name.includes("[Serial]"));
+  return Math.round(alone.reduce((sum, { seconds = 0 }) => sum + seconds, 0) / 60);
+}
+
 /** The tests of each group counted by what became of them, and the reasons of those that did not pass. */
 export function tableOf(runs: readonly Run[]): string {
   const counts = (of: (result: Result) => boolean) =>
@@ -60,8 +66,9 @@ export function tableOf(runs: readonly Run[]): string {
     .filter(([, ...counts]) => counts.some((count) => count !== "0"));
   const head = runs.flatMap(({ server }) => states.map((state) => (runs.length > 1 ? `${server}: ${state}` : state)));
   const titles = runs.map(
-    ({ server, date, minutes, procs, kubernetes, gvisor }) =>
-      `- ${server}: ${date}, ${minutes} minutes with ${procs} tests at a time; Kubernetes ${kubernetes}, gVisor ${gvisor}`,
+    (run) =>
+      `- ${run.server}: ${run.date}, ${run.minutes} minutes, ${run.procs} tests at a time and those that must be alone in ` +
+      `${minutesAlone(run)} of them; Kubernetes ${run.kubernetes}, gVisor ${run.gvisor}`,
   );
   const reasons = runs.flatMap(({ server, results }) =>
     (["failed", "skipped"] as const).flatMap((state) => {

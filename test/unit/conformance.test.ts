@@ -1,7 +1,7 @@
 /** What of the conformance tests is run without a node. */
 import { describe, expect, it } from "vitest";
 import { groupNames, groupOf, groupsOf, usualGroups } from "../../conformance/groups.ts";
-import results from "../../conformance/results.json" with { type: "json" };
+import { keptRuns, type Run, tableOf } from "../../conformance/results.ts";
 import { reasonOf, releasesOf } from "../../conformance/skipped.ts";
 
 describe("the groups of the conformance tests", () => {
@@ -21,7 +21,8 @@ describe("the groups of the conformance tests", () => {
   });
 
   it("are those that the kept results are counted by", () => {
-    expect(results.results.filter(({ name, group }) => groupOf(name) !== group)).toEqual([]);
+    for (const { results } of keptRuns())
+      expect(results.filter(({ name, group }) => groupOf(name) !== group)).toEqual([]);
   });
 });
 
@@ -56,5 +57,37 @@ describe("a test", () => {
   it("that needs another node is tried nowhere", () => {
     const test = "[sig-apps] Daemon set should rollback without unnecessary restarts [Conformance] [Serial]";
     expect(reasonOf(test, releases, "1.37.2")).toBe("needs two nodes");
+  });
+});
+
+describe("the table of the results", () => {
+  const run = (server: Run["server"], state: Run["results"][number]["state"]): Run => ({
+    server,
+    date: "2026-11-26",
+    minutes: 9,
+    procs: 6,
+    kubernetes: server === "k3s" ? "1.36.3+k3s1" : "1.37.2",
+    gvisor: "1",
+    results: [
+      { group: "dns", name: "[sig-network] DNS a", state, seconds: 60, ...(state !== "passed" && { reason: "why" }) },
+      { group: "other", name: "[sig-b] b [Serial]", state: "passed", seconds: 150 },
+    ],
+  });
+
+  it("has a column for each server, and the reasons of what did not pass", () => {
+    expect(tableOf([run("embedded", "passed"), run("k3s", "skipped")])).toMatchInlineSnapshot(`
+      "- embedded: 2026-11-26, 9 minutes, 6 tests at a time and those that must be alone in 3 of them; Kubernetes 1.37.2, gVisor 1
+      - k3s: 2026-11-26, 9 minutes, 6 tests at a time and those that must be alone in 3 of them; Kubernetes 1.36.3+k3s1, gVisor 1
+
+      | Group | embedded: passed | embedded: failed | embedded: skipped | k3s: passed | k3s: failed | k3s: skipped |
+      |---|---:|---:|---:|---:|---:|---:|
+      | dns | 1 | 0 | 0 | 0 | 0 | 1 |
+      | other | 1 | 0 | 0 | 1 | 0 | 0 |
+      | **all** | 2 | 0 | 0 | 1 | 0 | 1 |
+
+      k3s, skipped:
+
+      - [sig-network] DNS a: why"
+    `);
   });
 });
