@@ -15,7 +15,7 @@ import { artifactFolder, goArch } from "../artifacts/artifacts.ts";
 import { openStack } from "../automation/workspace.ts";
 import { linkAddresses } from "../config/network.ts";
 import { defaultSubnet } from "../config/schema.ts";
-import { putTable } from "../docs/markdown.ts";
+import { withTable } from "../docs/tables.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { homeFolder } from "../system/folders.ts";
 import { pushArchive, startRegistry, stopRegistries } from "../test/e2e/registry.ts";
@@ -23,7 +23,7 @@ import { moduleVersion, root } from "../toolchain/builds.ts";
 import { build } from "../toolchain/make.ts";
 import { groupNames, groupOf, groupsOf, usualGroups } from "./groups.ts";
 import { kubernetesSources, makeImages } from "./images.ts";
-import { keep, keptRuns, type Result, type Run, tableOf } from "./results.ts";
+import { keep, type Result, type Run, tableOf } from "./results.ts";
 import { reasonOf, releasesOf } from "./skipped.ts";
 
 /** What ginkgo reports of a test. */
@@ -215,8 +215,7 @@ function report({ ran, kubernetes }: { ran: Spec[]; kubernetes: string }, chosen
   console.log(`\n${tableOf([run])}`);
   if (options.groups === "all") {
     keep(run);
-    const readme = join(import.meta.dirname, "README.md");
-    writeFileSync(readme, putTable(readFileSync(readme, "utf8"), "results", tableOf(keptRuns())));
+    writeFileSync(join(import.meta.dirname, "README.md"), withTable("conformance/README.md"));
   }
   return results.some(({ state }) => state === "failed");
 }

@@ -5,6 +5,7 @@ import { z } from "zod";
 import { summary } from "../bench/table.ts";
 import { describeRemedy, probedQuirks, type QuirkId, quirk, quirks } from "../config/quirks.ts";
 import { stackSchema, unwrap } from "../config/schema.ts";
+import { keptRuns, tableOf } from "../conformance/results.ts";
 import { markdown, putTable } from "./markdown.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -12,6 +13,7 @@ const root = join(import.meta.dirname, "..");
 /** The tables by the file that they are in; each stands between two comments with its name. */
 const tables: Record<string, { name: string; table: () => string }> = {
   "README.md": { name: "bench", table: summary },
+  "conformance/README.md": { name: "results", table: () => tableOf(keptRuns()) },
   "docs/options.md": { name: "options", table: optionsTable },
   "docs/quirks.md": { name: "quirks", table: quirksTable },
 };
