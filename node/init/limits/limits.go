@@ -207,12 +207,14 @@ func (w *Watcher) glance(ctx context.Context) time.Duration {
 			if score <= sandboxScore {
 				continue
 			}
-			if c.usage = w.own(c); c.usage < total/worthwhile {
+			// As the kernel's oom_badness: what it has, and a thousandth of all for each point.
+			badness := func() float64 { return float64(c.usage) + float64(score)*float64(total)/1000 }
+			isWorse := func() bool { return c.usage >= total/worthwhile && badness() > worst }
+			if c.usage = w.usage(c.path); !isWorse() {
 				continue
 			}
-			// As the kernel's oom_badness: what it has, and a thousandth of all for each point.
-			if badness := float64(c.usage) + float64(score)*float64(total)/1000; badness > worst {
-				first, worst = c, badness
+			if c.usage = w.own(c); isWorse() { // which takes longer to say
+				first, worst = c, badness()
 			}
 		}
 	}
