@@ -3,7 +3,7 @@
  * names, results and reasons are kept in conformance/results.json, or results-k3s.json, and the table in
  * conformance/README.md.
  *
- *   node conformance/run.ts [--groups services,dns | --groups all] [--procs 2] [--k3s FILE] [--list]
+ *   node conformance/run.ts [--groups services,dns | --groups all] [--procs 4] [--k3s FILE] [--list]
  * @module
  */
 import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -43,7 +43,7 @@ const say = (line: string) => console.log(`[${((Date.now() - began) / 1000).toFi
 const { values: options } = parseArgs({
   options: {
     groups: { type: "string" },
-    procs: { type: "string", default: "2" },
+    procs: { type: "string", default: "4" },
     k3s: { type: "string" },
     list: { type: "boolean", default: false },
   },
