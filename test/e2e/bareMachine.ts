@@ -46,7 +46,7 @@ export interface BareMachine {
 
 /** Starts a machine whose files are in a folder, which is made anew. */
 export async function startBareMachine(folder: string): Promise<BareMachine> {
-  await execa("sh", [join(project, "conformance/debian-root.sh"), folder, join(cacheFolder(), "debian"), ...PACKAGES]);
+  await execa("sh", [join(project, "test/debian-root.sh"), folder, join(cacheFolder(), "debian"), ...PACKAGES]);
   // What Debian's packages depend on for their own installation.
   for (const program of readdirSync(join(folder, "usr/bin")).filter((name) => /^(dpkg|tar$|perl|update-)/.test(name))) {
     rmSync(join(folder, "usr/bin", program));

@@ -62,12 +62,7 @@ export async function startSshMachine(home: string, name: string, subnet: string
   await remove(); // what a run that was killed left
   for (const folder of [paths.state, paths.bundle, paths.logs, keys, paths.runsc])
     mkdirSync(folder, { recursive: true, mode: 0o700 });
-  await execa("sh", [
-    join(project, "conformance/debian-root.sh"),
-    paths.rootfs,
-    join(cacheFolder(), "debian"),
-    ...PACKAGES,
-  ]);
+  await execa("sh", [join(project, "test/debian-root.sh"), paths.rootfs, join(cacheFolder(), "debian"), ...PACKAGES]);
   for (const key of ["user", "stranger", "host"])
     await execa("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-C", key, "-f", join(keys, key)]);
   const { stdout: userKey } = await execa("cat", [join(keys, "user.pub")]);
