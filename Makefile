@@ -82,7 +82,7 @@ go-test: build ## the tests of the Go modules
 # and, for the upgrades, the Kubernetes before the newest.
 e2e: build ## end-to-end tests; FILE=security T='part of a name' for some, KEEP=1 leaves what they made, K3S=FILE takes k3s
 	@sh toolchain/bootstrap.sh crun ssh=openssh-client
-	@node toolchain/build.ts runsc-2025-02 registry helm pulumi-yaml csi-driver $(if $(filter-out upgrade,$(FILE)),,server-$(lastword $(OLDER)))
+	@node toolchain/build.ts traefik runsc-2025-02 registry helm pulumi-yaml csi-driver $(if $(filter-out upgrade,$(FILE)),,server-$(lastword $(OLDER)))
 	@echo "== end-to-end tests"
 	@node_modules/.bin/vitest run --project e2e $(if $(FILE),test/e2e/$(FILE).test.ts) $(if $(T),-t '$(T)')
 

@@ -33,6 +33,7 @@ export { ClusterDns, type ClusterDnsArgs } from "./components/clusterDns.ts";
 export { ContainerdConfig, type ContainerdConfigArgs } from "./components/containerdConfig.ts";
 export { Crun, type CrunArgs } from "./components/crun.ts";
 export { Images, type ImagesArgs } from "./components/images.ts";
+export { Ingress } from "./components/ingress.ts";
 export { K3sNode, type K3sNodeArgs } from "./components/k3sNode.ts";
 export { KernelFacade } from "./components/kernelFacade.ts";
 export { Manifest, type ManifestArgs } from "./components/manifest.ts";

@@ -36,6 +36,9 @@ export const usualArtifacts = [
   "standins",
 ] as const;
 
+/** What is built, or taken from a release, only where an option asks for it. */
+export const optionalArtifacts = ["traefik"] as const;
+
 /** What is built for tests only. */
 export const testArtifacts = ["runsc-2025-02", "registry", "helm", "pulumi-yaml", "csi-driver", "conformance"] as const;
 
@@ -50,7 +53,8 @@ export const serverOf = (minor: KubernetesMinor): ServerArtifact =>
   minor === newestKubernetes ? "server" : `server-${minor}`;
 
 /** The name of something that is built from Go modules. */
-export type ArtifactName = (typeof usualArtifacts)[number] | (typeof testArtifacts)[number] | ServerArtifact;
+export type ArtifactName =
+  (typeof usualArtifacts | typeof optionalArtifacts | typeof testArtifacts)[number] | ServerArtifact;
 
 /** An artifact with the choices that its build takes. */
 export interface Artifact {
@@ -216,9 +220,26 @@ export async function provide({ id, name, patches = [] }: Wanted, say: (line: st
   return folder;
 }
 
-/** The images that are built here. */
-export const ownImages = ["pause", "testpod", "coredns", "metrics-server"] as const;
-export type OwnImage = (typeof ownImages)[number];
+/** The images that are built here, by the artifact that their archives are in. */
+const imagesIn = {
+  images: ["pause", "testpod", "coredns", "metrics-server"],
+  traefik: ["traefik"],
+} as const satisfies Partial<Record<ArtifactName, readonly string[]>>;
+
+export type OwnImage = (typeof imagesIn)[keyof typeof imagesIn][number];
+
+/** All of them. */
+export const ownImages: readonly OwnImage[] = Object.values(imagesIn).flat();
+
+/** Those whose archives are in an artifact. */
+export function imagesOf(artifact: ArtifactName): readonly OwnImage[] {
+  return (imagesIn as Partial<Record<ArtifactName, readonly OwnImage[]>>)[artifact] ?? [];
+}
+
+/** The artifact that an image's archive is in. */
+export function artifactOf(image: OwnImage): Artifact {
+  return { name: (Object.keys(imagesIn) as ArtifactName[]).find((artifact) => imagesOf(artifact).includes(image))! };
+}
 
 /** What their names begin with. */
 export const OWN_IMAGES = "gvisor-k3s.local/";
@@ -227,13 +248,13 @@ export const OWN_IMAGES = "gvisor-k3s.local/";
  * The full name of an image that is built here; the tag is a hash of what goes into them, so a name is never reused for
  * other content.
  */
-export function imageName(image: OwnImage, id = artifactId({ name: "images" })): string {
+export function imageName(image: OwnImage, id = artifactId(artifactOf(image))): string {
   return `${OWN_IMAGES}${image}:${id.split("-").at(-1)}`;
 }
 
 /** The archive of an image that is built here, on the host. */
 export function imageArchive(image: OwnImage): string {
-  return join(artifactFolder({ name: "images" }), `${image}.tar`);
+  return join(artifactFolder(artifactOf(image)), `${image}.tar`);
 }
 
 /** Go's name for this machine's architecture, or for that which is built for (GOARCH). */

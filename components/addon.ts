@@ -1,7 +1,7 @@
 import type * as pulumi from "@pulumi/pulumi";
 import { imageName, type OwnImage } from "../artifacts/artifacts.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
-import { importArchives, ownArchive } from "./images.ts";
+import { importArchives } from "./images.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import { applyManifest } from "./manifest.ts";
 import type { Sandbox } from "./sandbox.ts";
@@ -20,7 +20,8 @@ export interface AddonArgs {
 /**
  * The steps of an addon that is one manifest with one image.
  * @param parent the component that they are of
- * @param addon the name of the manifest and of the image that is built here
+ * @param addon the name of the image that is built here
+ * @param manifest the manifest's name
  */
 export function applyAddon(
   parent: pulumi.Resource,
@@ -28,9 +29,10 @@ export function applyAddon(
   addon: OwnImage,
   args: AddonArgs,
   render: (image: string) => string,
+  manifest: string = addon,
 ): void {
   const { sandbox, node, image, after } = args;
-  const own = image === undefined ? [importArchives(`${name}-image`, args, [ownArchive(addon)], parent, ...after)] : [];
+  const own = image === undefined ? [importArchives(`${name}-image`, args, [addon], [], parent, ...after)] : [];
   const content = render(image ?? imageName(addon));
-  applyManifest(parent, name, { sandbox, node, manifest: addon, content, after: [...after, ...own] });
+  applyManifest(parent, name, { sandbox, node, manifest, content, after: [...after, ...own] });
 }

@@ -12,6 +12,7 @@ import { ClusterDns } from "./clusterDns.ts";
 import { ContainerdConfig } from "./containerdConfig.ts";
 import { Crun } from "./crun.ts";
 import { Images } from "./images.ts";
+import { Ingress } from "./ingress.ts";
 import { type ClusterArgs, type LateConfig, splitInputs } from "./inputs.ts";
 import { K3sNode } from "./k3sNode.ts";
 import { KernelFacade } from "./kernelFacade.ts";
@@ -190,9 +191,10 @@ function workloads(
     const claims = config.addons.localStorage.enabled;
     new NodeControllers(own("controllers"), { sandbox, node, claims }, under);
   }
-  const { coredns, metricsServer } = config.addons;
+  const { coredns, ingress, metricsServer } = config.addons;
   const addon = { sandbox, containerd, node, after };
   if (coredns.enabled) new ClusterDns(own("coredns"), { ...addon, domain: config.node, image: coredns.image }, under);
+  if (ingress.enabled) new Ingress(own("ingress"), { ...addon, image: ingress.image }, under);
   if (metricsServer.enabled) new MetricsServer(own("metrics-server"), { ...addon, image: metricsServer.image }, under);
   applyManifests(config, scope, sandbox, node, after);
   if (!config.pod.enabled) return undefined;

@@ -1,5 +1,5 @@
 import * as pulumi from "@pulumi/pulumi";
-import { fileDigest, imageArchive, imageName, type OwnImage, wanted } from "../artifacts/artifacts.ts";
+import { artifactOf, fileDigest, imageArchive, imageName, type OwnImage, wanted } from "../artifacts/artifacts.ts";
 import { PINNED } from "../steps/images.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
 import type { Sandbox } from "./sandbox.ts";
@@ -16,26 +16,33 @@ export interface ImagesArgs {
 export class Images extends pulumi.ComponentResource {
   constructor(name: string, args: ImagesArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:Images", name, {}, options);
-    const own = (["pause", "testpod"] as const).map(ownArchive);
-    const users = args.archives.map((path) => ({ path, sha256: fileDigest(path) }));
-    importArchives(`${name}-import`, args, [...own, ...users], this, args.containerd);
+    importArchives(`${name}-import`, args, ["pause", "testpod"], args.archives, this, args.containerd);
     this.registerOutputs();
   }
 }
 
-/** The step that imports archives. */
+/**
+ * The step that imports images.
+ * @param own those that are built here
+ * @param archives others' archives, on the host
+ */
 export function importArchives(
   name: string,
   { sandbox, containerd }: Pick<ImagesArgs, "sandbox" | "containerd">,
-  archives: { path: string; sha256: string }[],
+  own: OwnImage[],
+  archives: string[],
   parent: pulumi.Resource,
   ...after: pulumi.Resource[]
 ): StepResource {
-  const params = { ctr: containerd.ctr, takes: [wanted({ name: "images" })], labels: [PINNED], archives };
+  const takes = [...new Set(own.map((image) => artifactOf(image).name))].map((artifact) => wanted({ name: artifact }));
+  const params = {
+    ctr: containerd.ctr,
+    takes,
+    labels: [PINNED],
+    archives: [
+      ...own.map((image) => ({ path: imageArchive(image), sha256: imageName(image) })),
+      ...archives.map((path) => ({ path, sha256: fileDigest(path) })),
+    ],
+  };
   return sandbox.step(name, "disk", { step: "images", params }, parent, ...after);
-}
-
-/** The archive of an image that is built here, as the step `images` takes it. */
-export function ownArchive(image: OwnImage): { path: string; sha256: string } {
-  return { path: imageArchive(image), sha256: imageName(image) };
 }

@@ -462,6 +462,25 @@ export const stackSchema = z.strictObject({
             ),
         })
         .prefault({}),
+      ingress: z
+        .strictObject({
+          enabled: z
+            .boolean()
+            .default(false)
+            .describe(
+              "Whether Traefik serves Ingresses: it has the default IngressClass, `traefik`, and a Service of type " +
+                "LoadBalancer with ports 80 and 443 at the node's address; with `ports: [8080:80]` the host answers too. " +
+                "Traefik's own kinds, such as IngressRoute, are not installed. It is built, or taken from the package " +
+                "`gvisor-k3s-ingress`, only where this is on.",
+            ),
+          image: imageName
+            .optional()
+            .describe(
+              "Traefik's image. Default: one that is built here from its module, without clouds for ACME by DNS. " +
+                "Changing it is a rolling update.",
+            ),
+        })
+        .prefault({}),
       localStorage: z
         .strictObject({
           enabled: z
@@ -587,9 +606,13 @@ function kubernetesProblems({ kubernetes, distribution }: z.output<typeof stackS
   return [{ option: "kubernetes", value: kubernetes, message }];
 }
 
+/** The name of the manifest that brings Traefik: `traefik` and `ingress` are what people call their own. */
+export const INGRESS_MANIFEST = "ingress-controller";
+
 /** The manifests that addons bring, by the addons' options. */
 const addonManifests: Record<keyof Complete["addons"], string> = {
   coredns: "coredns",
+  ingress: INGRESS_MANIFEST,
   localStorage: "local-storage",
   metricsServer: "metrics-server",
 };

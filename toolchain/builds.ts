@@ -114,6 +114,16 @@ export const builds = {
     { module: "node/coredns", packages: ["."], output: "coredns" },
     { module: "node/metrics-server", packages: ["."], output: "metrics-server" },
   ],
+  traefik: [
+    {
+      module: "toolchain/traefik",
+      packages: ["github.com/traefik/traefik/v3/cmd/traefik"],
+      get variables() {
+        const version = moduleVersion("toolchain/traefik", "github.com/traefik/traefik/v3");
+        return { "github.com/traefik/traefik/v3/pkg/version.Version": version };
+      },
+    },
+  ],
   pulumi: [
     {
       module: "toolchain/pulumi",

@@ -15,10 +15,10 @@ import {
   digest,
   goArch,
   imageName,
+  imagesOf,
   intoPlace,
   type Manifest,
   type OwnImage,
-  ownImages,
 } from "../artifacts/artifacts.ts";
 import { readElf } from "../artifacts/elf.ts";
 import { kubernetesMinors } from "../config/kubernetes.ts";
@@ -69,7 +69,7 @@ export async function build(artifact: Artifact, say: (line: string) => void = ()
       say(`go build ${goBuild.packages.join(" ")}`);
       await compile(goBuild, artifact, work);
     }
-    if (artifact.name === "images") await makeImages(work, say);
+    await makeImages(artifact.name, work, say);
   });
 }
 
@@ -107,32 +107,34 @@ async function compile(goBuild: GoBuild, artifact: Artifact, into: string): Prom
     ...Object.entries(goBuild.variables ?? {}).map(([name, value]) => `-X ${name}=${value}`),
   ];
   if (goBuild.cgo) link.push("-linkmode external", "-extldflags -static");
+  const output = ["-o", join(into, goBuild.output ?? "/")];
+  await withSources(goBuild, artifact, `${into}-src`, async (sources, env) => {
+    const args = [...(goBuild.test ? ["test", "-c"] : ["build"]), ...flags, "-ldflags", link.join(" "), ...sources];
+    await run("go", [...args, ...output, ...goBuild.packages], { cwd: module, env });
+  });
+}
+
+/**
+ * Has Go work on the sources that a build takes, with the patches of the artifact.
+ * @param work a folder for what is patched; it is removed at the end
+ * @param use takes the flags and the environment that Go needs for it
+ */
+export async function withSources<T>(
+  goBuild: GoBuild,
+  artifact: Artifact,
+  work: string,
+  use: (flags: string[], env: Record<string, string>) => Promise<T>,
+): Promise<T> {
   try {
     const patches = allPatches(artifact);
-    const patched = patches.length > 0 ? await patchedModfile(goBuild, patches, `${into}-src`) : undefined;
-    await run(
-      "go",
-      [
-        ...(goBuild.test ? ["test", "-c"] : ["build"]),
-        ...flags,
-        "-ldflags",
-        link.join(" "),
-        ...chosenPins({ modfile: patched ?? goBuild.modfile }),
-        "-o",
-        join(into, goBuild.output ?? "/"),
-        ...goBuild.packages,
-      ],
-      {
-        cwd: module,
-        env: {
-          CGO_ENABLED: goBuild.cgo ? "1" : "0",
-          GOFLAGS: patched ? "-mod=mod" : "-mod=readonly",
-          ...(goBuild.toolchain ? { GOTOOLCHAIN: goBuild.toolchain } : {}),
-        },
-      },
-    );
+    const patched = patches.length > 0 ? await patchedModfile(goBuild, patches, work) : undefined;
+    return await use(chosenPins({ modfile: patched ?? goBuild.modfile }), {
+      CGO_ENABLED: goBuild.cgo ? "1" : "0",
+      GOFLAGS: patched ? "-mod=mod" : "-mod=readonly",
+      ...(goBuild.toolchain ? { GOTOOLCHAIN: goBuild.toolchain } : {}),
+    });
   } finally {
-    await rm(`${into}-src`, { recursive: true, force: true });
+    await rm(work, { recursive: true, force: true });
   }
 }
 
@@ -233,12 +235,15 @@ function patchFile(name: ArtifactName, id: string): string {
 }
 
 /** What an image alone needs of its program, which is in its archive; tests take the test pod's by itself. */
-const inArchiveOnly: readonly OwnImage[] = ["pause", "coredns", "metrics-server"];
+const inArchiveOnly = (image: OwnImage) => image !== "testpod";
 
-async function makeImages(folder: string, say: (line: string) => void): Promise<void> {
-  await run("sh", [join(root, "node/images/pause/build.sh"), join(folder, "pause")]);
+/** Makes the images of an artifact from the programs in its folder. */
+async function makeImages(artifact: ArtifactName, folder: string, say: (line: string) => void): Promise<void> {
+  const images = imagesOf(artifact);
+  if (images.length === 0) return;
+  if (images.includes("pause")) await run("sh", [join(root, "node/images/pause/build.sh"), join(folder, "pause")]);
   const mkimage = await runnable("mkimage", folder);
-  for (const image of ownImages) {
+  for (const image of images) {
     say(`image ${image}`);
     await run(mkimage, [
       ...imageRecipe(image),
@@ -251,12 +256,13 @@ async function makeImages(folder: string, say: (line: string) => void): Promise<
     ]);
   }
   if (dirname(mkimage) !== folder) await rm(dirname(mkimage), { recursive: true });
-  for (const image of inArchiveOnly) await rm(join(folder, image));
+  for (const image of images.filter(inArchiveOnly)) await rm(join(folder, image));
 }
 
 /** A program of node/images that this machine can run, also when it builds for another one. */
 async function runnable(program: string, folder: string): Promise<string> {
-  if (readElf(join(folder, program))?.arch === arch()) return join(folder, program);
+  const made = join(folder, program);
+  if (existsSync(made) && readElf(made)?.arch === arch()) return made;
   const native = join(await mkdtemp(join(tmpdir(), "gvisor-k3s-")), program);
   const env = { CGO_ENABLED: "0", GOARCH: "" };
   await run("go", ["build", "-o", native, `./${program}`], { cwd: join(root, "node/images"), env });
@@ -291,8 +297,16 @@ function* inputs(name: ArtifactName): Generator<string | Buffer> {
     }
   }
   for (const file of fixesOf(name)) yield readFileSync(file);
-  if (name === "images") yield JSON.stringify([ownImages.map(imageRecipe), inArchiveOnly]);
+  const images = imagesOf(name);
+  if (images.length > 0) yield JSON.stringify([images.map(imageRecipe), images.filter(inArchiveOnly)]);
+  // Where mkimage is not of the artifact, it makes its images nevertheless.
+  if (images.length > 0 && name !== "images") {
+    for (const file of sources(mkimageFolder)) yield readFileSync(join(mkimageFolder, file));
+  }
 }
+
+/** The sources of what makes images. */
+const mkimageFolder = join(root, "node/images/mkimage");
 
 const compilers = new Map<string, string>();
 

@@ -4,6 +4,8 @@
  *     gvisor-k3s-VERSION.tgz                          the program; npm brings, as optional dependencies, the next two
  *     gvisor-k3s-linux-ARCH-VERSION.tgz               what a machine is given
  *     gvisor-k3s-pulumi-linux-ARCH-VERSION.tgz        Pulumi's CLI and a language host, where the machine has none
+ *     gvisor-k3s-ingress-VERSION.tgz                  Traefik, for who asks for Ingresses
+ *     gvisor-k3s-ingress-linux-ARCH-VERSION.tgz
  *     gvisor-k3s-standins-VERSION.tgz                 stand-ins for Pulumi's plugins, for who asks for them alone
  *     gvisor-k3s-standins-linux-ARCH-VERSION.tgz
  *     gvisor-k3s-kubernetes-1.36-VERSION.tgz          an older Kubernetes, for who asks for it, and so each of the others
@@ -95,6 +97,12 @@ const contents: { package: string; description: string; usual: boolean; artifact
     artifacts: [{ name: "pulumi" }, { name: "language-host" }],
   },
   {
+    package: "gvisor-k3s-ingress",
+    description: "Traefik, which serves Ingresses where gvisor-k3s's option addons.ingress is on",
+    usual: false,
+    artifacts: [{ name: "traefik" }],
+  },
+  {
     package: "gvisor-k3s-standins",
     description: "Stand-ins for Pulumi's plugins command and kubernetes, for machines that cannot download these",
     usual: false,
@@ -154,7 +162,8 @@ async function mainPackage(archs: string[]): Promise<void> {
     const file = `linux-${arch}.json`;
     copyFileSync(join(out, `manifest-${file}`), join(folder, "manifests", file));
   }
-  const names = ["gvisor-k3s", "gvisor-k3s-pulumi"].flatMap((name) => archs.map((arch) => `${name}-linux-${arch}`));
+  const usual = contents.filter((content) => content.usual).map((content) => content.package);
+  const names = usual.flatMap((name) => archs.map((arch) => `${name}-linux-${arch}`));
   const known = JSON.parse(readFileSync(join(folder, "package.json"), "utf8")) as object;
   const optionalDependencies = Object.fromEntries(names.map((name) => [name, version]));
   writeJson(join(folder, "package.json"), { ...known, optionalDependencies });

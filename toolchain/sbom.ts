@@ -4,11 +4,13 @@
  * @module
  */
 import { readdirSync, readFileSync } from "node:fs";
-import { join } from "node:path";
+import { mkdtemp, rmdir } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import type { ArtifactName } from "../artifacts/artifacts.ts";
 import { run } from "../system/run.ts";
 import { builds, type GoBuild, root } from "./builds.ts";
-import { chosenPins } from "./make.ts";
+import { withSources } from "./make.ts";
 
 /** A part that is contained. */
 export interface Part {
@@ -32,9 +34,7 @@ export async function partsOf(names: readonly ArtifactName[]): Promise<Part[]> {
   };
   for (const name of names) {
     for (const goBuild of builds[name] as GoBuild[]) {
-      for (const { Path, Version, Dir } of await modulesOf(goBuild)) {
-        const licences = licencesIn(Dir);
-        if (Path.startsWith("gvisor-k3s/")) continue; // this project's own
+      for (const { Path, Version, licences } of await modulesOf(goBuild, name)) {
         add({ name: Path, version: Version, purl: `pkg:golang/${Path}@${Version}`, licences }, name);
       }
       add(await goItself(), name);
@@ -51,18 +51,21 @@ interface GoModule {
   Dir: string;
 }
 
-/** The modules whose packages a build compiles. */
-async function modulesOf(goBuild: GoBuild): Promise<GoModule[]> {
+/** The modules whose packages a build compiles, with their licences; this project's own are left out. */
+async function modulesOf(goBuild: GoBuild, name: ArtifactName): Promise<(GoModule & { licences: string[] })[]> {
   const { module, packages, tags = [], cgo } = goBuild;
   const format = '{{with .Module}}{"Path": "{{.Path}}", "Version": "{{.Version}}", "Dir": "{{.Dir}}"}{{end}}';
   const flags = ["-deps", "-tags", [...(cgo ? ["netgo", "osusergo"] : []), ...tags].join(","), "-f", format];
-  const env = { CGO_ENABLED: cgo ? "1" : "0" };
-  const { stdout } = await run("go", ["list", ...chosenPins(goBuild), ...flags, ...packages], {
-    cwd: join(root, module),
-    env,
+  const work = join(await mkdtemp(join(tmpdir(), "gvisor-k3s-")), "src");
+  const modules = await withSources(goBuild, { name }, work, async (sources, env) => {
+    const args = ["list", ...sources, ...flags, ...packages];
+    const { stdout } = await run("go", args, { cwd: join(root, module), env });
+    const lines = [...new Set(stdout.split("\n").filter((line) => line !== ""))];
+    const found = lines.map((line) => JSON.parse(line) as GoModule).filter(({ Dir }) => !Dir.startsWith(`${root}/`));
+    return found.map((module) => ({ ...module, licences: licencesIn(module.Dir) }));
   });
-  const lines = [...new Set(stdout.split("\n").filter((line) => line !== ""))];
-  return lines.map((line) => JSON.parse(line) as GoModule);
+  await rmdir(dirname(work));
+  return modules;
 }
 
 async function goItself(): Promise<Omit<Part, "in">> {

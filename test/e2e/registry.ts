@@ -19,8 +19,12 @@ export async function stopRegistries(): Promise<void> {
   }
 }
 
-/** Makes a certificate for an address; `ca` is what a client needs to trust it. */
-export async function selfSigned(folder: string, address: string): Promise<{ ca: string; key: string }> {
+/** Makes a certificate for an address, and for names; `ca` is what a client needs to trust it. */
+export async function selfSigned(
+  folder: string,
+  address: string,
+  names: string[] = [],
+): Promise<{ ca: string; key: string }> {
   const [ca, key] = ["ca.crt", "server.key"].map((file) => join(folder, file)) as [string, string];
   await execa("openssl", [
     "req",
@@ -35,7 +39,7 @@ export async function selfSigned(folder: string, address: string): Promise<{ ca:
     "-subj",
     `/CN=${address}`,
     "-addext",
-    `subjectAltName=IP:${address}`,
+    `subjectAltName=${[`IP:${address}`, ...names.map((name) => `DNS:${name}`)].join(",")}`,
     "-keyout",
     key,
     "-out",

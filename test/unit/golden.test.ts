@@ -10,6 +10,7 @@ import { renderConflist } from "../../config/conflist.ts";
 import { renderContainerdConfig } from "../../config/containerdToml.ts";
 import { renderCoreDns } from "../../config/coredns.ts";
 import { facadePlan } from "../../config/facade.ts";
+import { renderIngress } from "../../config/ingress.ts";
 import { renderMetricsServer } from "../../config/metricsServer.ts";
 import { renderNodeConfig } from "../../config/nodeYaml.ts";
 import { runtimeCheckSpec, sandboxSpec } from "../../config/ociSpec.ts";
@@ -100,6 +101,7 @@ describe.each(Object.entries(stacks))("the %s stack's", (stack, input) => {
     ),
     "10-gvisor-k3s.conflist": renderConflist(config.network, config.node.clusterCidr, address),
     "coredns.yaml": renderCoreDns("example/coredns:1", config.node),
+    "ingress.yaml": renderIngress("example/traefik:1"),
     "metrics-server.yaml": renderMetricsServer("example/metrics-server:1"),
     "facade.json": json(facadePlan(config.name, facadeFor(found))),
     "sandbox.json": json(

@@ -394,6 +394,7 @@ describe("an update touches only what an option is about", () => {
       { addons: { metricsServer: { enabled: false } } },
       ["metrics-server", "metrics-server-apply", "metrics-server-image"],
     ],
+    [{ addons: { ingress: { enabled: true } } }, ["ingress", "ingress-apply", "ingress-image"]],
     [{ addons: { coredns: { image: "example.test/coredns:1" } } }, ["coredns-apply.stdin", "coredns-image"]],
     [{ addons: { localStorage: { enabled: false } } }, ["node-server.stdin"]],
     [{ node: { clusterDomain: "example.test" } }, ["coredns-apply.stdin", "node-server.stdin"]],

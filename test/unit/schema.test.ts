@@ -142,7 +142,7 @@ describe("each bad input has its own message", () => {
     [{ proxy: { http: "proxy" } }, 'proxy.http = "proxy": a URL such as http://proxy.example:3128 is allowed'],
     [
       { addons: { corefile: {} } },
-      "addons.corefile: there is no such option; allowed here: coredns, localStorage, metricsServer",
+      "addons.corefile: there is no such option; allowed here: coredns, ingress, localStorage, metricsServer",
     ],
     [
       { manifests: ["/srv/App.yaml"] },
