@@ -18,7 +18,7 @@ GO_FLAGS := GOFLAGS=-trimpath CGO_ENABLED=0
 SERVER_FLAGS := GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1
 
 .PHONY: api audit help bootstrap build release up preview destroy status doctor bench profile growth conformance check unit \
-	go-lint go-test e2e versions runtimes docs test
+	go-lint go-test e2e versions workloads runtimes docs test
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -96,6 +96,10 @@ versions: build ## every version of Kubernetes: Go tests, a node with a pod, and
 		(cd node/server && go vet ./... && go test -vet=off ./...); done
 	@echo "== upgrades between all versions of Kubernetes"
 	@node_modules/.bin/vitest run --project versions $(if $(T),-t '$(T)')
+
+# They are built, or taken from Debian, npm and Maven.
+workloads: build ## run others' programs on a node (docs/workloads.md); FILE=name T='part of a name' for some
+	@node_modules/.bin/vitest run --project workloads $(if $(FILE),test/workloads/$(FILE).test.ts) $(if $(T),-t '$(T)')
 
 runtimes: build ## run every OCI runtime on every generation of gVisor (docs/runtimes.md)
 	@sh toolchain/bootstrap.sh crun

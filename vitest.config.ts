@@ -39,6 +39,8 @@ export default defineConfig({
           hookTimeout: 300_000,
         },
       },
+      // Others' programs (docs/workloads.md): one after the other, for who asks for them.
+      { test: { name: "workloads", include: ["test/workloads/**/*.test.ts"], maxWorkers: 1 } },
     ],
   },
 });

@@ -56,6 +56,8 @@ it("is what is published: for each kind of machine its own packages, the stand-i
       .filter((name) => name !== "SHA256SUMS")
       .toSorted(),
   );
+  for (const brings of ["ingress", `ingress-${kind}`])
+    expect(listed).toContainEqual(expect.stringMatching(new RegExp(`^gvisor-k3s-${brings}-[\\d.]+\\.tgz$`)));
   const bill = JSON.parse(file(`gvisor-k3s-${kind}.cdx.json`)) as {
     components: { purl?: string; licenses?: object[] }[];
   };
