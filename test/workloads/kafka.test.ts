@@ -22,6 +22,9 @@ transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
 `;
 
+/** What says only what goes wrong. */
+const java = "/usr/lib/jvm/java-17-openjdk-*/bin/java -Xmx512m -Dorg.slf4j.simpleLogger.defaultLogLevel=warn";
+
 const start = `set -e
 kafka-run kafka.tools.StorageTool format -t 4L6g3nShT-eMCtK--X86sw -c /etc/kafka.properties --ignore-formatted
 exec kafka-run kafka.Kafka /etc/kafka.properties`;
@@ -34,8 +37,7 @@ const { kubectl, says } = await workload("wk-kafka", async () => ({
       files: { "/opt/kafka": await jars() },
       texts: {
         "/etc/kafka.properties": properties,
-        "/usr/bin/kafka-run":
-          "#!/bin/sh\nexec /usr/lib/jvm/java-17-openjdk-*/bin/java -Xmx512m -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp '/opt/kafka/*' \"$@\"\n",
+        "/usr/bin/kafka-run": `#!/bin/sh\nexec ${java} -cp '/opt/kafka/*' "$@"\n`,
       },
       modes: { "/tmp": 0o1777, "/usr/bin/kafka-run": 0o755 },
       cmd: ["sh", "-c", start],
