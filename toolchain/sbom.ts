@@ -54,7 +54,10 @@ interface GoModule {
 /** The modules whose packages a build compiles, with their licences; this project's own are left out. */
 async function modulesOf(goBuild: GoBuild, name: ArtifactName): Promise<(GoModule & { licences: string[] })[]> {
   const { module, packages, tags = [], cgo } = goBuild;
-  const format = '{{with .Module}}{"Path": "{{.Path}}", "Version": "{{.Version}}", "Dir": "{{.Dir}}"}{{end}}';
+  // What takes a module's place is what is contained, but for a copy that is patched here.
+  const other = "{{with .Replace}}{{if .Version}}{{$from = .}}{{end}}{{end}}";
+  const told = '{"Path": "{{$from.Path}}", "Version": "{{$from.Version}}", "Dir": "{{.Dir}}"}';
+  const format = `{{with .Module}}{{$from := .}}${other}${told}{{end}}`;
   const flags = ["-deps", "-tags", [...(cgo ? ["netgo", "osusergo"] : []), ...tags].join(","), "-f", format];
   const work = join(await mkdtemp(join(tmpdir(), "gvisor-k3s-")), "src");
   const modules = await withSources(goBuild, { name }, work, async (sources, env) => {

@@ -243,7 +243,9 @@ require (
 	software.sslmate.com/src/go-pkcs12 v0.7.3 // indirect
 )
 
-// As in Traefik's own go.mod, whose replacements count there only.
+// As in Traefik's own go.mod, whose replacements count there only, but for go-http-auth, of which Traefik 3.7.13 names a
+// later commit that Go's proxy refuses. Basic and digest authentication take it, which middlewares alone ask for: those
+// are of Traefik's own kinds, and not installed.
 replace (
 	github.com/abbot/go-http-auth => github.com/containous/go-http-auth v0.4.1-0.20200324110947-a37a7636d23e
 	github.com/gorilla/mux => github.com/containous/mux v0.0.0-20250523120546-41b6ec3aed59
