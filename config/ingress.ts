@@ -80,6 +80,7 @@ function podSpec(image: string) {
         "--entrypoints.websecure.http.tls=true",
         "--ping=true",
         "--providers.kubernetesingress=true",
+        "--providers.kubernetesingress.allowemptyservices=true", // 503 while a Service has no pods, and not 404
         "--providers.kubernetesingress.ingressendpoint.publishedservice=kube-system/traefik",
         "--global.checknewversion=false",
         "--global.sendanonymoususage=false",
