@@ -40,7 +40,15 @@ export const usualArtifacts = [
 export const optionalArtifacts = ["traefik"] as const;
 
 /** What is built for tests only. */
-export const testArtifacts = ["runsc-2025-02", "registry", "helm", "pulumi-yaml", "csi-driver", "conformance"] as const;
+export const testArtifacts = [
+  "runsc-2025-02",
+  "registry",
+  "helm",
+  "pulumi-yaml",
+  "csi-driver",
+  "conformance",
+  "workloads",
+] as const;
 
 /** The server, and what is of its version: the newest minor one is built for everybody, the others for who asks. */
 export type ServerArtifact = "server" | `server-${(typeof olderKubernetes)[number]}`;

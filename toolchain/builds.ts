@@ -189,6 +189,7 @@ export const builds = {
       tags: ["sqlite_omit_load_extension"],
     },
   ],
+  workloads: [{ module: "test/workloads/programs", packages: ["./cert-manager"] }],
   "language-host": [{ module: "standins", packages: ["./cmd/pulumi-language-nodejs"] }],
   standins: [{ module: "standins", packages: ["./cmd/pulumi-resource-command", "./cmd/pulumi-resource-kubernetes"] }],
 } satisfies Record<ArtifactName, GoBuild[]>;
