@@ -62,7 +62,8 @@ export const serverOf = (minor: KubernetesMinor): ServerArtifact =>
 
 /** The name of something that is built from Go modules. */
 export type ArtifactName =
-  (typeof usualArtifacts | typeof optionalArtifacts | typeof testArtifacts)[number] | ServerArtifact;
+  | (typeof usualArtifacts | typeof optionalArtifacts | typeof testArtifacts)[number]
+  | ServerArtifact;
 
 /** An artifact with the choices that its build takes. */
 export interface Artifact {
