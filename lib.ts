@@ -25,6 +25,15 @@ export {
 export { doctor, type Report } from "./automation/doctor.ts";
 export { type Listed, list } from "./automation/list.ts";
 export { Progress } from "./automation/progress.ts";
+export {
+  deleteSnapshot,
+  listSnapshots,
+  pause,
+  restoreSnapshot,
+  resume,
+  saveSnapshot,
+  showSnapshot,
+} from "./automation/snapshots.ts";
 export { type Status, status } from "./automation/status.ts";
 export { type KubernetesVersion, kubernetesVersions } from "./automation/versions.ts";
 export { readConfig } from "./automation/workspace.ts";
@@ -48,5 +57,6 @@ export { ServiceProxy } from "./components/serviceProxy.ts";
 export { TestPod, type TestPodArgs } from "./components/testPod.ts";
 export { InputError, type Problem } from "./config/problems.ts";
 export { parseStackConfig, type StackConfig, type StackConfigInput } from "./config/schema.ts";
+export type { Snapshot } from "./machines/snapshots.ts";
 export { kubeconfigOfExternal } from "./servers/external.ts";
 export { preflight } from "./steps/preflight.ts";

@@ -16,9 +16,9 @@ import { filesBelow } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
 import { run, worked } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
+import type { NamedConfig } from "./options.ts";
 import { isTelling, secretsOf } from "./secrets.ts";
 import { status } from "./status.ts";
-import type { NamedConfig } from "./workspace.ts";
 
 /** The end of a text that is taken, in characters. */
 const TAIL = 2 * 2 ** 20;

@@ -24,6 +24,7 @@ const load = {
   status: () => import("./status.ts"),
   changes: () => import("./changes.ts"),
   kubeconfig: () => import("./kubeconfig.ts"),
+  snapshots: () => import("./snapshots.ts"),
 };
 
 const { version, description } = JSON.parse(readFileSync(join(import.meta.dirname, "../package.json"), "utf8")) as {
@@ -316,6 +317,118 @@ program
     await passThrough(file!, rest);
   });
 
+const snapshot = program
+  .command("snapshot")
+  .description("keep a cluster as it is, and take it back to that: save, restore, list, show, delete");
+const which = (text: string) => new Argument("[snapshot]", text);
+const newest = "its name; the newest by default";
+
+snapshot
+  .command("save")
+  .description("keep a cluster as it is now; it runs on")
+  .addArgument(name())
+  .addArgument(which("what it is to be called; the time by default"))
+  .addOption(json())
+  .action(async (name: string, given: string | undefined, flags: Flags) => {
+    const { saveSnapshot } = await load.snapshots();
+    const saved = await saveSnapshot(await quickConfigOf(name), given, tell);
+    print(
+      flags.json ? saved : `${saved.name} is kept: ${sizeOf(saved)}; nothing ran in ${name} for ${saved.frozen} ms\n`,
+    );
+  });
+
+snapshot
+  .command("restore")
+  .description("take a cluster back to a snapshot: what it has now is lost, unless that fails")
+  .addArgument(name())
+  .addArgument(which(newest))
+  .addOption(json())
+  .action(async (name: string, given: string | undefined, flags: Flags) => {
+    const { restoreSnapshot } = await load.snapshots();
+    const restored = await restoreSnapshot(await quickConfigOf(name), given, tell);
+    const pods = restored.kind === "files" ? "; its pods start again" : "";
+    print(flags.json ? restored : `${name} is as it was at ${restored.created} (${restored.name})${pods}\n`);
+  });
+
+snapshot
+  .command("list")
+  .description("list a cluster's snapshots, the oldest first")
+  .addArgument(name())
+  .addOption(json())
+  .action(async (name: string, flags: Flags) => {
+    const all = (await load.snapshots()).listSnapshots(await quickConfigOf(name));
+    if (flags.json) return print(all);
+    const rows = all.map((one) => `${one.name.padEnd(20)} ${one.created}  ${one.kind.padEnd(6)} ${sizeOf(one)}\n`);
+    print(
+      rows.length === 0 ? `${name} has no snapshot; \`gvisor-k3s snapshot save ${name}\` makes one\n` : rows.join(""),
+    );
+  });
+
+snapshot
+  .command("show")
+  .description("tell what is in a snapshot, and whether it can be restored now")
+  .addArgument(name())
+  .addArgument(which(newest))
+  .addOption(json())
+  .action(async (name: string, given: string | undefined, flags: Flags) => {
+    const found = (await load.snapshots()).showSnapshot(await quickConfigOf(name), given);
+    if (flags.json) return print(found);
+    const { snapshot: kept, problems } = found;
+    const rows = [
+      ["snapshot", kept.name],
+      ["made", `${kept.created} by gvisor-k3s ${kept.product}`],
+      ["holds", kept.kind === "memory" ? "memory and disk: its programs go on" : "the disk: its programs start again"],
+      ["size", sizeOf(kept)],
+      ["Kubernetes", kept.kubernetes ?? "not known"],
+    ];
+    const lines = rows.map(([key, value]) => `${key!.padEnd(11)} ${oneLine(value!)}\n`);
+    const told = problems.map(({ option, message }) => `  - ${option}: ${oneLine(message)}\n`);
+    const fits = problems.length === 0 ? "it can be restored\n" : `it cannot be restored:\n${told.join("")}`;
+    print(`${lines.join("")}\n${fits}`);
+    if (problems.length > 0) process.exitCode = 3;
+  });
+
+snapshot
+  .command("delete")
+  .description("remove a snapshot")
+  .argument("<name>", "the cluster")
+  .argument("<snapshot>", "its name")
+  .addOption(json())
+  .action(async (name: string, given: string, flags: Flags) => {
+    await (await load.snapshots()).deleteSnapshot(await quickConfigOf(name), given, tell);
+    print(flags.json ? { name, snapshot: given, deleted: true } : `${given} is removed\n`);
+  });
+
+program
+  .command("pause")
+  .description("have a cluster take no memory and no CPU until `resume`")
+  .addArgument(name())
+  .addOption(json())
+  .action(async (name: string, flags: Flags) => {
+    const paused = await (await load.snapshots()).pause(await quickConfigOf(name), tell);
+    print(flags.json ? paused : `${name} is paused; \`gvisor-k3s resume ${name}\` has it go on\n`);
+  });
+
+program
+  .command("resume")
+  .description("have a paused cluster go on")
+  .addArgument(name())
+  .addOption(json())
+  .action(async (name: string, flags: Flags) => {
+    const how = await (await load.snapshots()).resume(await quickConfigOf(name), tell);
+    print(
+      flags.json ? { name, from: how } : `${name} ${how === "memory" ? "goes on" : "runs; its pods start again"}\n`,
+    );
+  });
+
+/** What waits for somebody says so beside what is printed. */
+function tell(line: string): void {
+  console.error(line);
+}
+
+const sizeOf = ({ files }: { files: Record<string, { size: number }> }) =>
+  `${Math.ceil(Object.values(files).reduce((sum, { size }) => sum + size, 0) / 2 ** 20)} MiB`;
+
 const images = program.command("images").description("the images of a node that runs: import, prune");
 images
   .command("import")
@@ -379,6 +492,11 @@ for (const [command, { arguments: args, options }] of completion.commands) {
 /** The options of a cluster, checked but for what stands in the way of making it. */
 async function configOf(name: string) {
   return (await load.workspace()).readConfig(name);
+}
+
+/** The same; Pulumi, which takes long to load, only for options that it alone can read. */
+async function quickConfigOf(name: string) {
+  return (await import("./options.ts")).plainConfig(name) ?? (await configOf(name));
 }
 
 /** Runs a program on this terminal, and ends as it does. */

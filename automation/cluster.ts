@@ -43,16 +43,9 @@ import { homeFolder } from "../system/folders.ts";
 import { type Change, changeOf, isSecret } from "./changes.ts";
 import { forget } from "./kubeconfig.ts";
 import { machineOf, machinesOf } from "./list.ts";
+import { commandName, type NamedConfig } from "./options.ts";
 import { isWork, nameOf, type Progress } from "./progress.ts";
-import {
-  checkStackConfig,
-  commandName,
-  isLast,
-  type NamedConfig,
-  openStack,
-  readConfig,
-  setOption,
-} from "./workspace.ts";
+import { checkStackConfig, isLast, openStack, readConfig, setOption } from "./workspace.ts";
 
 /** What `up` tells; the kubeconfig itself is a secret, and no part of it. */
 export interface Cluster {

@@ -16,7 +16,7 @@ import { filesBelow } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
 import { oneLine, printable, run } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
-import { commandName, type NamedConfig } from "./workspace.ts";
+import { commandName, type NamedConfig } from "./options.ts";
 
 /** What `status` prints with `--json`. */
 export interface Status {

@@ -16,21 +16,18 @@ import {
 } from "node:fs";
 import { rm } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { hostname } from "node:os";
 import { basename, dirname, extname, join } from "node:path";
 import { LocalWorkspace, PulumiCommand, Stack, StackAlreadyExistsError } from "@pulumi/pulumi/automation/index.js";
 import { gte, parse } from "semver";
 import { parseDocument, stringify } from "yaml";
 import { manifest, provide, takesStandins, wanted } from "../artifacts/artifacts.ts";
-import { parseStackConfig, type StackConfig } from "../config/schema.ts";
-import { readStackConfig } from "../config/stackConfig.ts";
 import { preflight, preflightThere } from "../steps/preflight.ts";
-import { keepWhole, readFile, readJson, rewrite, writeOnce } from "../system/files.ts";
+import { keepWhole, rewrite, writeOnce } from "../system/files.ts";
 import { cacheFolder, compileCacheFolder, homeFolder } from "../system/folders.ts";
-import { processStart } from "../system/processes.ts";
 import { findProgram } from "../system/programs.ts";
 import { run, runsWell } from "../system/run.ts";
-import { ownerOf, ownProject, readYaml, root, settingsFile, stacksFolder } from "./project.ts";
+import { configIn, type NamedConfig, plainConfig } from "./options.ts";
+import { ownerOf, ownProject, pulumiLocks, readYaml, root, settingsFile, stacksFolder } from "./project.ts";
 
 /**
  * Opens a stack, making it if it is new. Its state and its passphrase lie in the home folder unless Pulumi's own
@@ -95,12 +92,10 @@ export async function isLast(stack: Stack): Promise<boolean> {
  * refuse.
  */
 function dropDeadLocks(home: string, stack: string, say: (line: string) => void): void {
-  const folder = join(home, "pulumi/.pulumi/locks/organization", ownProject(), stack);
-  for (const file of existsSync(folder) ? readdirSync(folder).filter((entry) => entry.endsWith(".json")) : []) {
-    const lock = readJson<{ pid: number; hostname: string; timestamp: string }>(join(folder, file), "delete it")!;
-    if (lock.hostname !== hostname() || isPulumi(lock.pid)) continue;
-    say(`an earlier run was interrupted (process ${lock.pid}, ${lock.timestamp}); its lock is removed`);
-    rmSync(join(folder, file));
+  for (const { file, pid, since, alive } of pulumiLocks(home, stack)) {
+    if (alive) continue;
+    say(`an earlier run was interrupted (process ${pid}, ${since}); its lock is removed`);
+    rmSync(file);
   }
 }
 
@@ -152,16 +147,6 @@ export function dropOldCopies(home: string, stack: string): void {
   }
 }
 
-function isPulumi(pid: number): boolean {
-  return processStart(pid) !== undefined && readFileSync(`/proc/${pid}/comm`, "utf8").trim() === "pulumi";
-}
-
-/** A cluster's options, and what commands call it where that is not its option `name`: its stack. */
-export type NamedConfig = StackConfig & { stack?: string };
-
-/** What commands call a cluster. */
-export const commandName = ({ name, stack = name }: NamedConfig): string => stack;
-
 /**
  * Checks the options of a stack before anything is made, its surroundings included, and the machine that it is for.
  * @throws InputError that lists every problem at once
@@ -179,16 +164,7 @@ export async function checkStackConfig(name: string): Promise<NamedConfig> {
  * @throws InputError that lists everything that is wrong with them by themselves
  */
 export async function readConfig(name: string): Promise<NamedConfig> {
-  const { config = {} } = readYaml(settingsFile(name)) as { config?: Record<string, unknown> };
-  const secret = Object.values(config).some(isSecure);
-  const all = secret ? await decrypted(name) : config;
-  return { ...parseStackConfig(readStackConfig(all, ownProject(), name, readFile)), stack: name };
-}
-
-/** Whether a value, or one within it, is encrypted: Pulumi writes `{secure: …}` in its place. */
-function isSecure(value: unknown): boolean {
-  if (typeof value !== "object" || value === null) return false;
-  return "secure" in value || Object.values(value).some(isSecure);
+  return plainConfig(name) ?? configIn(name, await decrypted(name));
 }
 
 async function decrypted(name: string): Promise<Record<string, unknown>> {

@@ -1,6 +1,10 @@
 // Command gvisor-k3s-host is what runs on the host beside a sandbox. It trusts nothing that comes out of it.
 //
-//	gvisor-k3s-host supervise SPEC_FILE      keep a sandbox running as described, with its network and its way out
+//	gvisor-k3s-host supervise SPEC_FILE      keep a sandbox running as described, with its network and its way out:
+//	                                         [--again] with what ran in it, [--restore=FOLDER] with a kept memory
+//	gvisor-k3s-host save SPEC_FILE FOLDER    keep what a sandbox has on its disk: [--memory] and in memory, [--end]
+//	gvisor-k3s-host unpack ARCHIVE FOLDER    make a folder of a disk that was kept, of --sha256=HASH
+//	gvisor-k3s-host thaw SPEC_FILE           have a sandbox go on that a save has stopped, if that is killed
 //	gvisor-k3s-host egress …                 be the way out of a sandbox (see package egress)
 //	gvisor-k3s-host filter …                 keep a sandbox from the host's services (see package linkfilter)
 //	gvisor-k3s-host network down NAMESPACE   remove a sandbox's network
@@ -21,6 +25,7 @@ import (
 	"os"
 	"time"
 
+	"gvisor-k3s/host/archive"
 	"gvisor-k3s/host/egress"
 	"gvisor-k3s/host/files"
 	"gvisor-k3s/host/linkfilter"
@@ -39,11 +44,14 @@ var commands = map[string]func(args []string) error{
 	"list":      files.List,
 	"remove":    files.Remove,
 	"terminal":  terminal.Main,
+	"save":      supervise.Save,
+	"thaw":      supervise.Guard,
+	"unpack":    archive.UnpackCommand,
 }
 
 const synopsis = "usage: gvisor-k3s-host supervise SPEC_FILE | network down NAMESPACE | " +
 	"read ROOT PATH [--tail BYTES] [--limit BYTES] | list ROOT PATH | remove PATH | terminal PROGRAM … | " +
-	"egress … | filter …"
+	"save [--memory] [--end] SPEC_FILE FOLDER | unpack --sha256=HASH ARCHIVE FOLDER | egress … | filter …"
 
 // How long the kernel may take to take a link down.
 const patience = 20 * time.Second

@@ -103,6 +103,8 @@ export interface Machine {
   stop(known?: { address: string; bridge: string }): Promise<void>;
   /** Removes what is noted here of a machine that is gone for good; only of those that are not made here. */
   forget?(): Promise<void>;
+  /** Saves it and brings it back; only of those that are made here. */
+  readonly keeper?: Keeper;
 
   /**
    * Makes an API server of the machine reachable from here.
@@ -110,6 +112,46 @@ export interface Machine {
    * @returns the address and port here, and the name that its certificate is for, if that is another one
    */
   reach(server: { address: string; port: number; ca: string }): Promise<Reached>;
+}
+
+/** What a machine is kept as: with its memory, so that its programs go on, or its disk alone, on which they start. */
+export type KeptAs = "memory" | "files";
+
+/** A file of what is kept. */
+export interface KeptFile {
+  size: number;
+  sha256: string;
+}
+
+/** What was kept of a machine. */
+export interface Kept {
+  /** Milliseconds for which nothing ran on it. */
+  frozen: number;
+  /** By their paths in the folder. */
+  files: Record<string, KeptFile>;
+}
+
+/** Saves a machine and brings it back. Each is done by who has the machine's lock, alone. */
+export interface Keeper {
+  /**
+   * Ends what a killed command has left half-done: what it has begun to bring back is there whole or not at all. What
+   * made way for it is put back, unless it answers.
+   */
+  mend(): Promise<void>;
+  /**
+   * Keeps what it has at one instant in a folder that is empty. It runs on, also where that fails or is killed.
+   * @throws Error that says why nothing was kept
+   */
+  save(folder: string, as: KeptAs): Promise<Kept>;
+  /**
+   * Has it go on from what was kept; what it has now makes way, and is put back if that fails.
+   * @param answers waits until what is on it answers
+   */
+  restore(folder: string, kept: Kept, as: KeptAs, answers: () => Promise<void>): Promise<void>;
+  /** Ends it, and keeps what it has in memory in a folder, or has its programs end in good order. */
+  pause(folder: string, as: KeptAs): Promise<Kept>;
+  /** Has it go on: with the memory that is in a folder, or by starting its programs again. */
+  resume(folder: string, as: KeptAs): Promise<void>;
 }
 
 /** Where an API server is reached from here. */

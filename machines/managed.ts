@@ -6,7 +6,7 @@
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { mkdir, rm, rmdir } from "node:fs/promises";
+import { mkdir, rename, rm, rmdir } from "node:fs/promises";
 import { networkInterfaces } from "node:os";
 import { dirname, join } from "node:path";
 import type { Readable } from "node:stream";
@@ -46,6 +46,9 @@ import { lockIn } from "./lock.ts";
 import {
   checkPlace,
   type Driver,
+  type Keeper,
+  type Kept,
+  type KeptAs,
   type Lock,
   type LockOptions,
   type Machine,
@@ -95,8 +98,14 @@ export interface ManagedSpec {
 /** What the node's state takes on an empty cluster, with room for a few images. */
 const NEEDED_MIB = 512;
 
+/** MiB that are to stay free of the disk on which a sandbox's memory is kept. */
+const SPARE = 256;
+
 /** Seconds that the services of a sandbox have to end before it is restarted with another configuration. */
 const STOP = 30;
+
+/** What is kept of a sandbox, as gvisor-k3s-host calls it: a file of what is on its disk, and a folder of its memory. */
+const [DISK, MEMORY] = ["disk", "memory"];
 
 /** Seconds in which a sandbox that was started has to answer. */
 const BOOT = 20;
@@ -326,6 +335,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
     const { name, home } = this.ref;
     const previous = readRecord(name, home);
     checkOwner(this.ref, previous, owner);
+    await this.#mend();
     await provideAll(spec);
     const revision = managed.revisionOf(spec, this.ref);
     const runs = this.#isAlive() && previous?.version === 2 && previous.revision === revision;
@@ -346,6 +356,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
     await needDiskSpace(home);
     try {
       await this.#end(STOP);
+      await rm(this.#paths.paused, { recursive: true, force: true }); // its disk is another one from now on
       await this.#writeBundle(spec);
       // Before there is anything to end: whoever comes after a kill finds it, and knows whose it is.
       await writeRecord(name, home, { ...record, pid: 0, startTime: "" });
@@ -455,10 +466,102 @@ class ManagedSandbox extends BaseMachine implements Machine {
     });
   }
 
+  readonly keeper: Keeper = {
+    mend: () => this.#mend(),
+    save: (folder, as) => this.#save(folder, ...(as === "memory" ? ["--memory"] : [])),
+    restore: (...given) => this.#restore(...given),
+    pause: (folder, as) => this.#pause(folder, as),
+    resume: (folder, as) => this.#resume(folder, as),
+  };
+
+  /** Where a restore was killed: before what was there made way, while neither was in its place, or after that. */
+  async #mend(): Promise<void> {
+    const { rootfs, incoming, replaced } = this.#paths;
+    if (existsSync(replaced)) {
+      if (existsSync(rootfs) && this.#isAlive()) {
+        await this.#discard(replaced);
+      } else {
+        await this.#clear();
+        await this.#putBack();
+      }
+    }
+    await this.#discard(incoming);
+  }
+
+  /** Puts back what made way for a snapshot. The sandbox must not run. */
+  async #putBack(): Promise<void> {
+    const { rootfs, incoming, replaced } = this.#paths;
+    await this.#discard(incoming);
+    if (existsSync(rootfs)) await rename(rootfs, incoming);
+    await rename(replaced, rootfs);
+    await this.#discard(incoming);
+  }
+
+  /** Removes a folder in which the sandbox may have made whatever it liked. */
+  async #discard(folder: string): Promise<void> {
+    if (existsSync(folder)) await run(await this.#hostProgram(), ["remove", folder]);
+  }
+
+  async #save(folder: string, ...how: string[]): Promise<Kept> {
+    const { existing, free } = await roomFor(folder);
+    const needed = Math.ceil((memoryOf(this.ref.name).used ?? 0) / 2 ** 20) + SPARE;
+    if (how.includes("--memory") && free < needed) {
+      throw new Error(`no space: ${existing} has ${free} MiB free, and ${needed} MiB are needed`);
+    }
+    const { stdout } = await run(await this.#hostProgram(), ["save", ...how, this.#paths.spec, folder]);
+    return JSON.parse(stdout) as Kept;
+  }
+
+  async #restore(folder: string, { files }: Kept, as: KeptAs, answers: () => Promise<void>): Promise<void> {
+    const { rootfs, incoming, replaced } = this.#paths;
+    const ran = this.#isAlive();
+    const unpack = ["unpack", `--sha256=${files[DISK]?.sha256}`, join(folder, DISK), incoming];
+    await run(await this.#hostProgram(), unpack).catch(async (error: unknown) => {
+      await this.#discard(incoming);
+      throw error;
+    });
+    if (ran) await this.#flush();
+    await this.#clear();
+    await rename(rootfs, replaced);
+    try {
+      await rename(incoming, rootfs);
+      await this.#resume(folder, as);
+      await answers();
+    } catch (error) {
+      await this.#clear();
+      await this.#putBack();
+      const started = ran ? await this.#resume(folder, "files").then(() => "runs", told) : "does not run, as before";
+      throw new Error(`${told(error)}\n${this.title} has what it had before, and ${started}`, { cause: error });
+    }
+    await this.#discard(replaced);
+  }
+
+  /** Has what its programs have written reach its disk, as far as it still does what it is told. */
+  async #flush(): Promise<void> {
+    await worked(this.exec(["/bin/busybox", "sync"], { timeout: ANSWER }));
+  }
+
+  async #pause(folder: string, as: KeptAs): Promise<Kept> {
+    if (as === "memory") {
+      const kept = await this.#save(folder, "--memory", "--end");
+      await this.#clear();
+      return kept;
+    }
+    const begin = performance.now();
+    await this.#end(STOP);
+    return { frozen: Math.round(performance.now() - begin), files: {} };
+  }
+
+  async #resume(folder: string, as: KeptAs): Promise<void> {
+    const host = await this.#hostProgram();
+    await this.#launch(host, as === "memory" ? `--restore=${join(folder, MEMORY)}` : "--again");
+    await this.#note(this.record());
+  }
+
   /** Starts the supervisor, and waits until it says that the sandbox answers. */
-  async #launch(program: string): Promise<void> {
+  async #launch(program: string, ...how: string[]): Promise<void> {
     const { spec, logs } = this.#paths;
-    const child = spawn(program, ["supervise", spec], {
+    const child = spawn(program, ["supervise", ...how, spec], {
       detached: true,
       cwd: "/",
       env: {},
@@ -558,6 +661,8 @@ export function isRunningHere(ref: MachineRef): boolean {
   const record = readRecord(ref.name, ref.home);
   return record?.version === 1 ? isAlive(record) : isAlive(supervisorOf(ref)?.sandbox);
 }
+
+const told = (error: unknown) => (error as Error).message;
 
 const programsOf = ({ runsc, host, init }: ManagedSpec) => ({ runsc, host, init });
 

@@ -23,6 +23,13 @@ export function hostPaths(name: string, home: string) {
      * beneath a handle (`gvisor-k3s-host read`).
      */
     rootfs: join(state, "bundle", "rootfs"),
+    /** A snapshot's root file system before it takes the place of that, and what made way for it until it answers. */
+    incoming: join(state, "bundle", "rootfs.new"),
+    replaced: join(state, "bundle", "rootfs.replaced"),
+    /** What is kept of it at other times, each in a folder of its own; see machines/snapshots.ts. */
+    snapshots: join(state, "snapshots"),
+    /** What it had in memory when it was paused. */
+    paused: join(state, "paused"),
     /** The host's own logs: of the supervisor, of runsc, of the egress. */
     logs: join(state, "log"),
     /** runsc's own state. */

@@ -50,8 +50,9 @@ type sandbox struct {
 	group *cgroup.Group
 }
 
-// start makes all that the sandbox takes and starts it. What it leaves where it fails is cleared by the caller.
-func (s *sandbox) start(ctx context.Context) (*process.Watched, error) {
+// start makes all that the sandbox takes and starts it, with the memory that is kept in a folder, or none. What it leaves
+// where it fails is cleared by the caller.
+func (s *sandbox) start(ctx context.Context, memory string) (*process.Watched, error) {
 	if err := s.makeNetwork(ctx); err != nil {
 		return nil, err
 	}
@@ -59,7 +60,7 @@ func (s *sandbox) start(ctx context.Context) (*process.Watched, error) {
 	if err != nil {
 		return nil, err
 	}
-	running, err := s.run(ctx, ignore)
+	running, err := s.run(ctx, ignore, memory)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +130,7 @@ func (s *sandbox) runsc(timeout time.Duration, args ...string) program.Command {
 }
 
 // run has runsc start the sandbox, and finds its process.
-func (s *sandbox) run(ctx context.Context, ignoreGroups bool) (*process.Watched, error) {
+func (s *sandbox) run(ctx context.Context, ignoreGroups bool, memory string) (*process.Watched, error) {
 	output, err := os.OpenFile(s.spec.sandboxLog(), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -142,8 +143,13 @@ func (s *sandbox) run(ctx context.Context, ignoreGroups bool) (*process.Watched,
 	if ignoreGroups {
 		args = append(args, "--ignore-cgroups")
 	}
-	args = append(args, "--debug-log="+s.spec.runscLogs()+"/", "--panic-log="+s.spec.panicLog(),
-		"run", "--detach", "--pid-file="+s.spec.pidFile(), "--bundle="+s.spec.Runsc.Bundle, s.spec.Name)
+	args = append(args, "--debug-log="+s.spec.runscLogs()+"/", "--panic-log="+s.spec.panicLog())
+	if memory == "" {
+		args = append(args, "run")
+	} else { // its programs go on while most of the memory is still read
+		args = append(args, "restore", "--image-path="+memory, "--background", "--direct")
+	}
+	args = append(args, "--detach", "--pid-file="+s.spec.pidFile(), "--bundle="+s.spec.Runsc.Bundle, s.spec.Name)
 	command := s.runsc(runTimeout, args...)
 	command.Output = output
 	if _, err := program.Run(ctx, command); err != nil {

@@ -10,7 +10,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
+	"io"
 	"log"
 	"os"
 	"os/signal"
@@ -25,23 +27,30 @@ import (
 	"gvisor-k3s/host/usage"
 )
 
-// Main is the subcommand: supervise SPEC_FILE. It returns when the sandbox has ended for good.
+// Main is the subcommand: supervise [--again | --restore=FOLDER] SPEC_FILE. It returns when the sandbox has ended for
+// good. With --again what ran in the sandbox before is brought back, as after a death of it; with --restore it begins
+// with the memory that is kept in a folder, and nothing in it is started. Neither matters to a sandbox that runs.
 func Main(args []string) error {
 	teller := ready.Open()
 	// From the beginning: a signal that comes early is no reason to die.
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
-	if len(args) != 1 {
-		err := usage.Wrong("supervise %q: the file of a sandbox's spec is needed", args)
+	flags := flag.NewFlagSet("supervise", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	again := flags.Bool("again", false, "bring back what ran in the sandbox before")
+	memory := flags.String("restore", "", "begin with the memory that is kept in a `folder`")
+	if err := flags.Parse(args); err != nil || flags.NArg() != 1 || *again && *memory != "" {
+		err := usage.Wrong("supervise %q: [--again | --restore=FOLDER] and the file of a sandbox's spec are needed", args)
 		teller.Tell(err)
 		return err
 	}
-	s, err := newSupervisor(args[0])
+	s, err := newSupervisor(flags.Arg(0))
 	if err != nil {
 		teller.Tell(err)
 		return err
 	}
 	defer s.lock.Close()
+	s.first = beginning{again: *again, memory: *memory}
 	return s.main(signals, teller)
 }
 
@@ -59,8 +68,18 @@ type supervisor struct {
 	publish publish.Publisher
 	pause   backoff
 
+	// first is how the sandbox begins, unless it runs already.
+	first beginning
 	// hangup gets a word when the spec is to be read again.
 	hangup chan struct{}
+}
+
+// beginning is how a sandbox begins.
+type beginning struct {
+	// again brings back what ran in it before.
+	again bool
+	// memory is the folder of what it has in its memory from the beginning; "" for nothing.
+	memory string
 }
 
 // newSupervisor takes a sandbox for itself, and changes nothing yet.
@@ -160,7 +179,7 @@ func (s *supervisor) begin(ctx context.Context) error {
 		s.store.wrong(sandboxTrouble, err)
 		return err
 	}
-	if err := s.start(ctx, false); err != nil {
+	if err := s.start(ctx, s.first); err != nil {
 		s.endEgress()
 		err = errors.Join(err, s.sandbox.clear())
 		s.store.wrong(sandboxTrouble, err)
@@ -169,36 +188,38 @@ func (s *supervisor) begin(ctx context.Context) error {
 	return nil
 }
 
-// start starts the sandbox and has it ready. One that was started before gets back what ran in it.
-func (s *supervisor) start(ctx context.Context, again bool) error {
+// start starts the sandbox and has it ready. One that was started before gets back what ran in it, or has it still.
+func (s *supervisor) start(ctx context.Context, how beginning) error {
 	s.store.change(func(state *State) {
 		state.Starts++
 		state.Sandbox, state.Replaying = nil, false
 	})
 	starts := s.store.current().Starts
 	s.log.Printf("starting the sandbox %s (start %d)", s.sandbox.spec.Name, starts)
-	running, err := s.sandbox.start(ctx)
+	running, err := s.sandbox.start(ctx, how.memory)
 	if err != nil {
 		return err
 	}
 	s.running, s.since = running, time.Now()
-	if err := s.sandbox.boot(ctx, running, again); err != nil {
-		return err
+	if how.memory == "" {
+		if err := s.sandbox.boot(ctx, running, how.again); err != nil {
+			return err
+		}
 	}
 	if s.egress, err = startEgress(ctx, s.sandbox, s.store, false); err != nil {
 		return err
 	}
 	if err := s.publish.Set(s.sandbox.spec.Publish); err != nil {
-		if !again {
+		if !how.again {
 			return err
 		}
 		s.store.wrong(specTrouble, err)
 	}
 	s.noteApplied()
 	s.store.wrong(sandboxTrouble, nil)
-	s.store.change(func(state *State) { state.Sandbox, state.Replaying = &Part{running.ID, starts}, again })
+	s.store.change(func(state *State) { state.Sandbox, state.Replaying = &Part{running.ID, starts}, how.again })
 	s.log.Printf("the sandbox runs: process %d", running.PID)
-	if again {
+	if how.again {
 		return s.replay(ctx)
 	}
 	return nil
@@ -325,7 +346,7 @@ func (s *supervisor) ended(ctx context.Context) error {
 			s.running = nil
 		}
 		s.since = time.Now()
-		why = s.start(ctx, true)
+		why = s.start(ctx, beginning{again: true})
 		if why == nil {
 			return nil
 		}

@@ -1,0 +1,340 @@
+/**
+ * Clusters at other times: snapshots, and clusters that are paused. Pulumi is not asked: what it has made is the same
+ * before and after.
+ * @module
+ */
+import { createHash } from "node:crypto";
+import { existsSync, readFileSync } from "node:fs";
+import { request } from "node:https";
+import { join } from "node:path";
+import { fileDigest, ownVersion, pathOnHost, provide, wanted } from "../artifacts/artifacts.ts";
+import { type Problem, refuse } from "../config/problems.ts";
+import type { StackConfig } from "../config/schema.ts";
+import { driverOf, openMachine, stateHere } from "../machines/index.ts";
+import type { Keeper, Kept, KeptAs } from "../machines/machine.ts";
+import { hostPaths } from "../machines/paths.ts";
+import { readRecord } from "../machines/record.ts";
+import type { MachineRef } from "../machines/ref.ts";
+import {
+  cpuFeatures,
+  drop,
+  dropHalfMade,
+  keepIn,
+  manifestIn,
+  pausedWith,
+  SNAPSHOT_NAME,
+  type Snapshot,
+  snapshotFolder,
+  snapshotsOf,
+  verify,
+} from "../machines/snapshots.ts";
+import { credentialsIn, decoded } from "../servers/kubeconfig.ts";
+import { lastReady } from "../servers/ready.ts";
+import { homeFolder } from "../system/folders.ts";
+import { waitFor } from "../system/wait.ts";
+import { commandName, type NamedConfig } from "./options.ts";
+import { pulumiLocks } from "./project.ts";
+
+/** Takes a line of what goes on. */
+type Say = (line: string) => void;
+
+/** Seconds in which the API server of a cluster that was brought back has to answer. */
+const ANSWER = 120;
+
+/**
+ * Keeps a cluster as it is now. Its memory is kept as well where there is no node (`mode: control-plane`); with a node it
+ * is what is on the sandbox's disk: objects, images, volumes. Nothing runs in it for a moment; then it goes on.
+ * @param snapshot what it is to be called; by default the time
+ * @throws InputError, or Error that says why nothing was kept; the cluster runs on
+ */
+export async function saveSnapshot(
+  config: NamedConfig,
+  snapshot: string | undefined,
+  say: Say = () => {},
+): Promise<Snapshot> {
+  const created = new Date();
+  const name = snapshot ?? created.toISOString().slice(0, 19).replaceAll(":", "-").replace("T", "-");
+  checkName(name);
+  return await withMachine(config, "snapshot-save", say, async (ref, keeper) => {
+    const folder = snapshotFolder(ref, name);
+    if (existsSync(folder)) {
+      throw new Error(`${commandName(config)} has a snapshot ${name}; choose another name, or delete that one`);
+    }
+    needRunning(config, ref);
+    const as = keptAs(config);
+    const save = async (half: string) => described(config, ref, name, created, as, await keeper.save(half, as));
+    return await keepIn(folder, save).catch((error: unknown) => {
+      throw fuller(error, "nothing was kept, and the cluster runs on");
+    });
+  });
+}
+
+/**
+ * Takes a cluster back to a snapshot: what it has now is lost once that answers, and put back if it does not.
+ * @param snapshot default: the newest
+ * @returns it, once the API server answers
+ * @throws InputError that names everything that does not fit
+ */
+export async function restoreSnapshot(
+  config: NamedConfig,
+  snapshot: string | undefined,
+  say: Say = () => {},
+): Promise<Snapshot> {
+  return await withMachine(config, "snapshot-restore", say, async (ref, keeper) => {
+    const kept = snapshotIn(config, ref, snapshot);
+    refuse(misfits(config, ref, kept));
+    const folder = snapshotFolder(ref, kept.name);
+    await verify(folder, kept, "memory/");
+    await keeper
+      .restore(folder, kept, kept.kind, () => answers(ref))
+      .catch((error: unknown) => {
+        throw fuller(error, "the cluster is as it was");
+      });
+    if (pausedWith(ref)) await drop(hostPaths(ref.name, ref.home).paused);
+    return kept;
+  });
+}
+
+/** A cluster's snapshots, the oldest first. */
+export function listSnapshots(config: NamedConfig): Snapshot[] {
+  return snapshotsOf(refOf(config));
+}
+
+/**
+ * One of a cluster's snapshots, with everything that keeps it from being restored now.
+ * @param snapshot default: the newest
+ */
+export function showSnapshot(config: NamedConfig, snapshot?: string): { snapshot: Snapshot; problems: Problem[] } {
+  const ref = refOf(config);
+  const found = snapshotIn(config, ref, snapshot);
+  return { snapshot: found, problems: misfits(config, ref, found) };
+}
+
+/** Removes one of a cluster's snapshots; one that is in use just now is waited for. */
+export async function deleteSnapshot(config: NamedConfig, snapshot: string, say: Say = () => {}): Promise<void> {
+  await withMachine(config, "snapshot-delete", say, async (ref) => {
+    await drop(snapshotFolder(ref, snapshotIn(config, ref, snapshot).name));
+  });
+}
+
+/**
+ * Has a cluster take no memory and no CPU until {@link resume}. Without a node its memory is kept on the disk; with one,
+ * its programs end in good order.
+ */
+export async function pause(config: NamedConfig, say: Say = () => {}): Promise<Snapshot> {
+  return await withMachine(config, "pause", say, async (ref, keeper) => {
+    const { paused } = hostPaths(ref.name, ref.home);
+    if (pausedWith(ref) && stateHere(ref) !== "running") throw new Error(`${commandName(config)} is paused already`);
+    needRunning(config, ref);
+    const as = keptAs(config);
+    if (existsSync(paused)) await drop(paused); // of before it was started otherwise
+    const created = new Date();
+    const keep = async (half: string) => described(config, ref, "paused", created, as, await keeper.pause(half, as));
+    return await keepIn(paused, keep).catch((error: unknown) => {
+      throw fuller(error, "the cluster runs on");
+    });
+  });
+}
+
+/**
+ * Has a paused cluster go on.
+ * @returns how: with the memory of when it was paused, or, where gVisor does not take that, by starting its programs
+ */
+export async function resume(config: NamedConfig, say: Say = () => {}): Promise<KeptAs> {
+  return await withMachine(config, "resume", say, async (ref, keeper) => {
+    const { paused } = hostPaths(ref.name, ref.home);
+    const kept = pausedWith(ref);
+    const name = commandName(config);
+    if (stateHere(ref) === "running") throw new Error(`${name} runs already`);
+    if (kept === undefined) throw new Error(`${name} is not paused; \`gvisor-k3s up ${name}\` starts what is not`);
+    const as = await goOn(keeper, paused, kept, say);
+    await answers(ref);
+    await drop(paused);
+    return as;
+  });
+}
+
+/** Its disk changes as soon as it runs, so that the memory is of use once. */
+async function goOn(keeper: Keeper, paused: string, kept: Snapshot, say: Say): Promise<KeptAs> {
+  if (kept.kind === "memory") {
+    try {
+      await verify(paused, kept, "memory/");
+      await keeper.resume(paused, "memory");
+      return "memory";
+    } catch (error) {
+      say(`${(error as Error).message}\nit is started anew, with what is on its disk`);
+    }
+  }
+  await keeper.resume(paused, "files");
+  return "files";
+}
+
+const refOf = (config: StackConfig): MachineRef => driverOf(config).refOf(config, homeFolder());
+
+const keptAs = ({ mode }: StackConfig): KeptAs => (mode === "control-plane" ? "memory" : "files");
+
+function checkName(name: string): void {
+  if (SNAPSHOT_NAME.test(name)) return;
+  const message = "1 to 63 letters, digits, dots, dashes and underscores are allowed, a letter or a digit at both ends";
+  refuse([{ option: "SNAPSHOT", value: name, message }]);
+}
+
+/** Works on a cluster's machine, alone, after what a killed command has left was cleared. */
+async function withMachine<T>(
+  config: NamedConfig,
+  what: string,
+  say: Say,
+  work: (ref: MachineRef, keeper: Keeper) => Promise<T>,
+): Promise<T> {
+  const ref = refOf(config);
+  const machine = openMachine(ref);
+  const name = commandName(config);
+  const { keeper } = machine;
+  if (config.mode === "external" || keeper === undefined) {
+    const message = "only a sandbox that gvisor-k3s makes on this machine can be saved: target: managed";
+    refuse([{ option: config.mode === "external" ? "mode" : "target", value: config.target, message }]);
+  }
+  const record = readRecord(ref.name, ref.home);
+  if (record === undefined) throw new Error(`${name} is not there; run \`gvisor-k3s up ${name}\` first`);
+  if (record.version === 1) throw new Error(`${name} is of an earlier release; run \`gvisor-k3s up ${name}\` first`);
+  const init = pathOnHost(record.programs.init);
+  const own = existsSync(init) ? init : join(await provide(wanted({ name: "init" }), say), "sandbox-init");
+  const lock = await machine.lock({ what, alone: true, init: own, say });
+  try {
+    const update = pulumiLocks(ref.home, name).find(({ alive }) => alive);
+    if (update) throw new Error(`Pulumi works on ${name} (process ${update.pid}); try again when it has ended`);
+    await dropHalfMade(ref);
+    await keeper!.mend();
+    return await work(ref, keeper!);
+  } finally {
+    lock.release();
+  }
+}
+
+function needRunning(config: NamedConfig, ref: MachineRef): void {
+  const name = commandName(config);
+  if (stateHere(ref) === "running") return;
+  const how = pausedWith(ref) ? `is paused; run \`gvisor-k3s resume ${name}\` first` : "";
+  throw new Error(`${name} ${how || `does not run; run \`gvisor-k3s up ${name}\` first`}`);
+}
+
+function snapshotIn(config: NamedConfig, ref: MachineRef, name: string | undefined): Snapshot {
+  const cluster = commandName(config);
+  if (name !== undefined) checkName(name);
+  const found = name === undefined ? snapshotsOf(ref).at(-1) : manifestIn(snapshotFolder(ref, name));
+  if (found !== undefined) return found;
+  const which = name === undefined ? "no snapshot" : `no snapshot ${name}`;
+  throw new Error(`${cluster} has ${which}; \`gvisor-k3s snapshot list ${cluster}\` names those that it has`);
+}
+
+/** What is told where a disk was found full only when it was. */
+function fuller(error: unknown, state: string): Error {
+  const { message } = error as Error;
+  const full = /ENOSPC|no space left on device/i.test(message) ? "; the disk is full: make room, and try again" : "";
+  return new Error(`${message}\n${state}${full}`, { cause: error });
+}
+
+function described(
+  config: NamedConfig,
+  ref: MachineRef,
+  name: string,
+  created: Date,
+  kind: KeptAs,
+  kept: Kept,
+): Snapshot {
+  const { revision, programs } = readRecord(ref.name, ref.home)!;
+  const ready = lastReady(ref);
+  return {
+    version: 1,
+    name,
+    cluster: ref.name,
+    created: created.toISOString(),
+    kind,
+    product: ownVersion(),
+    ...(ready?.version ? { kubernetes: ready.version } : {}),
+    server: ready?.server ?? "",
+    runsc: runscOf(programs.runsc!),
+    init: programs.init,
+    revision,
+    options: optionsOf(config),
+    cpu: kind === "memory" ? cpuFeatures() : [],
+    ...kept,
+  };
+}
+
+/** One that is built here is told by its path; of another one the content may change. */
+const runscOf = (path: string) => (/\/runsc-[0-9a-f]{12}\/runsc$/.test(path) ? path : `${path} ${fileDigest(path)}`);
+
+/** The options that a sandbox takes while it runs, and those that say nothing of what is in it. */
+const LIVE = ["memory", "cpus", "hostPorts", "restart"];
+const BESIDE = ["ports", "pod", "stack"];
+
+/** The hash of each option that a snapshot depends on. Some are secrets. */
+function optionsOf(config: NamedConfig): Record<string, string> {
+  const without = (value: object, keys: string[]) =>
+    Object.entries(value).filter(([key, given]) => !keys.includes(key) && given !== undefined);
+  const { sandbox, ...rest } = config;
+  const all = [...without(rest, BESIDE), ...without(sandbox, LIVE).map(([key, given]) => [`sandbox.${key}`, given])];
+  return Object.fromEntries(
+    all.map(([key, given]) => [key, createHash("sha256").update(JSON.stringify(given)).digest("hex")]),
+  );
+}
+
+/** Everything that keeps a snapshot from being restored now. */
+function misfits(config: NamedConfig, ref: MachineRef, kept: Snapshot): Problem[] {
+  const problems: Problem[] = [];
+  const wrong = (option: string, value: unknown, message: string) => problems.push({ option, value, message });
+  const at = `the snapshot ${kept.name}`;
+  if (kept.version !== 1) {
+    wrong("SNAPSHOT", kept.name, `${at} is of a newer gvisor-k3s (${kept.product})`);
+    return problems;
+  }
+  if (kept.cluster !== ref.name) wrong("SNAPSHOT", kept.name, `${at} is of the cluster ${kept.cluster}`);
+  const record = readRecord(ref.name, ref.home)!;
+  const ready = lastReady(ref);
+  if (kept.server !== (ready?.server ?? "")) {
+    const [was, is] = [kept.kubernetes ?? kept.server, ready?.version ?? ready?.server ?? "none"];
+    wrong("SNAPSHOT", kept.name, `${at} has Kubernetes ${was} of gvisor-k3s ${kept.product}, and the cluster ${is}`);
+  }
+  const runsc = runscOf(record.programs.runsc!);
+  if (kept.runsc !== runsc) wrong("sandbox.runsc", runsc, `${at} is of another gVisor: ${kept.runsc}`);
+  const now = optionsOf(config);
+  const keys = [...new Set([...Object.keys(now), ...Object.keys(kept.options)])].sort();
+  for (const key of keys.filter((key) => now[key] !== kept.options[key])) {
+    wrong(key, undefined, `it was another one when ${at} was made; set it back, and run \`gvisor-k3s up\` first`);
+  }
+  if (problems.length === 0 && (kept.revision !== record.revision || kept.init !== record.programs.init)) {
+    wrong("SNAPSHOT", kept.name, `${at} is of a sandbox that was started otherwise, by gvisor-k3s ${kept.product}`);
+  }
+  const features = kept.cpu.length === 0 ? [] : cpuFeatures();
+  const lost = kept.cpu.filter((feature) => !features.includes(feature));
+  if (lost.length > 0) wrong("SNAPSHOT", kept.name, `${at} needs a processor with ${lost.join(", ")}`);
+  return problems;
+}
+
+/** Waits until the API server says that it is ready, to who has the kubeconfig. */
+async function answers({ name, home }: MachineRef): Promise<void> {
+  const text = readFileSync(hostPaths(name, home).kubeconfig, "utf8");
+  const { ca, certificate, key } = credentialsIn(text);
+  const server = /^\s*server: (https:\S+)$/m.exec(text)?.[1];
+  if (server === undefined)
+    throw new Error(`${hostPaths(name, home).kubeconfig} names no server; run \`gvisor-k3s up\``);
+  const asked = { ca: decoded(ca), cert: decoded(certificate), key: decoded(key), agent: false, timeout: 1000 };
+  let last = "it was not asked";
+  const ask = () =>
+    new Promise<true | undefined>((resolve) => {
+      const failed = (why: string) => {
+        last = why;
+        resolve(undefined);
+      };
+      const question = request(`${server}/readyz`, asked, (answer) => {
+        answer.resume();
+        if (answer.statusCode === 200) resolve(true);
+        else failed(`it answers ${answer.statusCode}`);
+      });
+      question.on("timeout", () => question.destroy(new Error("it takes longer than a second")));
+      question.on("error", (error) => failed(error.message));
+      question.end();
+    });
+  await waitFor("the API server answers", ANSWER, ask, () => last);
+}
