@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -160,10 +161,19 @@ func (s *saver) writeMemory(ctx context.Context) error {
 	if err := os.Mkdir(folder, 0o700); err != nil {
 		return err
 	}
-	_, err := program.Run(ctx, s.sandbox.runsc(memoryTimeout, "checkpoint", "--image-path="+folder, "--leave-running",
-		"--direct", s.sandbox.spec.Name))
+	output, err := os.CreateTemp("", "gvisor-k3s-save-")
 	if err != nil {
-		return fmt.Errorf("gVisor does not save the sandbox's memory: %w", err)
+		return err
+	}
+	defer output.Close()
+	if err := os.Remove(output.Name()); err != nil {
+		return err
+	}
+	command := s.sandbox.runsc(memoryTimeout, "checkpoint", "--image-path="+folder, "--leave-running", "--direct",
+		s.sandbox.spec.Name)
+	command.Output = output
+	if _, err := program.Run(ctx, command); err != nil {
+		return fmt.Errorf("gVisor does not save the sandbox's memory: %s", firstLine(output, err))
 	}
 	entries, err := os.ReadDir(folder)
 	if err != nil {
@@ -175,6 +185,17 @@ func (s *saver) writeMemory(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// firstLine is what gVisor says first, which is why: a trace of all that it was at follows.
+func firstLine(output *os.File, otherwise error) string {
+	text := make([]byte, 1000)
+	length, _ := output.ReadAt(text, 0)
+	line, _, _ := strings.Cut(program.Text(string(text[:length])), "\n")
+	if line == "" {
+		return otherwise.Error()
+	}
+	return line
 }
 
 func (s *saver) writeDisk(ctx context.Context) error {
