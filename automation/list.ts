@@ -20,7 +20,7 @@ export interface Listed {
   /** The project and the stack that it is of, if that is written down. */
   owner?: string;
   /** Of one on another machine, whether it runs is for `status` to ask. */
-  state: "running" | "stopped" | "remote";
+  state: "running" | "stopped" | "paused" | "remote";
   kubeconfigPath: string;
 }
 

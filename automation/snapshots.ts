@@ -124,7 +124,7 @@ export async function deleteSnapshot(config: NamedConfig, snapshot: string, say:
 export async function pause(config: NamedConfig, say: Say = () => {}): Promise<Snapshot> {
   return await withMachine(config, "pause", say, async (ref, keeper) => {
     const { paused } = hostPaths(ref.name, ref.home);
-    if (pausedWith(ref) && stateHere(ref) !== "running") throw new Error(`${commandName(config)} is paused already`);
+    if (stateHere(ref) === "paused") throw new Error(`${commandName(config)} is paused already`);
     needRunning(config, ref);
     const as = keptAs(config);
     if (existsSync(paused)) await drop(paused); // of before it was started otherwise

@@ -5,7 +5,7 @@
 import { existsSync, statSync } from "node:fs";
 import type { StackConfig } from "../config/schema.ts";
 import { type DiskUsage, diskUsage } from "../machines/disk.ts";
-import { openMachine } from "../machines/index.ts";
+import { openMachine, stateHere } from "../machines/index.ts";
 import type { Machine } from "../machines/machine.ts";
 import type { Observed } from "../machines/observe.ts";
 import { hostPaths } from "../machines/paths.ts";
@@ -26,7 +26,7 @@ export interface Status {
   cluster: string;
   mode: StackConfig["mode"];
   target: StackConfig["target"];
-  state: "running" | "stopped" | "absent";
+  state: "running" | "stopped" | "paused" | "absent";
   /** The sandbox's process and what it uses, in bytes; null where there is no limit, or nothing is counted. */
   sandbox?: {
     pid: number;
@@ -107,6 +107,10 @@ async function ofMachine(config: StackConfig, found: Status): Promise<boolean> {
   found.problems.push(...problems);
   if (record === undefined || state === "absent") {
     found.problems.push("there is no such sandbox");
+    return false;
+  }
+  if (state === "stopped" && stateHere(machine.ref) === "paused") {
+    found.state = "paused";
     return false;
   }
   if (state === "stopped") {
@@ -226,7 +230,9 @@ export function asText(found: Status): string {
       ? `\`gvisor-k3s up ${found.name}\` makes it`
       : `\`gvisor-k3s up ${found.name}\` repairs what it can; ${collect}`;
   const problems = found.problems.map((problem) => `! ${printable(problem).replaceAll("\n", "\n  ")}`);
-  const verdict = problems.length === 0 ? "all is well" : [...problems, "", advice].join("\n");
+  const paused = `\`gvisor-k3s resume ${found.name}\` has it go on`;
+  const well = found.state === "paused" ? paused : "all is well";
+  const verdict = problems.length === 0 ? well : [...problems, "", advice].join("\n");
   return `${rows.map(([key, value]) => `${oneLine(key).padEnd(11)} ${oneLine(value)}`).join("\n")}\n\n${verdict}\n`;
 }
 

@@ -5,6 +5,7 @@ import type { Driver, Machine } from "./machine.ts";
 import { isRunningHere, managed } from "./managed.ts";
 import { readRecord } from "./record.ts";
 import type { Kind, MachineRef } from "./ref.ts";
+import { pausedWith } from "./snapshots.ts";
 import { ssh } from "./ssh.ts";
 
 /** Every kind of machine, by the values of the option `target`. */
@@ -20,8 +21,9 @@ export const driverFor = ({ kind }: MachineRef): Driver => drivers[kind];
 export const openMachine = (ref: MachineRef): Machine => drivers[ref.kind].open(ref);
 
 /** Whether a machine runs, as far as is told at once; one that is elsewhere would have to be asked. */
-export function stateHere(ref: MachineRef): "running" | "stopped" | "remote" {
+export function stateHere(ref: MachineRef): "running" | "stopped" | "paused" | "remote" {
   if (ref.kind === "ssh") return "remote";
   const runs = ref.kind === "managed" ? isRunningHere(ref) : isAlive(readRecord(ref.name, ref.home));
-  return runs ? "running" : "stopped";
+  if (runs) return "running";
+  return pausedWith(ref) ? "paused" : "stopped";
 }

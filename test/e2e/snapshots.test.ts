@@ -1,0 +1,345 @@
+/** Snapshots, and clusters that are paused: each group goes on where the test before it stopped. */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, openSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync, writeSync } from "node:fs";
+import { join } from "node:path";
+import { execa } from "execa";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { imageName } from "../../artifacts/artifacts.ts";
+import type { Snapshot } from "../../machines/snapshots.ts";
+import { isAlive, signalTo } from "../../system/processes.ts";
+import { waitFor } from "../../system/wait.ts";
+import {
+  cli,
+  endAll,
+  entriesOf,
+  inside,
+  kubectl,
+  kubectlProcess,
+  ownHome,
+  pathsOf,
+  root,
+  supervised,
+  traces,
+} from "./harness.ts";
+
+const home = await ownHome();
+const [plane, node] = ["e2e-snap-c", "e2e-snap-n"];
+const optionsFile = (name: string) => join(root, `Pulumi.${name}.yaml`);
+
+function setOptions(name: string, options: object): void {
+  const config = Object.fromEntries(Object.entries(options).map(([key, value]) => [`gvisor-k3s:${key}`, value]));
+  writeFileSync(optionsFile(name), JSON.stringify({ config }));
+}
+
+afterAll(async () => {
+  await endAll(home, plane, node);
+  if (!process.env.KEEP) for (const name of [plane, node]) rmSync(optionsFile(name), { force: true });
+});
+
+async function printed(...args: string[]): Promise<string> {
+  const { exitCode, stdout, all } = await cli(...args);
+  expect(exitCode, all).toBe(0);
+  return String(stdout);
+}
+
+async function refused(...args: string[]): Promise<string> {
+  const { exitCode, all } = await cli(...args);
+  expect(exitCode, all).toBe(1);
+  return String(all);
+}
+
+const configMaps = async (name: string) =>
+  (await kubectl(name, "get", "configmaps", "-o=jsonpath={.items[*].metadata.name}")).split(" ");
+const note = (name: string, what: string) => kubectl(name, "create", "configmap", what);
+const snapshots = (name: string) => entriesOf(pathsOf(name).snapshots);
+const memoryOf = (name: string, snapshot: string) => join(pathsOf(name).snapshots, snapshot, "memory/pages.img");
+
+/** The processes that a command has started, and those that they have. */
+function descendants(pid: number): number[] {
+  const children = readdirSync("/proc")
+    .filter((entry) => /^\d+$/.test(entry))
+    .map(Number)
+    .filter((entry) => parentOf(entry) === pid);
+  return children.flatMap((child) => [child, ...descendants(child)]);
+}
+
+function parentOf(pid: number): number | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]);
+  } catch {
+    return undefined; // it has just ended
+  }
+}
+
+/** Runs a command, and kills it with what it has started as soon as something is so. */
+async function killedWhen(so: () => boolean, ...args: string[]): Promise<void> {
+  const command = spawn("node", [join(root, "automation/cli.ts"), ...args], { stdio: "ignore" });
+  const ended = once(command, "exit");
+  await waitFor("the moment of the kill", 120, () => {
+    if (command.exitCode !== null) throw new Error(`it ended with ${command.exitCode} before that`);
+    return so() || undefined;
+  });
+  const all = descendants(command.pid!);
+  for (const pid of [command.pid!, ...all]) signalTo(pid, "SIGKILL");
+  await ended;
+}
+
+describe("a control plane", () => {
+  beforeAll(async () => {
+    setOptions(plane, { mode: "control-plane" });
+    await printed("up", plane);
+    await note(plane, "of-the-first");
+  });
+
+  it("is kept with its memory, and runs on", async () => {
+    const { sandbox } = supervised(plane);
+    const saved = JSON.parse(await printed("snapshot", "save", plane, "first", "--json")) as Snapshot;
+    expect(saved).toMatchObject({ name: "first", cluster: plane, kind: "memory" });
+    expect(supervised(plane).sandbox).toEqual(sandbox);
+    await note(plane, "of-later");
+    const folder = join(pathsOf(plane).snapshots, "first");
+    for (const part of [pathsOf(plane).snapshots, folder, join(folder, "memory")])
+      expect(statSync(part).mode & 0o777).toBe(0o700);
+    const files = Object.entries(saved.files);
+    expect(files.map(([file]) => file)).toEqual(expect.arrayContaining(["disk", "memory/pages.img"]));
+    for (const [file, { size }] of [...files, ["manifest.json", { size: 0 }] as const]) {
+      const is = statSync(join(folder, file));
+      expect(is.mode & 0o777, file).toBe(0o600);
+      if (size > 0) expect(is.size, file).toBe(size);
+    }
+    expect(await printed("snapshot", "list", plane)).toMatch(/^first +\S+ +memory +\d+ MiB$/m);
+    expect(await printed("snapshot", "show", plane)).toContain("it can be restored");
+    expect(await refused("snapshot", "save", plane, "first")).toContain("has a snapshot first");
+  });
+
+  it("goes back to it as often as one likes, and Pulumi has nothing to do", async () => {
+    for (const time of ["once", "twice"]) {
+      const { sandbox } = supervised(plane);
+      await printed("snapshot", "restore", plane, "first");
+      expect(supervised(plane).sandbox!.pid, time).not.toBe(sandbox!.pid);
+      const names = await configMaps(plane);
+      expect(names).toContain("of-the-first");
+      expect(names).not.toContain("of-later");
+      await note(plane, "of-later");
+    }
+    expect(await printed("preview", plane)).toBe("nothing changes\n");
+    expect(await printed("status", plane)).toContain("all is well");
+    expect(await inside(plane, "hostname")).toBe(`${plane}\n`);
+    expect(entriesOf(pathsOf(plane).bundle).sort()).toEqual(["config.json", "rootfs"]);
+  });
+
+  it("is started by its supervisor when it dies after that", async () => {
+    const { sandbox } = supervised(plane);
+    process.kill(sandbox!.pid, "SIGKILL");
+    await waitFor("it runs again", 60, () => {
+      const now = supervised(plane).sandbox;
+      return (now !== null && now.pid !== sandbox!.pid && isAlive(now)) || undefined;
+    });
+    await waitFor("its API server answers", 60, async () => {
+      const { exitCode } = await kubectlProcess(plane, ["get", "--raw=/readyz"], { reject: false });
+      return exitCode === 0 || undefined;
+    });
+    expect(await configMaps(plane)).toContain("of-later");
+  });
+
+  it("is not taken to what does not fit, which is named", async () => {
+    const file = join(pathsOf(plane).snapshots, "first/manifest.json");
+    const manifest = JSON.parse(readFileSync(file, "utf8")) as Snapshot;
+    for (const [change, words] of [
+      [{ server: "/opt/gvisor-k3s/server-0/gvisor-k3s-node", kubernetes: "v1.30.0" }, /has Kubernetes v1\.30\.0 .* v1/],
+      [{ runsc: "/opt/runsc" }, /is of another gVisor: \/opt\/runsc/],
+      [{ cpu: [...manifest.cpu, "warp"] }, /needs a processor with warp/],
+      [{ cluster: "other" }, /is of the cluster other/],
+      [{ revision: "0" }, /was started otherwise/],
+      [{ version: 2 }, /is of a newer gvisor-k3s/],
+    ] as const) {
+      writeFileSync(file, JSON.stringify({ ...manifest, ...change }));
+      const { sandbox } = supervised(plane);
+      expect(await refused("snapshot", "restore", plane, "first")).toMatch(words);
+      expect((await cli("snapshot", "show", plane, "first")).exitCode).toBe(3);
+      expect(supervised(plane).sandbox).toEqual(sandbox);
+    }
+    writeFileSync(file, JSON.stringify(manifest));
+    setOptions(plane, { mode: "control-plane", sandbox: { memory: "3Gi" }, node: { apiServerArgs: ["v=1"] } });
+    expect(await refused("snapshot", "restore", plane, "first")).toMatch(/^ {2}- node: it was another one/m);
+    setOptions(plane, { mode: "control-plane", sandbox: { memory: "3Gi" } });
+    expect(await printed("snapshot", "show", plane)).toContain("it can be restored");
+    setOptions(plane, { mode: "control-plane" });
+    expect(await refused("snapshot", "restore", plane, "none")).toContain("has no snapshot none");
+    expect(await refused("snapshot", "restore", plane, "../first")).toContain("SNAPSHOT");
+  });
+
+  it("is not taken to what is damaged, in memory or on disk", async () => {
+    await printed("snapshot", "save", plane, "damaged");
+    const { sandbox } = supervised(plane);
+    for (const file of [memoryOf(plane, "damaged"), join(pathsOf(plane).snapshots, "damaged/disk")]) {
+      const before = readFileSync(file);
+      const fd = openSync(file, "r+");
+      writeSync(fd, Buffer.from([before[before.length >> 1]! ^ 1]), 0, 1, before.length >> 1);
+      expect(await refused("snapshot", "restore", plane, "damaged")).toMatch(/is damaged|cut short|making|invalid/);
+      writeFileSync(file, before);
+    }
+    expect(supervised(plane).sandbox).toEqual(sandbox);
+    expect(await configMaps(plane)).toContain("of-later");
+    expect(entriesOf(pathsOf(plane).bundle).sort()).toEqual(["config.json", "rootfs"]);
+    await printed("snapshot", "delete", plane, "damaged");
+    expect(snapshots(plane)).toEqual(["first"]);
+  });
+
+  it("lives on where a disk is full, or gVisor refuses", async () => {
+    const folder = pathsOf(plane).snapshots;
+    await execa("mount", ["-t", "tmpfs", "-o", "size=64m", "none", folder]);
+    try {
+      expect(await refused("snapshot", "save", plane, "full")).toMatch(/no space: .* MiB free/);
+      expect(entriesOf(folder)).toEqual([]);
+    } finally {
+      await execa("umount", [folder]);
+    }
+    // What a bridge has learnt of its neighbours cannot be saved.
+    await inside(plane, "sh", "-c", bridge);
+    const { sandbox } = supervised(plane);
+    expect(await refused("snapshot", "save", plane, "refused")).toMatch(/gVisor does not save .*BridgeFDBEntry/);
+    expect(snapshots(plane)).toEqual(["first"]);
+    expect(supervised(plane).sandbox).toEqual(sandbox);
+    await note(plane, "after-the-refusal");
+  });
+
+  it("lives on where a save is killed, of which nothing is left", async () => {
+    await printed("snapshot", "restore", plane, "first");
+    const half = join(pathsOf(plane).snapshots, ".new-killed/memory");
+    await killedWhen(() => existsSync(half), "snapshot", "save", plane, "killed");
+    await waitFor("it goes on", 60, async () => {
+      const { exitCode } = await kubectlProcess(plane, ["get", "--raw=/readyz"], { reject: false, timeout: 5000 });
+      return exitCode === 0 || undefined;
+    });
+    await note(plane, "after-the-kill");
+    expect(await printed("snapshot", "list", plane)).not.toContain("killed");
+    await printed("snapshot", "save", plane, "killed");
+    expect(snapshots(plane).sort()).toEqual(["first", "killed"]);
+  });
+
+  it("has what it had where a restore is killed, and goes there the next time", async () => {
+    const { replaced } = pathsOf(plane);
+    await note(plane, "of-now");
+    await killedWhen(() => existsSync(replaced), "snapshot", "restore", plane, "first");
+    await printed("up", plane);
+    expect(existsSync(replaced)).toBe(false);
+    await killedWhen(() => existsSync(replaced), "snapshot", "restore", plane, "first");
+    await printed("snapshot", "restore", plane, "first");
+    expect(existsSync(replaced)).toBe(false);
+    expect(await configMaps(plane)).not.toContain("of-now");
+    expect(await printed("preview", plane)).toBe("nothing changes\n");
+  });
+
+  it("takes nothing while it is paused, and goes on", async () => {
+    await note(plane, "before-the-pause");
+    await printed("pause", plane);
+    expect({ ...traces(home, plane), files: [] }).toMatchObject({ processes: [], mounts: [], links: [], cgroups: [] });
+    expect(await printed("list")).toMatch(/^e2e-snap-c +paused/m);
+    expect(JSON.parse(await printed("status", plane, "--json"))).toMatchObject({ state: "paused", problems: [] });
+    expect(await refused("pause", plane)).toContain("is paused already");
+    expect(await refused("snapshot", "save", plane)).toContain("gvisor-k3s resume");
+    expect(await printed("resume", plane)).toContain("goes on");
+    expect(await configMaps(plane)).toContain("before-the-pause");
+    expect(existsSync(pathsOf(plane).paused)).toBe(false);
+    expect(await printed("preview", plane)).toBe("nothing changes\n");
+    expect(await refused("resume", plane)).toContain("runs already");
+  });
+
+  it("starts with what is on its disk where the memory is damaged, or `up` comes first", async () => {
+    await printed("pause", plane);
+    writeFileSync(join(pathsOf(plane).paused, "memory/pages.img"), "no memory");
+    expect(await printed("resume", plane)).toContain("start again");
+    expect(await configMaps(plane)).toContain("before-the-pause");
+    await printed("pause", plane);
+    await printed("up", plane);
+    expect(await configMaps(plane)).toContain("before-the-pause");
+    expect(existsSync(pathsOf(plane).paused)).toBe(false);
+  });
+
+  it("takes its snapshots along", async () => {
+    await printed("destroy", plane);
+    expect(existsSync(pathsOf(plane).state)).toBe(false);
+  });
+});
+
+/** Has two ends of a link talk over a bridge. */
+const bridge = `
+  ip link add br0 type bridge && ip link add left type veth peer name right && ip link set left master br0
+  ip link set br0 up && ip link set left up && ip link set right up
+  ip addr add 10.99.0.1/24 dev br0 && ip addr add 10.99.0.2/24 dev right
+  wget -T 1 -q -O- http://10.99.0.3 || true
+`;
+
+describe("a node with pods", () => {
+  const image = imageName("testpod");
+  const claim = { name: "data", accessModes: ["ReadWriteOnce"], resources: { requests: { storage: "1Mi" } } };
+  /** Writes into its volume what it is told. */
+  const data = async () => await inside(node, "sh", "-c", "cat /var/lib/rancher/k3s/storage/*/noted");
+
+  beforeAll(async () => {
+    setOptions(node, { addons: { coredns: { enabled: false }, metricsServer: { enabled: false } } });
+    await printed("up", node);
+    const { name, ...spec } = claim;
+    const volume = { name, persistentVolumeClaim: { claimName: name } };
+    const container = { name: "main", image, imagePullPolicy: "Never", volumeMounts: [{ name, mountPath: "/data" }] };
+    const objects = [
+      { apiVersion: "v1", kind: "PersistentVolumeClaim", metadata: { name }, spec },
+      { apiVersion: "v1", kind: "Pod", metadata: { name: "kept" }, spec: { containers: [container], volumes: [volume] } },
+    ];
+    const list = { apiVersion: "v1", kind: "List", items: objects };
+    await kubectlProcess(node, ["apply", "-f", "-"], { input: JSON.stringify(list) });
+    await ready("kept");
+    await inside(node, "sh", "-c", "echo then > $(echo /var/lib/rancher/k3s/storage/*)/noted");
+  });
+
+  const ready = (pod: string) => kubectl(node, "wait", `pod/${pod}`, "--for=condition=Ready", "--timeout=120s");
+  const uid = (pod: string) => kubectl(node, "get", "pod", pod, "-o=jsonpath={.metadata.uid}");
+
+  it("goes back to the same pods, and to their data", async () => {
+    const before = await uid("kept");
+    const containers = await inside(node, "ctr", "-n", "k8s.io", "tasks", "ls", "-q");
+    const saved = JSON.parse(await printed("snapshot", "save", node, "--json")) as Snapshot;
+    expect(saved.kind).toBe("files");
+    expect(await inside(node, "ctr", "-n", "k8s.io", "tasks", "ls", "-q")).toBe(containers); // nothing was restarted
+    await inside(node, "sh", "-c", "echo now > $(echo /var/lib/rancher/k3s/storage/*)/noted");
+    await kubectl(node, "delete", "pod", "kept", "--grace-period=1");
+    await kubectl(node, "run", "later", `--image=${image}`, "--image-pull-policy=Never");
+
+    await printed("snapshot", "restore", node);
+    await ready("kept");
+    expect(await uid("kept")).toBe(before);
+    expect(await data()).toBe("then\n");
+    const pods = await kubectl(node, "get", "pods", "-o=jsonpath={.items[*].metadata.name}");
+    expect(pods.split(" ").sort()).toEqual(["kept", "testpod"]);
+    expect(await printed("preview", node)).toBe("nothing changes\n");
+    await reachable("kept");
+  });
+
+  it("has them again after a pause", async () => {
+    const before = await uid("kept");
+    await printed("pause", node);
+    expect(traces(home, node)).toMatchObject({ processes: [], links: [], cgroups: [] });
+    await printed("resume", node);
+    await waitFor("its pods run again", 120, async () => {
+      const running = (await inside(node, "ctr", "-n", "k8s.io", "tasks", "ls", "-q")).trim().split("\n");
+      return running.length >= 4 || undefined; // each has its pause container
+    });
+    await ready("kept");
+    expect(await uid("kept")).toBe(before);
+    expect(await data()).toBe("then\n");
+    await reachable("kept");
+    expect(await printed("preview", node)).toBe("nothing changes\n");
+  });
+
+  /** A pod's network works. */
+  async function reachable(pod: string): Promise<void> {
+    await waitFor(`${pod} answers`, 60, async () => {
+      const address = await kubectl(node, "get", "pod", pod, "-o=jsonpath={.status.podIP}");
+      const answer = await inside(node, "wget", "-T", "2", "-q", "-O-", `http://${address}:8080/`).catch(() => undefined);
+      return answer !== undefined || undefined;
+    });
+  }
+});
