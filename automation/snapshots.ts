@@ -131,7 +131,8 @@ export async function pause(config: NamedConfig, say: Say = () => {}): Promise<S
     const created = new Date();
     const keep = async (half: string) => described(config, ref, "paused", created, as, await keeper.pause(half, as));
     return await keepIn(paused, keep).catch((error: unknown) => {
-      throw fuller(error, "the cluster runs on");
+      const name = commandName(config);
+      throw fuller(error, stateHere(ref) === "running" ? "the cluster runs on" : `\`gvisor-k3s up ${name}\` starts it`);
     });
   });
 }

@@ -486,6 +486,16 @@ class ManagedSandbox extends BaseMachine implements Machine {
       }
     }
     await this.#discard(incoming);
+    if (this.#isAlive()) await this.#thaw();
+  }
+
+  /** Has a sandbox go on that a save has stopped, where that was killed with what watches over it. */
+  async #thaw(): Promise<void> {
+    const runsc = (verb: string) =>
+      worked(
+        run(this.record().programs.runsc!, [`--root=${this.#paths.runsc}`, verb, this.ref.name], { timeout: ANSWER }),
+      );
+    if (/"status": "paused"/.test((await runsc("state")) ?? "")) await runsc("resume");
   }
 
   /** Puts back what made way for a snapshot. The sandbox must not run. */
