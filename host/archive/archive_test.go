@@ -177,8 +177,9 @@ func TestWhatCannotBePacked(t *testing.T) {
 		t.Errorf("deep folders: %v", err)
 	}
 	mounted := t.TempDir()
-	must(t, os.Mkdir(filepath.Join(mounted, "on"), 0o755), unix.Mount("none", filepath.Join(mounted, "on"), "tmpfs", 0, ""))
-	t.Cleanup(func() { unix.Unmount(filepath.Join(mounted, "on"), 0) })
+	on := filepath.Join(mounted, "on")
+	must(t, os.Mkdir(on, 0o755), unix.Mount("none", on, "tmpfs", 0, ""))
+	t.Cleanup(func() { unix.Unmount(on, 0) })
 	if err := Pack(t.Context(), mounted, &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "is mounted") {
 		t.Errorf("a mount: %v", err)
 	}

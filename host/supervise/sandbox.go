@@ -50,8 +50,8 @@ type sandbox struct {
 	group *cgroup.Group
 }
 
-// start makes all that the sandbox takes and starts it, with the memory that is kept in a folder, or none. What it leaves
-// where it fails is cleared by the caller.
+// start makes all that the sandbox takes and starts it, with the memory that is kept in a folder, or none. What it
+// leaves where it fails is cleared by the caller.
 func (s *sandbox) start(ctx context.Context, memory string) (*process.Watched, error) {
 	if err := s.makeNetwork(ctx); err != nil {
 		return nil, err
