@@ -84,9 +84,10 @@ export async function restoreSnapshot(
     const kept = snapshotIn(config, ref, snapshot);
     refuse(misfits(config, ref, kept));
     const folder = snapshotFolder(ref, kept.name);
-    await verify(folder, kept, "memory/");
+    const verified = verify(folder, kept, "memory/");
+    verified.catch(() => undefined); // told where it is waited for
     await keeper
-      .restore(folder, kept, kept.kind, () => answers(ref))
+      .restore(folder, kept, kept.kind, verified, () => answers(ref))
       .catch((error: unknown) => {
         throw fuller(error, "the cluster is as it was");
       });

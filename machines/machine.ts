@@ -145,9 +145,10 @@ export interface Keeper {
   save(folder: string, as: KeptAs): Promise<Kept>;
   /**
    * Has it go on from what was kept; what it has now makes way, and is put back if that fails.
+   * @param verified is waited for before anything is changed
    * @param answers waits until what is on it answers
    */
-  restore(folder: string, kept: Kept, as: KeptAs, answers: () => Promise<void>): Promise<void>;
+  restore(folder: string, kept: Kept, as: KeptAs, verified: Promise<void>, answers: () => Promise<void>): Promise<void>;
   /** Ends it, and keeps what it has in memory in a folder, or has its programs end in good order. */
   pause(folder: string, as: KeptAs): Promise<Kept>;
   /** Has it go on: with the memory that is in a folder, or by starting its programs again. */

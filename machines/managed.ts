@@ -522,15 +522,22 @@ class ManagedSandbox extends BaseMachine implements Machine {
     return JSON.parse(stdout) as Kept;
   }
 
-  async #restore(folder: string, { files }: Kept, as: KeptAs, answers: () => Promise<void>): Promise<void> {
+  async #restore(
+    folder: string,
+    { files }: Kept,
+    as: KeptAs,
+    verified: Promise<void>,
+    answers: () => Promise<void>,
+  ): Promise<void> {
     const { rootfs, incoming, replaced } = this.#paths;
     const ran = this.#isAlive();
     const unpack = ["unpack", `--sha256=${files[DISK]?.sha256}`, join(folder, DISK), incoming];
-    await run(await this.#hostProgram(), unpack).catch(async (error: unknown) => {
+    const all = [verified, run(await this.#hostProgram(), unpack), ran ? this.#flush() : undefined];
+    const failed = (await Promise.allSettled(all)).find((one) => one.status === "rejected");
+    if (failed) {
       await this.#discard(incoming);
-      throw error;
-    });
-    if (ran) await this.#flush();
+      throw failed.reason;
+    }
     await this.#clear();
     await rename(rootfs, replaced);
     try {
