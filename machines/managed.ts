@@ -293,7 +293,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
       starts: supervisor?.sandbox?.starts ?? 0,
       egressStarts: supervisor?.egress?.starts ?? null,
     };
-    const problems = this.#problems(supervisor);
+    const problems = [...this.#problems(supervisor), ...this.#halfRestored()];
     const repairs = { sandbox: record.repairs + (problems.length > 0 ? 1 : 0) };
     const memory = memoryOf(name);
     try {
@@ -321,6 +321,12 @@ class ManagedSandbox extends BaseMachine implements Machine {
     const problems =
       spec?.egress && !isAlive(supervisor?.egress) ? ["the way out (egress) is gone: pods reach nothing outside"] : [];
     return supervisor?.error ? [...problems, `the sandbox's supervisor tells: ${supervisor.error}`] : problems;
+  }
+
+  /** A restore that was killed when the sandbox ran already, or one that goes on; see `mend`. */
+  #halfRestored(): string[] {
+    if (!existsSync(this.#paths.replaced)) return [];
+    return ["a restore has not ended: what the sandbox had before that lies beside it still"];
   }
 
   #supervisor(): SupervisorState | undefined {

@@ -133,7 +133,7 @@ describe("a control plane", () => {
     }
     expect(await printed("preview", plane)).toBe("nothing changes");
     expect(await printed("status", plane)).toContain("all is well");
-    expect(await inside(plane, "hostname")).toBe(`${plane}\n`);
+    expect(await inside(plane, "hostname")).toBe(plane);
     expect(entriesOf(pathsOf(plane).bundle).sort()).toEqual(["config.json", "rootfs"]);
   });
 
@@ -330,7 +330,7 @@ describe("a node with pods", () => {
     await printed("snapshot", "restore", node);
     await ready("kept");
     expect(await uid("kept")).toBe(before);
-    expect(await data()).toBe("then\n");
+    expect(await data()).toBe("then");
     const pods = await kubectl(node, "get", "pods", "-o=jsonpath={.items[*].metadata.name}");
     expect(pods.split(" ").sort()).toEqual(["kept", "testpod"]);
     expect(await printed("preview", node)).toBe("nothing changes");
@@ -348,7 +348,7 @@ describe("a node with pods", () => {
     });
     await ready("kept");
     expect(await uid("kept")).toBe(before);
-    expect(await data()).toBe("then\n");
+    expect(await data()).toBe("then");
     await reachable("kept");
     expect(await printed("preview", node)).toBe("nothing changes");
   });
