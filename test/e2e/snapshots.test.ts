@@ -359,9 +359,7 @@ describe("a node with pods", () => {
   async function reachable(pod: string): Promise<void> {
     await waitFor(`${pod} answers`, 60, async () => {
       const address = await kubectl(node, "get", "pod", pod, "-o=jsonpath={.status.podIP}");
-      const answer = await inside(node, "wget", "-T", "2", "-q", "-O-", `http://${address}:8080/healthz`).catch(
-        () => undefined,
-      );
+      const answer = await inside(node, "wget", "-q", "-O-", `http://${address}:8080/healthz`).catch(() => undefined);
       return answer !== undefined || undefined;
     });
   }
