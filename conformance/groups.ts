@@ -3,6 +3,12 @@
  * @module
  */
 
+/** Upstream's own tests of network policies, which are no part of conformance. */
+export const NETWORK_POLICIES = "network policies";
+
+/** The tests of all groups, by their labels in ginkgo's words. */
+export const labels = "Conformance || Feature:NetworkPolicy";
+
 /** A test is in the first group that takes it. The names have no comma in them, which separates them in a list. */
 const groups: Record<string, { match: RegExp; usual?: true }> = {
   services: { match: /^\[sig-network\] Services/, usual: true },
@@ -20,6 +26,7 @@ const groups: Record<string, { match: RegExp; usual?: true }> = {
   projected: { match: /^\[sig-storage\] Projected/, usual: true },
   "downward API": { match: /^\[sig-(node|storage)\] Downward API/, usual: true },
   "emptyDir volumes": { match: /^\[sig-storage\] (EmptyDir volumes|Subpath)/, usual: true },
+  [NETWORK_POLICIES]: { match: /^\[sig-network\] Netpol / },
   "other network": { match: /^\[sig-network\]/ },
   "other node": { match: /^\[sig-node\]/ },
   "other storage": { match: /^\[sig-storage\]/ },

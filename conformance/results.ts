@@ -28,15 +28,25 @@ export interface Run {
   /** The server's version. */
   kubernetes: string;
   gvisor: string;
+  /** The runs of the groups that were run apart from the others since, by their names. */
+  apart?: Record<string, Omit<Run, "results" | "apart">>;
   results: Result[];
 }
 
 const fileOf = (server: Run["server"]) =>
   join(import.meta.dirname, server === "embedded" ? "results.json" : `results-${server}.json`);
 
-/** Keeps a run in place of the last one of that server. */
-export function keep(run: Run): void {
-  writeFileSync(fileOf(run.server), `${JSON.stringify(run, null, 2)}\n`);
+/** Keeps a run in place of the last one of that server, or of one group in place of what the last one has of that. */
+export function keep(run: Run, groups: string): void {
+  const file = fileOf(run.server);
+  let kept = run;
+  if (groups !== "all" && existsSync(file)) {
+    const before = JSON.parse(readFileSync(file, "utf8")) as Run;
+    const { results, ...about } = run;
+    const others = before.results.filter(({ group }) => group !== groups);
+    kept = { ...before, apart: { ...before.apart, [groups]: about }, results: [...results, ...others] };
+  }
+  writeFileSync(file, `${JSON.stringify(kept, null, 2)}\n`);
 }
 
 /** The runs that are kept. */
@@ -65,11 +75,12 @@ export function tableOf(runs: readonly Run[]): string {
     .map((group) => [group, ...counts((result) => result.group === group)])
     .filter(([, ...counts]) => counts.some((count) => count !== "0"));
   const head = runs.flatMap(({ server }) => states.map((state) => (runs.length > 1 ? `${server}: ${state}` : state)));
-  const titles = runs.map(
-    (run) =>
-      `- ${run.server}: ${run.date}, ${run.minutes} minutes, ${run.procs} tests at a time and those that must be alone in ` +
-      `${minutesAlone(run)} of them; Kubernetes ${run.kubernetes}, gVisor ${run.gvisor}`,
-  );
+  const about = (run: Omit<Run, "results">) => `${run.date}, ${run.minutes} minutes, ${run.procs} tests at a time`;
+  const parts = (run: Omit<Run, "results">) => `Kubernetes ${run.kubernetes}, gVisor ${run.gvisor}`;
+  const titles = runs.flatMap((run) => [
+    `- ${run.server}: ${about(run)} and those that must be alone in ${minutesAlone(run)} of them; ${parts(run)}`,
+    ...Object.entries(run.apart ?? {}).map(([group, one]) => `- ${one.server}, ${group}: ${about(one)}; ${parts(one)}`),
+  ]);
   const reasons = runs.flatMap(({ server, results }) =>
     (["failed", "skipped"] as const).flatMap((state) => {
       const of = results.filter((one) => one.state === state);

@@ -1,7 +1,7 @@
 /**
  * `make conformance`: upstream's own conformance tests on a node of ours, as far as they fit one node. Of a run of all,
  * names, results and reasons are kept in conformance/results.json, or results-k3s.json, and the table in
- * conformance/README.md.
+ * conformance/README.md; of one of the network policies these.
  *
  *   node conformance/run.ts [--groups services,dns | --groups all] [--procs 4] [--k3s FILE] [--list]
  * @module
@@ -21,7 +21,7 @@ import { homeFolder } from "../system/folders.ts";
 import { pushArchive, startRegistry, stopRegistries } from "../test/e2e/registry.ts";
 import { moduleVersion, root } from "../toolchain/builds.ts";
 import { build } from "../toolchain/make.ts";
-import { groupNames, groupOf, groupsOf, usualGroups } from "./groups.ts";
+import { groupNames, groupOf, groupsOf, labels, NETWORK_POLICIES, usualGroups } from "./groups.ts";
 import { kubernetesSources, makeImages } from "./images.ts";
 import { keep, type Result, type Run, tableOf } from "./results.ts";
 import { reasonOf, releasesOf } from "./skipped.ts";
@@ -29,10 +29,8 @@ import { reasonOf, releasesOf } from "./skipped.ts";
 /** What ginkgo reports of a test. */
 interface Spec {
   ContainerHierarchyTexts?: string[] | null;
-  ContainerHierarchyLabels?: (string[] | null)[] | null;
   LeafNodeType: string;
   LeafNodeText: string;
-  LeafNodeLabels?: string[] | null;
   State: string;
   /** Nanoseconds. */
   RunTime: number;
@@ -84,23 +82,19 @@ function nameOf(spec: Spec): string {
   return textOf(spec).replace(/\s+/g, " ");
 }
 
-function labelsOf(spec: Spec): string[] {
-  return [...(spec.ContainerHierarchyLabels ?? []).flatMap((labels) => labels ?? []), ...(spec.LeafNodeLabels ?? [])];
-}
-
 function specsIn(file: string): Spec[] {
   return (JSON.parse(readFileSync(file, "utf8")) as { SpecReports: Spec[] }[])[0]!.SpecReports;
 }
 
-/** Every conformance test that the program knows; nothing is run. */
+/** Every test of the groups that the program knows; nothing is run. */
 async function conformanceTests(): Promise<Spec[]> {
   const file = join(work, "tests.json");
   await execa(join(programs, "e2e.test"), [
     "--ginkgo.dry-run",
-    "--ginkgo.label-filter=Conformance",
+    `--ginkgo.label-filter=${labels}`,
     `--ginkgo.json-report=${file}`,
   ]);
-  return specsIn(file).filter((spec) => spec.LeafNodeType === "It" && labelsOf(spec).includes("Conformance"));
+  return specsIn(file).filter((spec) => spec.LeafNodeType === "It" && spec.State !== "skipped");
 }
 
 function list(all: Spec[]): void {
@@ -165,7 +159,7 @@ async function runTests(specs: Spec[]): Promise<Spec[]> {
   const ginkgo = [
     "run",
     `--procs=${options.procs}`,
-    "--label-filter=Conformance",
+    `--label-filter=${labels}`,
     `--focus=${focus}`,
     "--timeout=12h",
     "--no-color",
@@ -213,8 +207,8 @@ function report({ ran, kubernetes }: { ran: Spec[]; kubernetes: string }, chosen
     results,
   };
   console.log(`\n${tableOf([run])}`);
-  if (options.groups === "all") {
-    keep(run);
+  if (options.groups === "all" || options.groups === NETWORK_POLICIES) {
+    keep(run, options.groups);
     writeFileSync(join(import.meta.dirname, "README.md"), withTable("conformance/README.md"));
   }
   return results.some(({ state }) => state === "failed");

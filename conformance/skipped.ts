@@ -4,12 +4,13 @@
  */
 import { parse } from "yaml";
 
-/** What no node alone can do. */
+/** What no node alone can do, or none in gVisor. */
 const leftOut: { match: RegExp; reason: string }[] = [
   {
     match: /should have at least two untainted nodes|Daemon set should rollback without unnecessary restarts/,
     reason: "needs two nodes",
   },
+  { match: /\[Feature:SCTPConnectivity\]/, reason: "needs SCTP, which gVisor does not have" },
 ];
 
 /**
