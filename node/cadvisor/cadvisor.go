@@ -1,5 +1,5 @@
-// Package cadvisor is what node/server takes of cAdvisor, which the kubelet knows its containers' usage from. It is here
-// because the kubelets before 1.37 link another module of it: before-1.37 is this package for them.
+// Package cadvisor is what node/server takes of cAdvisor, which the kubelet knows its containers' usage from. It is
+// here because the kubelets before 1.37 link another module of it: before-1.37 is this package for them.
 package cadvisor
 
 import (

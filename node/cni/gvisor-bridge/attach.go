@@ -37,7 +37,7 @@ func cmdAdd(args *skel.CmdArgs) (err error) {
 	}
 	defer sw.Close()
 	port := portName(conf.Name, args.ContainerID, args.IfName)
-	if err := deletePort(conf.Bridge, port); err != nil {
+	if err := join(forgetPodLink(conf, port), deletePort(conf.Bridge, port)); err != nil {
 		return err
 	}
 	// What still has the pod's interface name is someone else's.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -19,6 +20,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -38,8 +40,8 @@ type network interface {
 	prune(links map[string]podLink) error
 }
 
-// enforcer has every pod's port where it belongs: on the bridge with the node, and on the filter while there are network
-// policies. All of them, as one that is not isolated may ask one that is, through a Service too.
+// enforcer has every pod's port where it belongs: on the bridge with the node, and on the filter while there are
+// network policies. All of them, as one that is not isolated may ask one that is, through a Service too.
 type enforcer struct {
 	network  network
 	links    podLinks
@@ -63,8 +65,8 @@ type enforcer struct {
 	tap      *os.File
 	mtu      int
 	filtered map[string]*member
-	// open tells that every port is on the bridge.
-	open bool
+	// opening tells that every port is to be on the bridge, open that all of them are.
+	opening, open bool
 	// pruned tells that nothing is left of ports that are gone, as after a process before this one.
 	pruned bool
 }
@@ -95,6 +97,11 @@ func (e *enforcer) allows(flow policy.Flow) bool {
 	return false
 }
 
+func (e *enforcer) inside(address netip.Addr) bool {
+	rules := e.rules.Load()
+	return rules != nil && rules.Inside(address)
+}
+
 // allowsEndpoint tells whether a Service may pass a client on to an endpoint.
 func (e *enforcer) allowsEndpoint(protocol v1.Protocol, client netip.Addr, endpoint netip.AddrPort) bool {
 	rules := e.rules.Load()
@@ -115,8 +122,9 @@ func (e *enforcer) wake() {
 func enforce(ctx context.Context, o options, client kubernetes.Interface, proxy *proxy) error {
 	watched := newWatched(client)
 	e := &enforcer{
-		network: portNetwork{o.link}, links: podLinks(filepath.Join(o.policies, "links")), recorder: proxy.recorder, serves: proxy.serves,
-		nodeAddresses: interfaceAddresses, applied: proxy.wake, listed: watched.listed, changed: make(chan struct{}, 1),
+		network: portNetwork{o.link}, links: podLinks(filepath.Join(o.policies, "links")),
+		recorder: proxy.recorder, serves: proxy.serves,
+		nodeAddresses: proxy.ownAddresses, applied: proxy.wake, listed: watched.listed, changed: make(chan struct{}, 1),
 		filtered: map[string]*member{},
 	}
 	proxy.allows = e.allowsEndpoint
@@ -156,8 +164,8 @@ func mayReadPolicies(ctx context.Context, client kubernetes.Interface) error {
 	}
 }
 
-// answer puts the ports in place that the CNI plugin names, a line each, on a Unix socket; it answers with an empty line
-// or with what is wrong.
+// answer puts the ports in place that the CNI plugin names, a line each, on a Unix socket; it answers with an empty
+// line or with what is wrong.
 func (e *enforcer) answer(ctx context.Context, socket string) error {
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -176,9 +184,12 @@ func (e *enforcer) answer(ctx context.Context, socket string) error {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			if err == nil {
-				go e.answerOne(conn)
+			if err != nil { // such as too many open files, which passes
+				klog.ErrorS(err, "accepting", "address", socket)
+				time.Sleep(10 * time.Millisecond)
+				continue
 			}
+			go e.answerOne(conn)
 		}
 	}()
 	return nil
@@ -200,14 +211,17 @@ func (e *enforcer) answerOne(conn net.Conn) {
 // loop keeps in step until the context ends. What fails is tried again, and told where somebody relies on it.
 func (e *enforcer) loop(ctx context.Context) {
 	told := ""
+	waiting := true
 	for next := time.After(0); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.changed:
-			next = time.After(quiet)
+			if !waiting { // a change does not put off what is done for the one before
+				next, waiting = time.After(quiet), true
+			}
 		case <-next:
-			next = nil
+			next, waiting = nil, false
 			e.mutex.Lock()
 			err := e.sync()
 			e.mutex.Unlock()
@@ -238,16 +252,16 @@ func (e *enforcer) tell(err error, policies []*networkingv1.NetworkPolicy) {
 func (e *enforcer) place(port string) error {
 	e.mutex.Lock()
 	defer e.mutex.Unlock()
-	if err := e.sync(); err != nil && e.filtered[port] == nil {
-		return err
-	}
+	err := e.sync()
 	switch {
-	case e.open:
+	case e.filtered[port] != nil:
+		return nil
+	case e.open || e.opening: // where another pod's port cannot be moved this one's can
 		return e.network.toBridge(port)
-	case e.filtered[port] == nil:
-		return fmt.Errorf("nothing is told of a pod at %q", port)
+	case err == nil:
+		err = fmt.Errorf("nothing is told of a pod at %q", port)
 	}
-	return nil
+	return err
 }
 
 // sync compiles the rules, and has every port where it belongs. One that cannot be moved is left where its pod talks to
@@ -274,8 +288,9 @@ func (e *enforcer) sync() error {
 	addresses := map[netip.Addr]types.NamespacedName{}
 	for _, link := range links {
 		addresses[link.Address] = link.pod()
+		delete(node, link.Address) // whatever a Service has put on the node
 	}
-	e.open = false
+	e.open, e.opening = false, false
 	e.rules.Store(policy.NewRules(policies, pods, namespaces, addresses, node))
 	err = errors.Join(e.forgetOthers(links), e.filterAll(links))
 	e.announce()
@@ -293,7 +308,7 @@ func (e *enforcer) announce() {
 func (e *enforcer) forgetOthers(links map[string]podLink) error {
 	gone := !e.pruned
 	for port, member := range e.filtered {
-		if links[port].Address != member.pod.Address {
+		if link := links[port]; link.Address != member.pod.Address || link.MAC != member.pod.MAC.String() {
 			e.leave(port)
 			gone = true
 		}
@@ -325,6 +340,7 @@ func (e *enforcer) openAll(links map[string]podLink) error {
 		e.tap.Close()
 		e.tap = nil
 	}
+	e.opening = true
 	var problems []error
 	for port := range links {
 		e.leave(port)
@@ -345,7 +361,7 @@ func (e *enforcer) filterAll(links map[string]podLink) error {
 			return err
 		}
 		e.tap, e.mtu = tap, mtu
-		e.filter = filter.New(tap, e.allows)
+		e.filter = filter.New(tap, e.allows, e.inside)
 	}
 	var problems []error
 	for port, link := range links {
@@ -386,8 +402,8 @@ func interfaceAddresses() (map[netip.Addr]bool, error) {
 	return all, nil
 }
 
-// watched hears of policies, and, from the first of them on, of pods and namespaces: most clusters have none, and need not
-// keep all pods in memory.
+// watched hears of policies, and, from the first of them on, of pods and namespaces: most clusters have none, and need
+// not keep all pods in memory.
 type watched struct {
 	policies informers.SharedInformerFactory
 	others   informers.SharedInformerFactory
@@ -426,8 +442,12 @@ func onlyWhatRulesNeed(object any) (any, error) {
 // start hears of policies until the context ends, and returns once it has heard of all that there are.
 func (w *watched) start(ctx context.Context, changed func()) error {
 	handlers := cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { changed() },
-		UpdateFunc: func(any, any) { changed() },
+		AddFunc: func(any) { changed() },
+		UpdateFunc: func(before, after any) {
+			if matters(before, after) {
+				changed()
+			}
+		},
 		DeleteFunc: func(any) { changed() },
 	}
 	policies := w.policies.Networking().V1().NetworkPolicies().Informer()
@@ -458,6 +478,20 @@ func (w *watched) start(ctx context.Context, changed func()) error {
 		return ctx.Err()
 	}
 	return nil
+}
+
+// matters tells whether rules depend on a change.
+func matters(before, after any) bool {
+	switch before := before.(type) {
+	case *v1.Pod:
+		after := after.(*v1.Pod)
+		return !maps.Equal(before.Labels, after.Labels) || !equality.Semantic.DeepEqual(before.Spec, after.Spec)
+	case *v1.Namespace:
+		return !maps.Equal(before.Labels, after.(*v1.Namespace).Labels)
+	case *networkingv1.NetworkPolicy:
+		return before.Generation != after.(*networkingv1.NetworkPolicy).Generation
+	}
+	return true
 }
 
 func noPolicies() ([]*networkingv1.NetworkPolicy, []*v1.Pod, []*v1.Namespace, bool) {

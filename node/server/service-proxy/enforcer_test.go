@@ -28,9 +28,13 @@ type fakeNetwork struct {
 	*testing.T
 	at     map[string]string
 	broken error
+	gone   string
 }
 
 func (n *fakeNetwork) toBridge(port string) error {
+	if port == n.gone {
+		return errors.New("link not found")
+	}
 	if n.broken == nil {
 		n.at[port] = "bridge"
 	}
@@ -299,4 +303,43 @@ func TestHearsOfPodsFromTheFirstPolicyOn(t *testing.T) {
 			t.Fatal("pods are not heard of")
 		}
 	}
+}
+
+// A port that cannot be moved keeps no other pod from starting.
+func TestAPortThatIsGone(t *testing.T) {
+	p := newPoliced(t)
+	p.link("veth1", "10.42.0.2")
+	p.fakeNetwork.gone = "veth1"
+	p.link("veth2", "10.42.0.3")
+	expect(t, "the other one", p.place("veth2"), nil)
+	expect(t, "the one that is gone", p.place("veth1") != nil, true)
+	p.places("veth2 bridge")
+}
+
+// A container that is added again has another link.
+func TestALinkThatIsMadeAnew(t *testing.T) {
+	p := newPoliced(t)
+	p.deny(denyIngress)
+	p.link("veth1", "10.42.0.2")
+	expect(t, "the first", p.place("veth1"), nil)
+	first := p.filtered["veth1"]
+	text := `{"namespace":"x","name":"pod-veth1","address":"10.42.0.2","mac":"02:00:00:00:00:02"}`
+	if err := os.WriteFile(filepath.Join(string(p.links), "veth1"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "the second", p.place("veth1"), nil)
+	expect(t, "is another", p.filtered["veth1"] != first && p.filtered["veth1"] != nil, true)
+}
+
+// What a Service has put on the node does not make a pod the node.
+func TestAPodIsNeverTheNode(t *testing.T) {
+	p := newPoliced(t)
+	p.deny(denyIngress)
+	pod, node := netip.MustParseAddr("10.42.0.2"), netip.MustParseAddr("10.42.0.1")
+	p.nodeAddresses = func() (map[netip.Addr]bool, error) { return map[netip.Addr]bool{pod: true, node: true}, nil }
+	p.link("veth1", "10.42.0.2")
+	p.link("veth2", "10.42.0.3")
+	p.enforcer.sync()
+	expect(t, "the pod", p.allowsEndpoint("TCP", pod, netip.MustParseAddrPort("10.42.0.3:80")), false)
+	expect(t, "the node", p.allowsEndpoint("TCP", node, netip.MustParseAddrPort("10.42.0.3:80")), true)
 }

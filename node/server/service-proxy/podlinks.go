@@ -60,10 +60,10 @@ func (p podLinks) read() (map[string]podLink, error) {
 	return all, nil
 }
 
-// The pods' ports are in one of two namespaces: in the CNI plugin's switch, on its bridge with the node, or, while there
-// are network policies, in that of the filter. There each is on a bridge of its own, with a tap whose other end is
-// this program, so that a pod whose frames nobody looks at talks to nobody. Only a move to another namespace takes a port
-// from a bridge: gVisor's leaves one that is given another bridge on both (stack.SetNICCoordinator), and knows no
+// The pods' ports are in one of two namespaces: in the CNI plugin's switch, on its bridge with the node, or, while
+// there are network policies, in that of the filter. There each is on a bridge of its own, with a tap whose other end
+// is this program, so that a pod whose frames nobody looks at talks to nobody. Only a move to another namespace takes a
+// port from a bridge: gVisor's leaves one that is given another bridge on both (stack.SetNICCoordinator), and knows no
 // "nomaster".
 const (
 	namespaces = "/run/netns"
@@ -125,7 +125,10 @@ func (n portNetwork) toFilter(port string, mtu int) (*os.File, error) {
 		if link == nil || err != nil {
 			return err
 		}
-		return netlink.LinkSetNsFd(link, int(there.Fd()))
+		if err := netlink.LinkSetNsFd(link, int(there.Fd())); err != nil {
+			return errors.Join(err, netlink.LinkSetDown(link)) // rather than on the bridge without a filter
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("moving %s to the filter: %w", port, err)

@@ -73,7 +73,8 @@ func TestPortNetwork(t *testing.T) {
 			t.Fatal(err)
 		}
 		expect(t, "the bridge's MTU", mtu, 9000)
-		f := filter.New(tap, func(flow policy.Flow) bool { return !closed.Load() })
+		f := filter.New(tap, func(policy.Flow) bool { return !closed.Load() },
+			func(netip.Addr) bool { return true })
 		var taps []*os.File
 		for port, address := range addresses {
 			link, err := n.toFilter(port, mtu)

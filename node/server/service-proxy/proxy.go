@@ -71,6 +71,8 @@ type proxy struct {
 	allows func(protocol v1.Protocol, client netip.Addr, endpoint netip.AddrPort) bool
 	// known is what is served, for others than the loop.
 	known atomic.Pointer[map[frontend]*pool]
+	// extra are the Services' addresses that are on the node, or about to come or go.
+	extra atomic.Pointer[map[netip.Addr]bool]
 
 	serviceChanges *kubeproxy.ServiceChangeTracker
 	sliceChanges   *kubeproxy.EndpointsChangeTracker
@@ -99,13 +101,23 @@ type addressBook interface {
 func newProxy(
 	node string, nodeAddresses []netip.Addr, hostPorts hostPorts, addresses addressBook, recorder events.EventRecorder,
 ) *proxy {
-	return &proxy{node: node, nodeAddresses: nodeAddresses, hostPorts: hostPorts, addresses: addresses, recorder: recorder,
+	p := &proxy{node: node, nodeAddresses: nodeAddresses, hostPorts: hostPorts, addresses: addresses, recorder: recorder,
 		changed:        make(chan struct{}, 1),
 		allows:         func(v1.Protocol, netip.Addr, netip.AddrPort) bool { return true },
 		serviceChanges: kubeproxy.NewServiceChangeTracker(v1.IPv4Protocol, nil, nil),
 		sliceChanges:   kubeproxy.NewEndpointsChangeTracker(v1.IPv4Protocol, node, nil, nil),
 		services:       kubeproxy.ServicePortMap{}, endpoints: kubeproxy.EndpointsMap{},
 		pools: map[poolName]*pool{}, served: map[frontend]served{}, refused: map[refusal]string{}}
+	p.extra.Store(&map[netip.Addr]bool{})
+	return p
+}
+
+// ownAddresses are the node's, without those that it has for Services.
+func (p *proxy) ownAddresses() (map[netip.Addr]bool, error) {
+	services := *p.extra.Load()
+	all, err := interfaceAddresses()
+	maps.DeleteFunc(all, func(address netip.Addr, _ bool) bool { return services[address] })
+	return all, err
 }
 
 func (p *proxy) serviceChanged(before, after *v1.Service) {
@@ -129,14 +141,17 @@ func (p *proxy) wake() {
 
 // loop serves what is known now, and again after each change, until the context ends.
 func (p *proxy) loop(ctx context.Context) {
+	soon := false
 	for next := time.After(0); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.changed:
-			next = time.After(quiet)
+			if !soon { // a change does not put off what is done for the one before
+				next, soon = time.After(quiet), true
+			}
 		case <-next:
-			next = nil
+			next, soon = nil, false
 			if again := p.sync(); again > 0 {
 				next = time.After(again)
 			}
@@ -163,12 +178,18 @@ func (p *proxy) sync() (again time.Duration) {
 			delete(p.served, front)
 		}
 	}
-	if err := p.addresses.keep(p.serviceAddresses()); err == errNoLink {
+	addresses := p.serviceAddresses()
+	before := p.extra.Load()
+	both := maps.Clone(addresses)
+	maps.Copy(both, *before)
+	p.extra.Store(&both)
+	if err := p.addresses.keep(addresses); err == errNoLink {
 		return lookForLink
 	} else if err != nil {
 		klog.ErrorS(err, "the Services' addresses", "retryIn", retry)
 		again = retry
 	}
+	p.extra.Store(&addresses)
 	for front, pool := range wanted {
 		if now, ok := p.served[front]; ok {
 			now.server.endpointsChanged()

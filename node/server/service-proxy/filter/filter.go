@@ -1,5 +1,5 @@
-// Package filter is a switch between the pods of a node and the node, which lets through what the network policies allow.
-// gVisor's bridge has no filter, and its network no netfilter, so that every frame of theirs passes here.
+// Package filter is a switch between the pods of a node and the node, which lets through what the network policies
+// allow. gVisor's bridge has no filter, and its network no netfilter, so that every frame of theirs passes here.
 package filter
 
 import (
@@ -42,10 +42,10 @@ type Pod struct {
 }
 
 // New makes a filter without pods, and passes on what the node sends until its link is closed. allows must not call the
-// filter.
-func New(node io.ReadWriter, allows func(policy.Flow) bool) *Filter {
+// filter; inside tells the addresses of pods and of the node.
+func New(node io.ReadWriter, allows func(policy.Flow) bool, inside func(netip.Addr) bool) *Filter {
 	f := &Filter{
-		flows: newFlows(allows), node: node, pods: map[mac]*Pod{}, addresses: map[netip.Addr]*Pod{},
+		flows: newFlows(allows, inside), node: node, pods: map[mac]*Pod{}, addresses: map[netip.Addr]*Pod{},
 	}
 	go read(node, f.fromNode)
 	return f
@@ -66,6 +66,7 @@ func (f *Filter) Add(pod *Pod) {
 
 // Remove has nothing go to a pod any more.
 func (f *Filter) Remove(pod *Pod) {
+	defer f.flows.forgetAllBy(pod.Address)
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	if f.pods[pod.mac] == pod {
@@ -82,7 +83,7 @@ func read(from io.Reader, take func(frame []byte)) {
 		n, err := from.Read(buffer)
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) && !errors.Is(err, io.EOF) {
-				klog.ErrorS(err, "a link of the filter ended")
+				klog.Fatalf("a link of the filter ended: %v", err) // the process after this one makes all of them anew
 			}
 			return
 		}
@@ -162,7 +163,7 @@ func (f *Filter) deliver(to mac, p packet, frame []byte, fromPod bool) {
 	if pod == nil && !fromPod || pod != nil && p.destination.Addr() != pod.Address {
 		return
 	}
-	if !f.flows.passes(p, time.Now()) {
+	if !f.flows.passes(p, fromPod, time.Now()) {
 		klog.V(4).InfoS("not allowed", "from", p.source, "to", p.destination, "protocol", p.protocol)
 		return
 	}

@@ -53,6 +53,8 @@ var stations = map[string]struct {
 	"node": {mac{2, 0, 0, 0, 0, 1}, netip.MustParseAddr("10.42.0.1")},
 }
 
+func inside(address netip.Addr) bool { return netip.MustParsePrefix("10.42.0.0/24").Contains(address) }
+
 var everybody = mac{255, 255, 255, 255, 255, 255}
 
 func run(t *testing.T, test func(b *bench)) {
@@ -62,7 +64,7 @@ func run(t *testing.T, test func(b *bench)) {
 			b.links[name] = &link{in: make(chan []byte)}
 		}
 		b.deny()
-		b.filter = New(b.links["node"], func(flow policy.Flow) bool { return !(*b.denied.Load())[flow] })
+		b.filter = New(b.links["node"], func(flow policy.Flow) bool { return !(*b.denied.Load())[flow] }, inside)
 		for _, name := range []string{"a", "b"} {
 			s := stations[name]
 			b.filter.Add(&Pod{Address: s.address, MAC: net.HardwareAddr(s.mac[:]), Link: b.links[name]})
@@ -228,7 +230,8 @@ func TestErrorsComeBack(t *testing.T) {
 		b.expect("to a question that was not asked", "b", refusal)
 		b.expect("the question", "a", question, "b")
 		b.expect("its error", "b", refusal, "a")
-		b.expect("a redirection", "b", ipv4("b", "a", protocolICMP, append([]byte{5, 0, 0, 0, 0, 0, 0, 0}, question[14:42]...)))
+		redirection := append([]byte{5, 0, 0, 0, 0, 0, 0, 0}, question[14:42]...)
+		b.expect("a redirection", "b", ipv4("b", "a", protocolICMP, redirection))
 		echo := func(kind uint8) []byte { return []byte{kind, 0, 0, 0, 0, 7, 0, 1} }
 		b.expect("an echo that is denied", "b", ipv4("b", "a", protocolICMP, echo(icmpEcho)))
 		b.expect("an echo", "a", ipv4("a", "b", protocolICMP, echo(icmpEcho)), "b")
@@ -310,5 +313,91 @@ func TestPodsThatLeave(t *testing.T) {
 		b.filter.Remove(b.filter.addresses[stations["b"].address])
 		b.expect("to who has gone: the node's bridge may know", "a", tcp("a", "b", 1, 80, tcpSYN), "node")
 		b.expect("from the node", "node", tcp("node", "b", 1, 80, tcpSYN))
+	})
+}
+
+// Who makes packets of its own gets no further than who connects.
+func TestForgedPackets(t *testing.T) {
+	run(t, func(b *bench) {
+		b.deny(flowTo("a", "b", "TCP", 80))
+		for _, flags := range []uint8{tcpSYN, tcpSYN | tcpFIN, tcpSYN | tcpRST, 0, tcpFIN} {
+			b.expect("one that opens", "a", tcp("a", "b", 1000, 80, flags))
+		}
+		b.expect("one of before", "a", tcp("a", "b", 80, 40000, tcpACK), "b")
+		time.Sleep(pickUpFor + time.Second)
+		b.expect("one that says so later", "b", tcp("b", "a", 80, 40001, tcpACK), "a")
+		b.deny(flowTo("a", "b", "TCP", 80), flowTo("a", "b", "TCP", 40002))
+		b.expect("whose end may not ask", "a", tcp("a", "b", 80, 40002, tcpACK))
+
+		b.expect("a question", "a", udp("a", "node", 40000, 53), "node")
+		quoting := append([]byte{icmpUnreachable, 3, 0, 0, 0, 0, 0, 0}, udp("a", "node", 40000, 53)[14:42]...)
+		b.deny(flowTo("a", "b", "", 0))
+		b.expect("an error about it to somebody else", "a", ipv4("a", "b", protocolICMP, quoting))
+		b.expect("one of somebody else", "b", ipv4("b", "a", protocolICMP, quoting))
+		b.expect("the node's", "node", ipv4("node", "a", protocolICMP, quoting), "a")
+	})
+}
+
+// Connections are charged to who has sent their first packet, until it leaves; the node's are not counted.
+func TestWhoIsCharged(t *testing.T) {
+	run(t, func(b *bench) {
+		for i := range maxFlows {
+			b.links["a"].in <- tcp("a", "node", 80, uint16(16000+i), tcpACK)
+		}
+		synctest.Wait()
+		b.links["node"].out = nil
+		b.expect("the pod's next", "a", tcp("a", "node", 1, 80, tcpSYN))
+		b.expect("the node's own", "node", tcp("node", "a", 40000, 8080, tcpSYN), "a")
+		b.filter.Remove(b.filter.addresses[stations["a"].address])
+		if len(b.filter.flows.begun) != 1 || len(b.filter.flows.known) != 1 {
+			t.Errorf("kept are %v", b.filter.flows.begun)
+		}
+		for i := range maxFlows + 1 {
+			b.links["node"].in <- tcp("node", "b", uint16(i), 80, tcpSYN)
+		}
+		synctest.Wait()
+		if got := len(b.links["b"].out); got != maxFlows+1 {
+			t.Errorf("of the node's connections %d came", got)
+		}
+	})
+}
+
+// What has ended is soon forgotten.
+func TestConnectionsThatEnd(t *testing.T) {
+	run(t, func(b *bench) {
+		known := func() int { return len(b.filter.flows.known) }
+		b.expect("open", "a", tcp("a", "b", 40000, 80, tcpSYN), "b")
+		b.expect("said all", "a", tcp("a", "b", 40000, 80, tcpFIN|tcpACK), "b")
+		time.Sleep(closedIdle + sweepEvery + time.Second)
+		b.expect("the other end goes on", "b", tcp("b", "a", 80, 40000, tcpACK), "a")
+		if known() != 1 {
+			t.Error("a connection that is half open is forgotten")
+		}
+		b.expect("said all too", "b", tcp("b", "a", 80, 40000, tcpFIN|tcpACK), "a")
+		time.Sleep(closedIdle + sweepEvery + time.Second)
+		b.expect("something else", "a", udp("a", "b", 1, 2), "b")
+		if known() != 1 {
+			t.Errorf("%d are known", known())
+		}
+	})
+}
+
+// One sender's datagrams in pieces leave the others theirs.
+func TestFloodOfFragments(t *testing.T) {
+	run(t, func(b *bench) {
+		piece := func(from string, id uint16) []byte {
+			s := stations[from]
+			frame := framed(stations["node"].mac, s.mac, typeIPv4,
+				datagram(s.address, stations["node"].address, protocolUDP, 0x2000, udpDatagram(1, 2)))
+			binary.BigEndian.PutUint16(frame[ethernetHeader+4:], id)
+			return frame
+		}
+		for id := range uint16(maxPieces) {
+			b.links["a"].in <- piece("a", id)
+		}
+		synctest.Wait()
+		b.links["node"].out = nil
+		b.expect("one more", "a", piece("a", maxPieces))
+		b.expect("another pod's", "b", piece("b", 1), "node")
 	})
 }

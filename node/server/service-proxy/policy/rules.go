@@ -62,8 +62,8 @@ type peer struct {
 	pods, namespaces labels.Selector
 }
 
-// NewRules compiles what there is: addresses are those of this node's pods, also of those that the API does not know yet.
-// A policy that cannot be understood allows nothing, and still isolates.
+// NewRules compiles what there is: addresses are those of this node's pods, also of those that the API does not know
+// yet. A policy that cannot be understood allows nothing, and still isolates.
 func NewRules(
 	policies []*networkingv1.NetworkPolicy, pods []*v1.Pod, namespaces []*v1.Namespace,
 	addresses map[netip.Addr]types.NamespacedName, node map[netip.Addr]bool,
@@ -104,6 +104,9 @@ func (d *direction) add(more direction) {
 	d.isolated = d.isolated || more.isolated
 	d.rules = append(d.rules, more.rules...)
 }
+
+// Inside tells the addresses of pods and of the node.
+func (r *Rules) Inside(address netip.Addr) bool { return r.node[address] || r.pods[address] != nil }
 
 // Allows answers a question by the policies of both ends.
 func (r *Rules) Allows(flow Flow) bool {

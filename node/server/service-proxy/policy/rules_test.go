@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// The pods of every case, by their addresses: two namespaces with two pods each, and one of which the API does not know.
+// The pods of every case, by their addresses: two namespaces with two pods each, and one that the API does not know.
 var addresses = map[netip.Addr]types.NamespacedName{
 	ip("10.42.0.2"): {Namespace: "x", Name: "server"},
 	ip("10.42.0.3"): {Namespace: "x", Name: "client"},
@@ -58,7 +58,8 @@ func TestRules(t *testing.T) {
 			"y/client x/server 4999/UDP": false, "y/client x/server 5001/TCP": false, "y/client x/server 0/": false,
 		}},
 		"a name is the other end's with egress": {[]string{
-			`{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{ports: [{protocol: TCP, port: web}]}]}`,
+			`{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], ` +
+				`egress: [{ports: [{protocol: TCP, port: web}]}]}`,
 		}, answers{
 			"x/client y/server 80/TCP": true, "x/client y/server 81/TCP": false, "x/client outside 80/TCP": false,
 		}},
