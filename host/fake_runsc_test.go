@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -56,7 +57,7 @@ func fakeRunsc(args []string) error {
 		image := valueOf(args, "image-path")
 		err := os.WriteFile(filepath.Join(image, "pages.img"), []byte("what is in memory"), 0o644)
 		if _, ok := knob("checkpoint.hangs"); ok {
-			<-make(chan struct{})
+			hang()
 		}
 		return err
 	case "run", "restore":
@@ -94,7 +95,7 @@ func fakeRunsc(args []string) error {
 			}
 		}
 		if _, ok := knob("exec.hangs"); ok {
-			<-make(chan struct{})
+			hang()
 		}
 		return execFake(folder, args[1:])
 	case "kill", "delete":
@@ -202,4 +203,11 @@ func withFewFiles(args []string) error {
 		return err
 	}
 	return syscall.Exec("/proc/self/exe", append([]string{"gvisor-k3s-host"}, args...), os.Environ())
+}
+
+// hang waits for ever. To wait for nothing would be a deadlock, which Go's runtime ends.
+func hang() {
+	for {
+		time.Sleep(time.Hour)
+	}
 }

@@ -46,7 +46,12 @@ it("an older version is one option: its API server, its node and its kubectl", a
   expect([await apiVersion(), await nodeVersion()]).toEqual([versionOf(older), versionOf(older)]);
   const client = JSON.parse(await printed("kubectl", "-c", name, "version", "--client", "--output=json"));
   expect(client.clientVersion.gitVersion).toBe(versionOf(older));
-  const proxy = await inside(name, "/bin/sh", "-c", "readlink /proc/[0-9]*/exe | grep service-proxy");
+  const proxy = await inside(
+    name,
+    "/bin/sh",
+    "-c",
+    "for exe in /proc/[0-9]*/exe; do readlink $exe; done | grep service-proxy",
+  );
   expect(proxy).toContain(`/${serverOf(older)}-`);
   expectAll = await makeWorkload(name, image);
 });
