@@ -491,7 +491,12 @@ describe("a machine whose memory is used up", () => {
     ] as const) {
       await create(pod(pod_, [container], { volumes, restartPolicy: "Never" }));
       await waitFor(`${pod_} has gone`, 120, async () => (await ask(pod_, ".status.phase")) === "Failed" || undefined);
-      expect(await ask(pod_, ".status.containerStatuses[0].state.terminated.reason")).toBe("OOMKilled");
+      // Whether the kubelet looks in time decides which of the two it is.
+      const why = [
+        await ask(pod_, ".status.reason"),
+        await ask(pod_, ".status.containerStatuses[0].state.terminated.reason"),
+      ].join(" ");
+      expect(why).toMatch(/OOMKilled|Evicted/);
       await remove(pod_);
     }
     expect(await ask("kept", ".status.containerStatuses[0].restartCount")).toBe("0");
