@@ -386,6 +386,16 @@ func (n *node) del(p *pod) error {
 	return err
 }
 
+// gc has the plugin remove what is not of a pod.
+func (n *node) gc(of *pod) {
+	n.t.Helper()
+	attachments := []any{map[string]any{"containerID": of.id, "ifname": "eth0"}}
+	conf := n.with("cni.dev/valid-attachments", attachments, "cni.dev/attachments", attachments)
+	if _, err := n.cni("GC", "", "", "", conf); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
 func (n *node) check(p *pod) error {
 	_, err := n.cni("CHECK", p.id, "eth0", p.path, n.with("prevResult", p.raw))
 	return err

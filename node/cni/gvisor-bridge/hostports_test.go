@@ -39,11 +39,7 @@ func TestHostPorts(t *testing.T) {
 		t.Errorf("of the pod is told %s, %v", content, err)
 	}
 	n.conf = plain
-	attachments := []any{map[string]any{"containerID": pod.id, "ifname": "eth0"}}
-	conf := n.with("cni.dev/valid-attachments", attachments, "cni.dev/attachments", attachments)
-	if _, err := n.cni("GC", "", "", "", conf); err != nil {
-		t.Fatal(err)
-	}
+	n.gc(pod)
 	if got := told(); !slices.Equal(got, []string{"pod"}) {
 		t.Errorf("after a GC told of are %v", got)
 	}

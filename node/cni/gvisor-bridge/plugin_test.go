@@ -483,11 +483,7 @@ func TestGC(t *testing.T) {
 	leaseOnly := n.add("pod-lease-only")
 	n.unplug(leaseOnly.id)
 
-	attachments := []any{map[string]any{"containerID": keep.id, "ifname": "eth0"}}
-	conf := n.with("cni.dev/valid-attachments", attachments, "cni.dev/attachments", attachments)
-	if _, err := n.cni("GC", "", "", "", conf); err != nil {
-		t.Fatal(err)
-	}
+	n.gc(keep)
 	if err := n.check(keep); err != nil {
 		t.Errorf("the valid attachment: %v", err)
 	}

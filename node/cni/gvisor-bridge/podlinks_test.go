@@ -85,11 +85,7 @@ func TestPodLinks(t *testing.T) {
 	if err := n.check(pod); err != nil {
 		t.Errorf("CHECK: %v", err)
 	}
-	attachments := []any{map[string]any{"containerID": "pod", "ifname": "eth0"}}
-	conf := n.with("cni.dev/valid-attachments", attachments, "cni.dev/attachments", attachments)
-	if _, err := n.cni("GC", "", "", "", conf); err != nil {
-		t.Fatal(err)
-	}
+	n.gc(pod)
 	if got, want := linksTold(folder), []string{portName("pods", "pod", "eth0")}; !slices.Equal(got, want) {
 		t.Errorf("after a GC told of are %v, not %v", got, want)
 	}
@@ -158,11 +154,7 @@ func TestPortsOnTheFilter(t *testing.T) {
 	if err := n.check(pod); err != nil {
 		t.Errorf("CHECK: %v", err)
 	}
-	attachments := []any{map[string]any{"containerID": "pod", "ifname": "eth0"}}
-	conf := n.with("cni.dev/valid-attachments", attachments, "cni.dev/attachments", attachments)
-	if _, err := n.cni("GC", "", "", "", conf); err != nil {
-		t.Fatal(err)
-	}
+	n.gc(pod)
 	is := func(id string) (there bool) {
 		inFilter(func() error {
 			link, err := findLink(portName("pods", id, "eth0"))

@@ -43,6 +43,8 @@ type network interface {
 // enforcer has every pod's port where it belongs: on the bridge with the node, and on the filter while there are
 // network policies. All of them, as one that is not isolated may ask one that is, through a Service too.
 type enforcer struct {
+	changes
+
 	network  network
 	links    podLinks
 	recorder events.EventRecorder
@@ -57,8 +59,7 @@ type enforcer struct {
 	listed func() (policies []*networkingv1.NetworkPolicy, pods []*v1.Pod, namespaces []*v1.Namespace, known bool)
 
 	// rules are nil while there are no policies.
-	rules   atomic.Pointer[policy.Rules]
-	changed chan struct{}
+	rules atomic.Pointer[policy.Rules]
 
 	mutex    sync.Mutex
 	filter   *filter.Filter
@@ -110,13 +111,6 @@ func (e *enforcer) allowsEndpoint(protocol v1.Protocol, client netip.Addr, endpo
 	})
 }
 
-func (e *enforcer) wake() {
-	select {
-	case e.changed <- struct{}{}:
-	default: // it is about to look anyway
-	}
-}
-
 // enforce has policies enforced, until the context ends; it returns once each new pod's port is put in its place. Where
 // the sandbox has no taps, its policies are told of only.
 func enforce(ctx context.Context, o options, client kubernetes.Interface, proxy *proxy) error {
@@ -124,7 +118,7 @@ func enforce(ctx context.Context, o options, client kubernetes.Interface, proxy 
 	e := &enforcer{
 		network: portNetwork{o.link}, links: podLinks(filepath.Join(o.policies, "links")),
 		recorder: proxy.recorder, serves: proxy.serves,
-		nodeAddresses: proxy.ownAddresses, applied: proxy.wake, listed: watched.listed, changed: make(chan struct{}, 1),
+		nodeAddresses: proxy.ownAddresses, applied: proxy.wake, listed: watched.listed, changes: newChanges(),
 		filtered: map[string]*member{},
 	}
 	proxy.allows = e.allowsEndpoint
@@ -211,30 +205,20 @@ func (e *enforcer) answerOne(conn net.Conn) {
 // loop keeps in step until the context ends. What fails is tried again, and told where somebody relies on it.
 func (e *enforcer) loop(ctx context.Context) {
 	told := ""
-	waiting := true
-	for next := time.After(0); ; {
-		select {
-		case <-ctx.Done():
-			return
-		case <-e.changed:
-			if !waiting { // a change does not put off what is done for the one before
-				next, waiting = time.After(quiet), true
-			}
-		case <-next:
-			next, waiting = nil, false
-			e.mutex.Lock()
-			err := e.sync()
-			e.mutex.Unlock()
-			if err != nil {
-				next = time.After(retry)
-			}
-			if now := fmt.Sprint(err); now != told {
-				told = now
-				policies, _, _, _ := e.listed()
-				e.tell(err, policies)
-			}
+	e.follow(ctx, func() (again time.Duration) {
+		e.mutex.Lock()
+		err := e.sync()
+		e.mutex.Unlock()
+		if now := fmt.Sprint(err); now != told {
+			told = now
+			policies, _, _, _ := e.listed()
+			e.tell(err, policies)
 		}
-	}
+		if err != nil {
+			return retry
+		}
+		return 0
+	})
 }
 
 // tell says at each policy that it is not enforced, lest somebody relies on it.

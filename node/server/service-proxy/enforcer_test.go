@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/events"
 )
@@ -88,7 +90,7 @@ func newPoliced(t *testing.T) *policed {
 		listed: func() ([]*networkingv1.NetworkPolicy, []*v1.Pod, []*v1.Namespace, bool) {
 			return p.policies, p.pods, nil, !p.unknown
 		},
-		filtered: map[string]*member{}, changed: make(chan struct{}, 1),
+		filtered: map[string]*member{}, changes: newChanges(),
 	}
 	t.Cleanup(func() {
 		p.policies = nil
@@ -175,16 +177,18 @@ func TestFailsClosed(t *testing.T) {
 	p.mutex.Lock()
 	p.fakeNetwork.broken = nil
 	p.mutex.Unlock()
-	for until := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	eventually(t, "it is tried again", func() bool {
 		p.mutex.Lock()
-		at := p.at["veth1"]
-		p.mutex.Unlock()
-		if at == "filter" {
-			return
-		}
-		if time.Now().After(until) {
-			t.Fatal("it is not tried again")
-		}
+		defer p.mutex.Unlock()
+		return p.at["veth1"] == "filter"
+	})
+}
+
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	try := func(context.Context) (bool, error) { return is(), nil }
+	if err := wait.PollUntilContextTimeout(t.Context(), 10*time.Millisecond, 20*time.Second, true, try); err != nil {
+		t.Fatalf("%s: %v", what, err)
 	}
 }
 
@@ -277,16 +281,14 @@ func TestHearsOfPodsFromTheFirstPolicyOn(t *testing.T) {
 	policy := &networkingv1.NetworkPolicy{}
 	policy.Namespace, policy.Name = "x", "p"
 	store := w.policies.Networking().V1().NetworkPolicies().Informer().GetStore()
-	for until := time.Now().Add(20 * time.Second); len(store.List()) == 0; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(until) {
-			t.Fatal("no policy is heard of")
-		}
+	eventually(t, "the policy is heard of", func() bool {
 		// The fake API tells nobody of what is made between list and watch.
 		_ = client.Tracker().Delete(networkingv1.SchemeGroupVersion.WithResource("networkpolicies"), "x", "p")
 		if err := client.Tracker().Add(policy.DeepCopy()); err != nil {
 			t.Fatal(err)
 		}
-	}
+		return len(store.List()) > 0
+	})
 	for range 2 {
 		select {
 		case <-changed:
@@ -294,15 +296,13 @@ func TestHearsOfPodsFromTheFirstPolicyOn(t *testing.T) {
 			t.Fatal("a change is not told")
 		}
 	}
-	for until := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if policies, pods, _, known := w.listed(); known {
+	eventually(t, "pods are heard of", func() bool {
+		policies, pods, _, known := w.listed()
+		if known {
 			expect(t, "policies and pods", fmt.Sprint(len(policies), len(pods)), "1 1")
-			return
 		}
-		if time.Now().After(until) {
-			t.Fatal("pods are not heard of")
-		}
-	}
+		return known
+	})
 }
 
 // A port that cannot be moved keeps no other pod from starting.

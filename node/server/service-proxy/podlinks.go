@@ -327,7 +327,7 @@ func openTap(name string, mtu int) (*os.File, error) {
 	return tap, nil
 }
 
-// address parses a pod's hardware address.
+// hardware is the address of a pod's interface.
 func (l podLink) hardware() (net.HardwareAddr, error) {
 	address, err := net.ParseMAC(l.MAC)
 	if err == nil && len(address) != 6 {

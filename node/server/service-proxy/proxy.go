@@ -19,14 +19,8 @@ import (
 	kubeproxy "k8s.io/kubernetes/pkg/proxy"
 )
 
-const (
-	// A deployment that is rolled out changes its slices many times a second.
-	quiet = 20 * time.Millisecond
-	// How soon something is tried again that failed, such as a port that somebody else has.
-	retry = time.Second
-	// The pods' link is made with the first pod, which is then about to start.
-	lookForLink = 100 * time.Millisecond
-)
+// The pods' link is made with the first pod, which is then about to start.
+const lookForLink = 100 * time.Millisecond
 
 // frontend is an address that is listened on.
 type frontend struct {
@@ -61,12 +55,13 @@ type server interface {
 }
 
 type proxy struct {
+	changes
+
 	node          string
 	nodeAddresses []netip.Addr
 	addresses     addressBook
 	hostPorts     hostPorts
 	recorder      events.EventRecorder
-	changed       chan struct{}
 	// allows tells whether network policies let a client have an endpoint.
 	allows func(protocol v1.Protocol, client netip.Addr, endpoint netip.AddrPort) bool
 	// known is what is served, for others than the loop.
@@ -102,7 +97,7 @@ func newProxy(
 	node string, nodeAddresses []netip.Addr, hostPorts hostPorts, addresses addressBook, recorder events.EventRecorder,
 ) *proxy {
 	p := &proxy{node: node, nodeAddresses: nodeAddresses, hostPorts: hostPorts, addresses: addresses, recorder: recorder,
-		changed:        make(chan struct{}, 1),
+		changes:        newChanges(),
 		allows:         func(v1.Protocol, netip.Addr, netip.AddrPort) bool { return true },
 		serviceChanges: kubeproxy.NewServiceChangeTracker(v1.IPv4Protocol, nil, nil),
 		sliceChanges:   kubeproxy.NewEndpointsChangeTracker(v1.IPv4Protocol, node, nil, nil),
@@ -132,32 +127,8 @@ func (p *proxy) sliceChanged(slice *discoveryv1.EndpointSlice, removed bool) {
 	}
 }
 
-func (p *proxy) wake() {
-	select {
-	case p.changed <- struct{}{}:
-	default: // it is about to look anyway
-	}
-}
-
 // loop serves what is known now, and again after each change, until the context ends.
-func (p *proxy) loop(ctx context.Context) {
-	soon := false
-	for next := time.After(0); ; {
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.changed:
-			if !soon { // a change does not put off what is done for the one before
-				next, soon = time.After(quiet), true
-			}
-		case <-next:
-			next, soon = nil, false
-			if again := p.sync(); again > 0 {
-				next = time.After(again)
-			}
-		}
-	}
-}
+func (p *proxy) loop(ctx context.Context) { p.follow(ctx, p.sync) }
 
 // sync brings what is served in step with what is known. It returns when to try again, if something is to be tried
 // again.
