@@ -20,8 +20,12 @@ const (
 	magic = "gvisor-k3s disk 1\n"
 	// What one description may have: a name has 255 bytes, a link 4095, extended attributes 64 KiB in all.
 	longestEntry = 1 << 20
+	// No description of that many bytes names more parts of a file.
+	mostExtents = longestEntry / len("[0,1],")
 	// How deep folders may lie: each is open while what is in it is looked at.
 	deepest = 1000
+	// How many names of a folder are held at a time.
+	atOnce = 1000
 )
 
 type kind string

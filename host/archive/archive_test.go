@@ -196,3 +196,49 @@ func TestWhatCannotBePacked(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// Folders with more names than are held at a time, and files whose paths are too long to find them again by.
+func TestWideAndDeepFolders(t *testing.T) {
+	root := t.TempDir()
+	for i := range 2*atOnce + 1 {
+		must(t, os.WriteFile(filepath.Join(root, strconv.Itoa(i)), nil, 0o600))
+	}
+	folder, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	must(t, err)
+	name := strings.Repeat("d", 255)
+	for range unix.PathMax/len(name) + 1 {
+		must(t, unix.Mkdirat(folder, name, 0o755))
+		next, err := unix.Openat(folder, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		must(t, err, unix.Close(folder))
+		folder = next
+	}
+	file, err := unix.Openat(folder, "file", unix.O_WRONLY|unix.O_CREAT, 0o600)
+	must(t, err, unix.Close(file), unix.Linkat(folder, "file", folder, "linked", 0), unix.Close(folder))
+	var packed bytes.Buffer
+	must(t, Pack(t.Context(), root, &packed))
+	copied := filepath.Join(t.TempDir(), "copy")
+	must(t, Unpack(bytes.NewReader(packed.Bytes()), copied))
+	names, err := os.ReadDir(copied)
+	if err != nil || len(names) != 2*atOnce+2 {
+		t.Errorf("got %d names, %v", len(names), err)
+	}
+	if count := bytes.Count(packed.Bytes(), []byte(`"kind":"file"`)); count != 2*atOnce+3 {
+		t.Errorf("%d files were packed", count)
+	}
+}
+
+func TestTooManyHoles(t *testing.T) {
+	file, err := os.Create(filepath.Join(t.TempDir(), "holes"))
+	must(t, err)
+	defer file.Close()
+	for i := range int64(4) {
+		_, err := file.WriteAt([]byte{1}, i<<20)
+		must(t, err)
+	}
+	if found, err := extents(int(file.Fd()), 4<<20, 4); err != nil || len(found) != 4 {
+		t.Errorf("got %v, %v", found, err)
+	}
+	if _, err := extents(int(file.Fd()), 4<<20, 3); err == nil || !strings.Contains(err.Error(), "more than 3 parts") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -23,9 +22,29 @@ type packer struct {
 	// device is that of the top: nothing that is mounted below it is packed.
 	device uint64
 	// seen are the files that have several names, by their numbers.
-	seen   map[uint64][]byte
-	path   []string
+	seen   map[uint64]*place
 	buffer []byte
+}
+
+// place is where something is, below the top. Who is root in the sandbox decides on how many there are and how long
+// their paths: each has what its folder's has in common with it.
+type place struct {
+	within *place // nil at the top
+	name   string
+	depth  int
+	length int // of its path
+}
+
+func (p *place) below(name string) *place {
+	return &place{p, name, p.depth + 1, p.length + 1 + len(name)}
+}
+
+func (p *place) path() string {
+	names := make([]string, p.depth)
+	for at := p; at.within != nil; at = at.within {
+		names[at.depth-1] = at.name
+	}
+	return strings.Join(names, "/")
 }
 
 // Pack writes what is in a folder. What is there must not change meanwhile, or the archive is of several instants; it
@@ -41,11 +60,11 @@ func Pack(ctx context.Context, root string, to io.Writer) error {
 	if err := unix.Fstat(top, &stat); err != nil {
 		return err
 	}
-	p := &packer{ctx: ctx, to: to, device: stat.Dev, seen: map[uint64][]byte{}, buffer: make([]byte, 1<<20)}
+	p := &packer{ctx: ctx, to: to, device: stat.Dev, seen: map[uint64]*place{}, buffer: make([]byte, 1<<20)}
 	if _, err := io.WriteString(to, magic); err != nil {
 		return err
 	}
-	return p.folder(file, stat)
+	return p.folder(file, stat, &place{})
 }
 
 func describe(name string, stat unix.Stat_t) entry {
@@ -55,15 +74,11 @@ func describe(name string, stat unix.Stat_t) entry {
 	}
 }
 
-func (p *packer) folder(file *os.File, stat unix.Stat_t) error {
-	if len(p.path) > deepest {
+func (p *packer) folder(file *os.File, stat unix.Stat_t, at *place) error {
+	if at.depth > deepest {
 		return fmt.Errorf("folders lie more than %d deep", deepest)
 	}
-	name := ""
-	if len(p.path) > 0 {
-		name = p.path[len(p.path)-1]
-	}
-	e := describe(name, stat)
+	e := describe(at.name, stat)
 	e.Kind = folder
 	var err error
 	if e.Attrs, err = attributes(int(file.Fd())); err != nil {
@@ -72,28 +87,30 @@ func (p *packer) folder(file *os.File, stat unix.Stat_t) error {
 	if err := e.write(p.to); err != nil {
 		return err
 	}
-	names, err := file.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		if err := p.ctx.Err(); err != nil {
-			return context.Cause(p.ctx)
+	for {
+		names, err := file.Readdirnames(atOnce)
+		if err == io.EOF {
+			return entry{Kind: end}.write(p.to)
 		}
-		p.path = append(p.path, name)
-		if err := p.one(int(file.Fd()), name); err != nil {
+		if err != nil {
 			return err
 		}
-		p.path = p.path[:len(p.path)-1]
+		for _, name := range names {
+			if err := p.ctx.Err(); err != nil {
+				return context.Cause(p.ctx)
+			}
+			if err := p.one(int(file.Fd()), at.below(name)); err != nil {
+				return err
+			}
+		}
 	}
-	return entry{Kind: end}.write(p.to)
 }
 
 // one packs what has a name in a folder. It is held by a handle that opens nothing before it is known what it is.
-func (p *packer) one(parent int, name string) error {
+func (p *packer) one(parent int, at *place) error {
+	name := at.name
 	failed := func(err error) error {
-		return fmt.Errorf("%s in the sandbox: %w", strconv.Quote(strings.Join(p.path, "/")), err)
+		return fmt.Errorf("%s in the sandbox: %w", strconv.Quote(at.path()), err)
 	}
 	handle, err := unix.Openat(parent, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -114,9 +131,9 @@ func (p *packer) one(parent int, name string) error {
 			return failed(err)
 		}
 		defer opened.Close()
-		return p.folder(opened, stat)
+		return p.folder(opened, stat, at)
 	case unix.S_IFREG:
-		if err := p.file(handle, name, stat); err != nil {
+		if err := p.file(handle, at, stat); err != nil {
 			return failed(err)
 		}
 		return nil
@@ -144,16 +161,17 @@ func reopen(handle int, name string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-func (p *packer) file(handle int, name string, stat unix.Stat_t) error {
-	e := describe(name, stat)
-	if stat.Nlink > 1 {
-		if first, ok := p.seen[stat.Ino]; ok {
-			e.Kind, e.Path = again, first
-			return e.write(p.to)
-		}
-		p.seen[stat.Ino] = []byte(strings.Join(p.path, "/"))
+func (p *packer) file(handle int, at *place, stat unix.Stat_t) error {
+	e := describe(at.name, stat)
+	if first := p.seen[stat.Ino]; first != nil && stat.Nlink > 1 {
+		e.Kind, e.Path = again, []byte(first.path())
+		return e.write(p.to)
 	}
-	opened, err := reopen(handle, name, 0)
+	// By a longer path nothing could be found again; its other names are files of their own then.
+	if stat.Nlink > 1 && at.length < unix.PathMax {
+		p.seen[stat.Ino] = at
+	}
+	opened, err := reopen(handle, at.name, 0)
 	if err != nil {
 		return err
 	}
@@ -163,7 +181,7 @@ func (p *packer) file(handle int, name string, stat unix.Stat_t) error {
 	if e.Attrs, err = attributes(fd); err != nil {
 		return err
 	}
-	if e.Extents, err = extents(fd, stat.Size); err != nil {
+	if e.Extents, err = extents(fd, stat.Size, mostExtents); err != nil {
 		return err
 	}
 	if err := e.write(p.to); err != nil {
@@ -195,8 +213,8 @@ func (i *interrupted) Read(into []byte) (int, error) {
 	return i.from.Read(into)
 }
 
-// extents are where a file has data. A file with so many holes that their list is too long is told by its write.
-func extents(fd int, size int64) ([][2]int64, error) {
+// extents are where a file has data.
+func extents(fd int, size int64, most int) ([][2]int64, error) {
 	var found [][2]int64
 	for at := int64(0); at < size; {
 		data, err := unix.Seek(fd, at, unix.SEEK_DATA)
@@ -213,6 +231,9 @@ func extents(fd int, size int64) ([][2]int64, error) {
 		hole = min(hole, size) // it may grow meanwhile
 		if hole > data {
 			found = append(found, [2]int64{data, hole - data})
+		}
+		if len(found) > most {
+			return nil, fmt.Errorf("it has more than %d parts between holes", most)
 		}
 		at = hole
 	}
