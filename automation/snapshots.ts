@@ -41,6 +41,9 @@ type Say = (line: string) => void;
 /** Seconds in which the API server of a cluster that was brought back has to answer. */
 const ANSWER = 120;
 
+/** Milliseconds for one question of it, however slowly it answers. */
+const QUESTION = 10_000;
+
 /**
  * Keeps a cluster as it is now. Its memory is kept as well where there is no node (`mode: control-plane`); with a node it
  * is what is on the sandbox's disk: objects, images, volumes. Nothing runs in it for a moment; then it goes on.
@@ -323,14 +326,16 @@ async function answers({ name, home }: MachineRef): Promise<void> {
     throw new Error(`${hostPaths(name, home).kubeconfig} names no server; run \`gvisor-k3s up\``);
   const asked = { ca: decoded(ca), cert: decoded(certificate), key: decoded(key), agent: false, timeout: 1000 };
   let last = "it was not asked";
+  // It is in the sandbox, whose root may have it say a little at a time for ever.
   const ask = () =>
     new Promise<true | undefined>((resolve) => {
       const failed = (why: string) => {
         last = why;
         resolve(undefined);
       };
-      const question = request(`${server}/readyz`, asked, (answer) => {
-        answer.resume();
+      const signal = AbortSignal.timeout(QUESTION);
+      const question = request(`${server}/readyz`, { ...asked, signal }, (answer) => {
+        answer.destroy(); // what it says beside that is of no interest, and need not end
         if (answer.statusCode === 200) resolve(true);
         else failed(`it answers ${answer.statusCode}`);
       });

@@ -5,10 +5,10 @@
  */
 import { createHash } from "node:crypto";
 import { createReadStream, existsSync, readdirSync, readFileSync } from "node:fs";
-import { mkdir, open, rename, rm } from "node:fs/promises";
+import { mkdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
-import { readJson, writeWhole } from "../system/files.ts";
+import { readJson, syncFolder, writeWhole } from "../system/files.ts";
 import type { Kept, KeptAs } from "./machine.ts";
 import { hostPaths } from "./paths.ts";
 import type { MachineRef } from "./ref.ts";
@@ -126,11 +126,6 @@ export async function verify(folder: string, { files, name }: Snapshot, which: s
       if (hash.digest("hex") !== sha256) throw new Error(`${file} is damaged: ${advice}`);
     }),
   );
-}
-
-async function syncFolder(folder: string): Promise<void> {
-  const handle = await open(folder, "r");
-  await handle.sync().finally(() => handle.close());
 }
 
 /** What the processors of this machine can do, all of them. */

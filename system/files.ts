@@ -87,7 +87,7 @@ export async function roomFor(folder: string): Promise<{ existing: string; free:
 }
 
 /** Has the kernel write what a folder holds to the disk: the new name as well. */
-async function syncFolder(folder: string): Promise<void> {
+export async function syncFolder(folder: string): Promise<void> {
   const handle = await open(folder, "r");
   await handle.sync().finally(() => handle.close());
 }

@@ -4,9 +4,9 @@
  * @module
  */
 import { readdirSync, readFileSync } from "node:fs";
-import { mkdtemp, rmdir } from "node:fs/promises";
+import { mkdtemp } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import type { ArtifactName } from "../artifacts/artifacts.ts";
 import { run } from "../system/run.ts";
 import { builds, type GoBuild, root } from "./builds.ts";
@@ -59,16 +59,14 @@ async function modulesOf(goBuild: GoBuild, name: ArtifactName): Promise<(GoModul
   const told = '{"Path": "{{$from.Path}}", "Version": "{{$from.Version}}", "Dir": "{{.Dir}}"}';
   const format = `{{with .Module}}{{$from := .}}${other}${told}{{end}}`;
   const flags = ["-deps", "-tags", [...(cgo ? ["netgo", "osusergo"] : []), ...tags].join(","), "-f", format];
-  const work = join(await mkdtemp(join(tmpdir(), "gvisor-k3s-")), "src");
-  const modules = await withSources(goBuild, { name }, work, async (sources, env) => {
+  const work = await mkdtemp(join(tmpdir(), "gvisor-k3s-"));
+  return await withSources(goBuild, { name }, work, async (sources, env) => {
     const args = ["list", ...sources, ...flags, ...packages];
     const { stdout } = await run("go", args, { cwd: join(root, module), env });
     const lines = [...new Set(stdout.split("\n").filter((line) => line !== ""))];
     const found = lines.map((line) => JSON.parse(line) as GoModule).filter(({ Dir }) => !Dir.startsWith(`${root}/`));
     return found.map((module) => ({ ...module, licences: licencesIn(module.Dir) }));
   });
-  await rmdir(dirname(work));
-  return modules;
 }
 
 async function goItself(): Promise<Omit<Part, "in">> {

@@ -2,14 +2,13 @@
 import { readFileSync } from "node:fs";
 import { type IncomingMessage, request as plain } from "node:http";
 import { request as secure } from "node:https";
-import { type AddressInfo, createServer } from "node:net";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { imageName } from "../../artifacts/artifacts.ts";
 import type { Status } from "../../automation/status.ts";
 import { linkAddresses } from "../../config/network.ts";
 import { defaultSubnet } from "../../config/schema.ts";
 import { waitFor } from "../../system/wait.ts";
-import { changes, cli, endAll, kubectl, kubectlProcess, open, ownHome } from "./harness.ts";
+import { changes, cli, endAll, freePort, kubectl, kubectlProcess, open, ownHome } from "./harness.ts";
 import { selfSigned } from "./registry.ts";
 
 const home = await ownHome();
@@ -26,15 +25,6 @@ beforeAll(async () => {
 });
 
 afterAll(() => endAll(home, name));
-
-/** A port of the host's that nobody listens on. */
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
 
 /** A pod that tells its name, and its Service. */
 const web = (pod: string) => [

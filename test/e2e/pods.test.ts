@@ -9,7 +9,19 @@ import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { artifactFolder, goArch, pathInSandbox } from "../../artifacts/artifacts.ts";
 import { waitFor } from "../../system/wait.ts";
-import { changes, cli, endAll, inside, kubectl, kubectlProcess, machineOf, open, ownHome, record } from "./harness.ts";
+import {
+  changes,
+  cli,
+  endAll,
+  freePort,
+  inside,
+  kubectl,
+  kubectlProcess,
+  machineOf,
+  open,
+  ownHome,
+  record,
+} from "./harness.ts";
 
 const home = await ownHome();
 const name = "pd-pods";
@@ -184,15 +196,6 @@ async function answers(url: string, words: string): Promise<void> {
     },
     () => last,
   );
-}
-
-/** A port of the host's that nobody has. */
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
 
 /** A pod that serves HTTP and tells its own name. */
