@@ -112,7 +112,7 @@ export async function obtain(id: string, release: Release, say: (line: string) =
   refuse("a build from source", compiler);
   throw new Refusal(
     `${id} cannot be had:\n${refused.map((line) => `  ${line}\n`).join("")}` +
-      `install ${archive.package}@${release.version}${archive.usual ? " (npm leaves it out with --omit=optional)" : ""}, ` +
+      `install ${missingPackages(archive, release)}${archive.usual ? " (npm leaves it out with --omit=optional)" : ""}, ` +
       `or set ${SOURCE} to a folder or an https address with the archives of this release`,
   );
 
@@ -126,6 +126,13 @@ export async function obtain(id: string, release: Release, say: (line: string) =
       return false;
     }
   }
+}
+
+/** The package that an archive is in, and, so that nothing is told twice, the other usual ones that are not installed. */
+function missingPackages(archive: Archive, release: Release): string {
+  const usual = Object.values(release.archives).filter((other) => other.usual && !isInstalled(other.package, release));
+  const names = new Set([archive, ...usual].map((other) => `${other.package}@${release.version}`));
+  return [...names].join(" ");
 }
 
 /** Whether the archives of an npm package are asked for by its being installed. */
