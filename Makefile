@@ -55,8 +55,9 @@ profile: build ## show where the time of an up goes: a table, and a picture in .
 growth: build ## measure a node with 10, 25, 50 and 100 pods and Services (bench/README.md)
 	@node bench/growth.ts
 
-conformance: build ## run Kubernetes' own conformance tests (conformance/README.md); GROUPS=all for every one, K3S=FILE takes k3s
-	@node conformance/run.ts $(if $(GROUPS),--groups '$(GROUPS)') $(if $(PROCS),--procs '$(PROCS)') $(if $(K3S),--k3s '$(K3S)')
+conformance: build ## run Kubernetes' own conformance tests (conformance/README.md); GROUPS=all, K3S=FILE, VERSION=1.36
+	@node conformance/run.ts $(if $(GROUPS),--groups '$(GROUPS)') $(if $(PROCS),--procs '$(PROCS)') \
+		$(if $(K3S),--k3s '$(K3S)') $(if $(VERSION),--kubernetes '$(VERSION)')
 
 check: bootstrap ## types, lint, layout, the arrows between the folders, and the documentation of the library
 	@echo "== types, lint, layout, imports, and the documentation of the library"

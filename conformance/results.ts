@@ -4,6 +4,7 @@
  */
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { olderKubernetes } from "../config/kubernetes.ts";
 import { markdown } from "../docs/markdown.ts";
 import { groupNames } from "./groups.ts";
 
@@ -18,8 +19,8 @@ export interface Result {
 
 /** A run of the tests. */
 export interface Run {
-  /** What the node's server is. */
-  server: "embedded" | "k3s";
+  /** What the node's server is: one of {@link SERVERS}. */
+  server: string;
   date: string;
   /** Of the whole run, with the images and the node. */
   minutes: number;
@@ -33,8 +34,15 @@ export interface Run {
   results: Result[];
 }
 
-const fileOf = (server: Run["server"]) =>
-  join(import.meta.dirname, server === "embedded" ? "results.json" : `results-${server}.json`);
+/** What is built in, of the newest Kubernetes and of each that is older, and k3s. */
+const SERVERS = ["embedded", ...olderKubernetes.map((minor) => `embedded ${minor}`), "k3s"];
+
+/** What a node's server is called here. */
+export const serverName = ({ k3s, kubernetes }: { k3s?: string; kubernetes?: string }) =>
+  k3s !== undefined ? "k3s" : kubernetes === undefined ? "embedded" : `embedded ${kubernetes}`;
+
+const fileOf = (server: string) =>
+  join(import.meta.dirname, `results${server === "embedded" ? "" : `-${server.split(" ").at(-1)}`}.json`);
 
 /** Keeps a run in place of the last one of that server, or of one group in place of what the last one has of that. */
 export function keep(run: Run, groups: string): void {
@@ -51,8 +59,7 @@ export function keep(run: Run, groups: string): void {
 
 /** The runs that are kept. */
 export function keptRuns(): Run[] {
-  return (["embedded", "k3s"] as const)
-    .map(fileOf)
+  return SERVERS.map(fileOf)
     .filter((file) => existsSync(file))
     .map((file) => JSON.parse(readFileSync(file, "utf8")) as Run);
 }
@@ -67,14 +74,11 @@ function minutesAlone({ results }: Run): number {
 
 /** The tests of each group counted by what became of them, and the reasons of those that did not pass. */
 export function tableOf(runs: readonly Run[]): string {
-  const counts = (of: (result: Result) => boolean) =>
-    runs.flatMap(({ results }) =>
-      states.map((state) => String(results.filter((result) => result.state === state && of(result)).length)),
-    );
-  const rows = groupNames
-    .map((group) => [group, ...counts((result) => result.group === group)])
-    .filter(([, ...counts]) => counts.some((count) => count !== "0"));
-  const head = runs.flatMap(({ server }) => states.map((state) => (runs.length > 1 ? `${server}: ${state}` : state)));
+  const count = (run: Run, of: (result: Result) => boolean) =>
+    states.map((state) => run.results.filter((result) => result.state === state && of(result)).length).join(" / ");
+  const row = (name: string, of: (result: Result) => boolean) => [name, ...runs.map((run) => count(run, of))];
+  const groups = groupNames.filter((group) => runs.some(({ results }) => results.some((one) => one.group === group)));
+  const rows = groups.map((group) => row(group, (result) => result.group === group));
   const about = (run: Omit<Run, "results">) => `${run.date}, ${run.minutes} minutes, ${run.procs} tests at a time`;
   const parts = (run: Omit<Run, "results">) => `Kubernetes ${run.kubernetes}, gVisor ${run.gvisor}`;
   const titles = runs.flatMap((run) => [
@@ -84,10 +88,12 @@ export function tableOf(runs: readonly Run[]): string {
   const reasons = runs.flatMap(({ server, results }) =>
     (["failed", "skipped"] as const).flatMap((state) => {
       const of = results.filter((one) => one.state === state);
-      const title = runs.length > 1 ? `${server}, ${state}:` : `${state}:`;
-      return of.length > 0 ? ["", title, "", ...of.map(({ name, reason }) => `- ${name}: ${reason}`)] : [];
+      return of.length > 0
+        ? ["", `${server}, ${state}:`, "", ...of.map(({ name, reason }) => `- ${name}: ${reason}`)]
+        : [];
     }),
   );
-  const table = markdown(["Group", ...head], [...rows, ["**all**", ...counts(() => true)]], true);
+  const head = ["Group: passed / failed / skipped", ...runs.map(({ server }) => server)];
+  const table = markdown(head, [...rows, row("**all**", () => true)], true);
   return [...titles, "", table, ...reasons].join("\n");
 }

@@ -1,9 +1,9 @@
 /**
  * `make conformance`: upstream's own conformance tests on a node of ours, as far as they fit one node. Of a run of all,
- * names, results and reasons are kept in conformance/results.json, or results-k3s.json, and the table in
- * conformance/README.md; of one of the network policies these.
+ * names, results and reasons are kept in conformance/results.json (of k3s and of an older Kubernetes, in results-*.json),
+ * and the table in conformance/README.md; of one of the network policies these.
  *
- *   node conformance/run.ts [--groups services,dns | --groups all] [--procs 4] [--k3s FILE] [--list]
+ *   node conformance/run.ts [--groups services,dns | --groups all] [--procs 4] [--k3s FILE | --kubernetes 1.36] [--list]
  * @module
  */
 import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -23,7 +23,7 @@ import { moduleVersion, root } from "../toolchain/builds.ts";
 import { build } from "../toolchain/make.ts";
 import { groupNames, groupOf, groupsOf, labels, NETWORK_POLICIES, usualGroups } from "./groups.ts";
 import { kubernetesSources, makeImages } from "./images.ts";
-import { keep, type Result, type Run, tableOf } from "./results.ts";
+import { keep, type Result, type Run, serverName, tableOf } from "./results.ts";
 import { reasonOf, releasesOf } from "./skipped.ts";
 
 /** What ginkgo reports of a test. */
@@ -43,6 +43,7 @@ const { values: options } = parseArgs({
     groups: { type: "string" },
     procs: { type: "string", default: "4" },
     k3s: { type: "string" },
+    kubernetes: { type: "string" },
     list: { type: "boolean", default: false },
   },
 });
@@ -128,6 +129,7 @@ async function inCluster(
       distribution: { value: "k3s" },
       k3s: { value: JSON.stringify({ path: resolve(options.k3s) }) },
     }),
+    ...(options.kubernetes && { kubernetes: { value: options.kubernetes } }),
     registries: { value: JSON.stringify({ mirrors: { "registry.k8s.io": { endpoint: [`http://${registry}`] } } }) },
   });
   try {
@@ -198,7 +200,7 @@ async function runTests(specs: Spec[]): Promise<Spec[]> {
 function report({ ran, kubernetes }: { ran: Spec[]; kubernetes: string }, chosen: Spec[]): boolean {
   const results = chosen.map(resultOf(ran, kubernetes));
   const run: Run = {
-    server: options.k3s === undefined ? "embedded" : "k3s",
+    server: serverName(options),
     date: new Date().toISOString().slice(0, 10),
     minutes: Math.round((Date.now() - began) / 60_000),
     procs: Number(options.procs),

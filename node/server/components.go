@@ -36,6 +36,8 @@ type components struct {
 	running sync.WaitGroup
 	// serving gets where controllers and scheduler answer, once their options are taken; nil if that is turned off.
 	serving chan *server.SecureServingInfo
+	// bootstrapped is whether the datastore has what the API server makes in every cluster; see bootstrap.
+	bootstrapped bool
 }
 
 func newComponents(config *Config, pki *pki, cancel context.CancelCauseFunc) *components {
@@ -153,7 +155,31 @@ func (c *components) apiServer(ctx context.Context) error {
 	if problems := completed.Validate(); len(problems) > 0 {
 		return utilerrors.NewAggregate(problems)
 	}
-	return apiserver.Run(ctx, completed)
+	return c.serve(ctx, completed)
+}
+
+// serve does what the API server's command does (apiserver.Run), without waiting for what is there.
+func (c *components) serve(ctx context.Context, options apiserveroptions.CompletedOptions) error {
+	config, err := apiserver.NewConfig(options)
+	if err != nil {
+		return err
+	}
+	if c.bootstrapped {
+		config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks.Insert(bootstrapHooks...)
+	}
+	completed, err := config.Complete()
+	if err != nil {
+		return err
+	}
+	chain, err := apiserver.CreateServerChain(completed)
+	if err != nil {
+		return err
+	}
+	prepared, err := chain.PrepareRun()
+	if err != nil {
+		return err
+	}
+	return prepared.Run(ctx)
 }
 
 func (c *components) controllerManager(ctx context.Context) error {

@@ -21,7 +21,7 @@ func (c *Config) datastoreFile() string   { return c.path("server", "db", "state
 // startDatastore serves the etcd API on a Unix socket from an SQLite file. It uses kine's SQLite driver directly:
 // kine's own endpoint package links every other driver too (NATS, MySQL, PostgreSQL, an S3 store), which would be a
 // third of the binary.
-func startDatastore(ctx context.Context, c *Config) error {
+func startDatastore(ctx context.Context, c *Config) (server.Backend, error) {
 	_, backend, err := sqlite.New(ctx, &sync.WaitGroup{}, &drivers.Config{
 		DataSourceName:       c.datastoreFile() + "?" + sqlite.DefaultParams,
 		ConnectionPoolConfig: generic.ConnectionPoolConfig{},
@@ -33,18 +33,18 @@ func startDatastore(ctx context.Context, c *Config) error {
 		PollInterval:     time.Second,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := backend.Start(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	os.Remove(c.datastoreSocket())
 	listener, err := net.Listen("unix", c.datastoreSocket())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := os.Chmod(c.datastoreSocket(), 0o600); err != nil {
-		return err
+		return nil, err
 	}
 	service := grpc.NewServer(grpc.MaxRecvMsgSize(2 << 20))
 	server.New(backend, "unix", 5*time.Second, "3.6.11").Register(service)
@@ -54,5 +54,5 @@ func startDatastore(ctx context.Context, c *Config) error {
 		}
 	}()
 	context.AfterFunc(ctx, service.Stop)
-	return nil
+	return backend, nil
 }

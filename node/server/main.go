@@ -129,7 +129,11 @@ func runServer(ctx context.Context, config *Config, file string) error {
 // serveAPI has the API served until the first context's end, and tells why it ended unless somebody asked for it.
 func serveAPI(ctx, datastore, api context.Context, components *components, agent *agent) error {
 	config, stages := components.config, agent.stages
-	if err := startDatastore(datastore, config); err != nil {
+	backend, err := startDatastore(datastore, config)
+	if err == nil {
+		components.bootstrapped, err = bootstrap(datastore, config, backend)
+	}
+	if err != nil {
 		return fmt.Errorf("datastore: %w", err)
 	}
 	stages.reached("datastore")
@@ -140,6 +144,11 @@ func serveAPI(ctx, datastore, api context.Context, components *components, agent
 	}
 	stages.reached("apiReady")
 	close(agent.ready)
+	if components.bootstrapped {
+		components.start(api, "the objects of every cluster", components.reconcile)
+	} else if err := noteBootstrap(datastore, backend); err != nil {
+		return fmt.Errorf("datastore: %w", err)
+	}
 	components.start(api, "API server's own certificate", components.apiServerAgain)
 	go stages.watch(ctx, config, stageAPI)
 	<-ctx.Done()

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"testing"
+	"time"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+)
+
+// What an empty datastore gets is what the API server would have made, and at a later start what is missing of it comes
+// back.
+func TestBootstrap(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes three starts of a control plane")
+	}
+	const alone = "https-listen-port: %d\nkube-controller-manager-arg: [secure-port=0]\nkube-scheduler-arg: [secure-port=0]\n"
+	upstream := configFor(t, fmt.Sprintf(alone+"kube-apiserver-arg: [etcd-healthcheck-timeout=3s]\n", freePort(t)))
+	ctx, stop := startServer(t, upstream)
+	want := bootstrapped(ctx, t, upstream)
+	stop()
+
+	config := configFor(t, fmt.Sprintf(alone, freePort(t)))
+	ctx, stop = startServer(t, config)
+	got := bootstrapped(ctx, t, config)
+	for name, object := range want {
+		if !reflect.DeepEqual(got[name], object) {
+			t.Errorf("%s is %+v, not %+v", name, got[name], object)
+		}
+	}
+	if len(got) != len(want) || len(want) < 100 {
+		t.Errorf("%d objects in place of %d", len(got), len(want))
+	}
+	const some = "system:kube-dns"
+	client, err := adminClient(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.RbacV1().ClusterRoles().Delete(ctx, some, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+
+	ctx, stop = startServer(t, config)
+	err = wait.PollUntilContextTimeout(ctx, pollEvery, time.Minute, true, func(ctx context.Context) (bool, error) {
+		_, err := client.RbacV1().ClusterRoles().Get(ctx, some, metav1.GetOptions{})
+		return err == nil, nil
+	})
+	if err != nil {
+		t.Errorf("the role %s stays away: %v", some, err)
+	}
+	stop()
+}
+
+// bootstrapped are the objects that every cluster has, by kind and name, without what differs from one to the next.
+func bootstrapped(ctx context.Context, t *testing.T, config *Config) map[string]runtime.Object {
+	t.Helper()
+	client, err := adminClient(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := map[string]runtime.Object{}
+	for _, list := range bootstrapLists(ctx, t, client) {
+		items, err := meta.ExtractList(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, item := range items {
+			about, err := meta.Accessor(item)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if about.GetUID() == "" || time.Since(about.GetCreationTimestamp().Time) > time.Hour {
+				t.Errorf("%s has no UID of its own, or is from another time: %+v", about.GetName(), about)
+			}
+			about.SetUID("")
+			about.SetCreationTimestamp(metav1.Time{})
+			about.SetResourceVersion("")
+			about.SetManagedFields(nil)
+			if role, ok := item.(*rbacv1.ClusterRole); ok && role.AggregationRule != nil {
+				role.Rules = nil // a controller gathers them
+			}
+			objects[fmt.Sprintf("%T %s/%s", item, about.GetNamespace(), about.GetName())] = item
+		}
+	}
+	return objects
+}
+
+func bootstrapLists(ctx context.Context, t *testing.T, client kubernetes.Interface) []runtime.Object {
+	t.Helper()
+	all := metav1.ListOptions{}
+	roles, err1 := client.RbacV1().ClusterRoles().List(ctx, all)
+	bindings, err2 := client.RbacV1().ClusterRoleBindings().List(ctx, all)
+	local, err3 := client.RbacV1().Roles("").List(ctx, all)
+	localBindings, err4 := client.RbacV1().RoleBindings("").List(ctx, all)
+	classes, err5 := client.SchedulingV1().PriorityClasses().List(ctx, all)
+	for _, err := range []error{err1, err2, err3, err4, err5} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return []runtime.Object{roles, bindings, local, localBindings, classes}
+}
