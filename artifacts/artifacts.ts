@@ -229,25 +229,27 @@ export async function provide({ id, name, patches = [] }: Wanted, say: (line: st
   return folder;
 }
 
-/** The images that are built here, by the artifact that their archives are in. */
-const imagesIn = {
-  images: ["pause", "testpod", "coredns", "metrics-server"],
-  traefik: ["traefik"],
-} as const satisfies Partial<Record<ArtifactName, readonly string[]>>;
+/** The images that are built here. */
+const IMAGES = ["pause", "testpod"] as const;
 
-export type OwnImage = (typeof imagesIn)[keyof typeof imagesIn][number];
+/**
+ * Those of addons. What is in them is a place for their program: that is mounted there from the artifact cache, which
+ * the sandbox has already. Imported it would be copied four times at each start, some hundred MB, while others wait.
+ */
+export const addonImages = ["coredns", "metrics-server", "traefik"] as const;
+
+export type AddonImage = (typeof addonImages)[number];
+export type OwnImage = (typeof IMAGES)[number] | AddonImage;
 
 /** All of them. */
-export const ownImages: readonly OwnImage[] = Object.values(imagesIn).flat();
+export const ownImages: readonly OwnImage[] = [...IMAGES, ...addonImages];
 
-/** Those whose archives are in an artifact. */
-export function imagesOf(artifact: ArtifactName): readonly OwnImage[] {
-  return (imagesIn as Partial<Record<ArtifactName, readonly OwnImage[]>>)[artifact] ?? [];
-}
+/** The archives that they are in, all of the artifact `images`. */
+export const imageArchives = [...IMAGES, "addons"] as const;
 
-/** The artifact that an image's archive is in. */
-export function artifactOf(image: OwnImage): Artifact {
-  return { name: (Object.keys(imagesIn) as ArtifactName[]).find((artifact) => imagesOf(artifact).includes(image))! };
+/** The artifact that an addon's program is in. */
+export function programOf(addon: AddonImage): Artifact {
+  return { name: addon === "traefik" ? "traefik" : "images" };
 }
 
 /** What their names begin with. */
@@ -257,13 +259,13 @@ export const OWN_IMAGES = "gvisor-k3s.local/";
  * The full name of an image that is built here; the tag is a hash of what goes into them, so a name is never reused for
  * other content.
  */
-export function imageName(image: OwnImage, id = artifactId(artifactOf(image))): string {
-  return `${OWN_IMAGES}${image}:${id.split("-").at(-1)}`;
+export function imageName(image: OwnImage): string {
+  return `${OWN_IMAGES}${image}:${artifactId({ name: "images" }).split("-").at(-1)}`;
 }
 
-/** The archive of an image that is built here, on the host. */
-export function imageArchive(image: OwnImage): string {
-  return join(artifactFolder(artifactOf(image)), `${image}.tar`);
+/** An archive of images that are built here, on the host. */
+export function imageArchive(archive: (typeof imageArchives)[number]): string {
+  return join(artifactFolder({ name: "images" }), `${archive}.tar`);
 }
 
 /** Go's name for this machine's architecture, or for that which is built for (GOARCH). */

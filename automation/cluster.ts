@@ -378,7 +378,14 @@ export async function importArchives(
   const ctr = pathInSandbox({ name: "containerd" }, "ctr");
   const { ref } = machine;
   for (const path of files) {
-    const params = { machine: ref, ctr, takes: [], labels: [PINNED], archives: [{ path, sha256: fileDigest(path) }] };
+    const params = {
+      machine: ref,
+      ctr,
+      takes: [],
+      programs: [],
+      labels: [PINNED],
+      archives: [{ path, sha256: fileDigest(path) }],
+    };
     const lock = await machine.lock({ what: importImages.name(params), alone: false, init, say });
     try {
       await importImages.run(params, { machine, content: "", incarnation: 0, repairs: 0, say });

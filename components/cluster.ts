@@ -1,6 +1,7 @@
 /** A whole cluster: its parts in the order of their integration. */
 import { readFileSync } from "node:fs";
 import * as pulumi from "@pulumi/pulumi";
+import { addonImages, programOf, wanted } from "../artifacts/artifacts.ts";
 import { InputError } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
 import { CRUN, manifestName, parseStackConfig, type StackConfig } from "../config/schema.ts";
@@ -184,15 +185,19 @@ function workloads(
   const { own, under } = scope;
   const { clusterCidr } = config.node;
   const network = new PodNetwork(own("network"), { sandbox, node, network: config.network, clusterCidr }, under);
-  const images = new Images(own("images"), { sandbox, containerd, archives: config.images }, under);
+  const { coredns, ingress, metricsServer } = config.addons;
+  const ours = { coredns, traefik: ingress, "metrics-server": metricsServer };
+  const programs = addonImages.filter((addon) => ours[addon].enabled && ours[addon].image === undefined);
+  const takes = [...new Set(programs.map((addon) => programOf(addon).name))].map((name) => wanted({ name }));
+  const archives = config.images;
+  const images = new Images(own("images"), { sandbox, containerd, archives, programs: takes }, under);
   const proxy = new ServiceProxy(own("proxy"), { sandbox, node, probe, network: config.network }, under);
   const after = [network, images, proxy];
   if (!node.hasControllers) {
     const claims = config.addons.localStorage.enabled;
     new NodeControllers(own("controllers"), { sandbox, node, claims }, under);
   }
-  const { coredns, ingress, metricsServer } = config.addons;
-  const addon = { sandbox, containerd, node, after };
+  const addon = { sandbox, node, after };
   if (coredns.enabled) new ClusterDns(own("coredns"), { ...addon, domain: config.node, image: coredns.image }, under);
   if (ingress.enabled) new Ingress(own("ingress"), { ...addon, image: ingress.image }, under);
   if (metricsServer.enabled) new MetricsServer(own("metrics-server"), { ...addon, image: metricsServer.image }, under);

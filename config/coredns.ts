@@ -1,6 +1,6 @@
 import { stringify } from "yaml";
 import type { StackConfig } from "./schema.ts";
-import { systemPod, systemProbes } from "./systemPod.ts";
+import { type ImageOfAddon, systemPod, systemProbes } from "./systemPod.ts";
 
 /** The port that CoreDNS listens on in its pod, and that network policies of other clusters name. */
 const PORT = 53;
@@ -36,7 +36,7 @@ import /etc/coredns-custom/*.server
  * @param image CoreDNS's image
  */
 export function renderCoreDns(
-  image: string,
+  image: ImageOfAddon,
   options: Pick<StackConfig["node"], "clusterDomain" | "clusterDns">,
 ): string {
   const labels = { "k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS" };
@@ -98,7 +98,7 @@ export function renderCoreDns(
   return objects.map((object) => stringify(object)).join("---\n");
 }
 
-function podSpec(image: string) {
+function podSpec(image: ImageOfAddon) {
   const probe = (port: number, path: string) => ({ httpGet: { port, path } });
   return systemPod(
     {
@@ -119,17 +119,16 @@ function podSpec(image: string) {
         { name: "metrics", containerPort: 9153, protocol: "TCP" },
       ],
       ...systemProbes(probe(8181, "/ready"), probe(8080, "/health")),
-      volumeMounts: [
-        { name: "config", mountPath: "/etc/coredns", readOnly: true },
-        { name: "custom", mountPath: "/etc/coredns-custom", readOnly: true },
-      ],
     },
-    {
-      dnsPolicy: "Default", // the node's upstreams, not itself
-      volumes: [
-        { name: "config", configMap: { name: "coredns" } },
-        { name: "custom", configMap: { name: "coredns-custom", optional: true } },
-      ],
-    },
+    [
+      { name: "config", mountPath: "/etc/coredns", readOnly: true, configMap: { name: "coredns" } },
+      {
+        name: "custom",
+        mountPath: "/etc/coredns-custom",
+        readOnly: true,
+        configMap: { name: "coredns-custom", optional: true },
+      },
+    ],
+    { dnsPolicy: "Default" }, // the node's upstreams, not itself
   );
 }

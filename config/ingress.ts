@@ -1,5 +1,5 @@
 import { stringify } from "yaml";
-import { systemPod, systemProbes } from "./systemPod.ts";
+import { type ImageOfAddon, systemPod, systemProbes } from "./systemPod.ts";
 
 /** The ports that Traefik listens on in its pod, by the names of its entry points: below 1024 it would need a privilege. */
 const PORTS = { traefik: 8080, web: 8000, websecure: 8443 };
@@ -9,7 +9,7 @@ const PORTS = { traefik: 8080, web: 8000, websecure: 8443 };
  * default one. It serves objects of Kubernetes' own; Traefik's own kinds are not installed.
  * @param image Traefik's image
  */
-export function renderIngress(image: string): string {
+export function renderIngress(image: ImageOfAddon): string {
   const labels = { "app.kubernetes.io/name": "traefik" };
   const name = { name: "traefik", namespace: "kube-system", labels };
   const role = { apiGroup: "rbac.authorization.k8s.io", kind: "ClusterRole", name: "system:traefik" };
@@ -69,7 +69,7 @@ export function renderIngress(image: string): string {
   return objects.map((object) => stringify(object, { aliasDuplicateObjects: false })).join("---\n");
 }
 
-function podSpec(image: string) {
+function podSpec(image: ImageOfAddon) {
   const ping = { httpGet: { path: "/ping", port: "traefik" } };
   return systemPod(
     {
@@ -88,8 +88,7 @@ function podSpec(image: string) {
       resources: { requests: { cpu: "50m", memory: "64Mi" } },
       ports: Object.entries(PORTS).map(([name, port]) => ({ name, containerPort: port, protocol: "TCP" })),
       ...systemProbes(ping, ping),
-      volumeMounts: [{ name: "tmp", mountPath: "/tmp" }],
     },
-    { volumes: [{ name: "tmp", emptyDir: {} }] },
+    [{ name: "tmp", mountPath: "/tmp", emptyDir: {} }],
   );
 }

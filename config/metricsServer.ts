@@ -1,5 +1,5 @@
 import { stringify } from "yaml";
-import { systemPod, systemProbes } from "./systemPod.ts";
+import { type ImageOfAddon, systemPod, systemProbes } from "./systemPod.ts";
 
 const PORT = 10443;
 
@@ -8,7 +8,7 @@ const PORT = 10443;
  * signed by the CA that every pod has.
  * @param image metrics-server's image
  */
-export function renderMetricsServer(image: string): string {
+export function renderMetricsServer(image: ImageOfAddon): string {
   const labels = { "k8s-app": "metrics-server" };
   const name = (extra: object = {}) => ({ name: "metrics-server", namespace: "kube-system", labels, ...extra });
   const rbac = "rbac.authorization.k8s.io";
@@ -88,7 +88,7 @@ export function renderMetricsServer(image: string): string {
   return objects.map((object) => stringify(object)).join("---\n");
 }
 
-function podSpec(image: string) {
+function podSpec(image: ImageOfAddon) {
   const probe = (path: string) => ({ httpGet: { path, port: "https", scheme: "HTTPS" } });
   return systemPod(
     {
@@ -107,8 +107,7 @@ function podSpec(image: string) {
       // It has something to tell from its second look at the node on, a second or two after its start, for which
       // nothing else waits.
       ...systemProbes(probe("/readyz?exclude=metric-storage-ready"), probe("/livez")),
-      volumeMounts: [{ name: "tmp", mountPath: "/tmp" }],
     },
-    { volumes: [{ name: "tmp", emptyDir: {} }] },
+    [{ name: "tmp", mountPath: "/tmp", emptyDir: {} }],
   );
 }

@@ -9,12 +9,31 @@ export const systemProbes = (ready: object, live: object): object => ({
   livenessProbe: { ...live, periodSeconds: 30, timeoutSeconds: 5 },
 });
 
+/** An addon's image. */
+export interface ImageOfAddon {
+  name: string;
+  /** Its program by its path on the node, where that is not in the image. */
+  program?: string;
+}
+
 /**
  * The spec of an addon's pod: one container with no privilege, which outlives what users run.
- * @param container what the container has beside that; its name is its service account's too
+ * @param container what the container has beside that; its name is its service account's too, and its program's in the
+ *   image
+ * @param volumes what it has mounted, and where
  * @param more what the pod has beside that
  */
-export function systemPod(container: { name: string; image: string; [field: string]: unknown }, more: object): object {
+export function systemPod(
+  { image, ...container }: { name: string; image: ImageOfAddon; [field: string]: unknown },
+  volumes: { name: string; mountPath: string; readOnly?: boolean; [source: string]: unknown }[],
+  more: object = {},
+): object {
+  const { program } = image;
+  const path = `/${container.name}`;
+  const mounted =
+    program === undefined
+      ? volumes
+      : [{ name: "program", mountPath: path, readOnly: true, hostPath: { path: program, type: "File" } }, ...volumes];
   return {
     serviceAccountName: container.name,
     priorityClassName: "system-cluster-critical",
@@ -27,7 +46,9 @@ export function systemPod(container: { name: string; image: string; [field: stri
     ],
     containers: [
       {
+        image: image.name,
         imagePullPolicy: "IfNotPresent",
+        ...(program === undefined ? {} : { command: [path] }),
         securityContext: {
           runAsUser: 65532,
           runAsGroup: 65532,
@@ -37,8 +58,10 @@ export function systemPod(container: { name: string; image: string; [field: stri
           capabilities: { drop: ["ALL"] },
         },
         ...container,
+        volumeMounts: mounted.map(({ name, mountPath, readOnly }) => ({ name, mountPath, readOnly })),
       },
     ],
+    volumes: mounted.map(({ mountPath, readOnly, ...volume }) => volume),
     ...more,
   };
 }

@@ -11,14 +11,14 @@ import { basename, dirname, join } from "node:path";
 import {
   type Artifact,
   type ArtifactName,
+  addonImages,
   artifactFolder,
   digest,
   goArch,
+  imageArchives,
   imageName,
-  imagesOf,
   intoPlace,
   type Manifest,
-  type OwnImage,
 } from "../artifacts/artifacts.ts";
 import { readElf } from "../artifacts/elf.ts";
 import { kubernetesMinors } from "../config/kubernetes.ts";
@@ -234,29 +234,24 @@ function patchFile(name: ArtifactName, id: string): string {
   return join(root, "toolchain", name, "patches", `${id}.patch`);
 }
 
-/** What an image alone needs of its program, which is in its archive; tests take the test pod's by itself. */
-const inArchiveOnly = (image: OwnImage) => image !== "testpod";
-
-/** Makes the images of an artifact from the programs in its folder. */
+/** Makes the archives of images from the programs in their artifact's folder. */
 async function makeImages(artifact: ArtifactName, folder: string, say: (line: string) => void): Promise<void> {
-  const images = imagesOf(artifact);
-  if (images.length === 0) return;
-  if (images.includes("pause")) await run("sh", [join(root, "node/images/pause/build.sh"), join(folder, "pause")]);
+  if (artifact !== "images") return;
+  const pause = join(folder, "pause");
+  await run("sh", [join(root, "node/images/pause/build.sh"), pause]);
   const mkimage = await runnable("mkimage", folder);
-  for (const image of images) {
-    say(`image ${image}`);
-    await run(mkimage, [
-      ...imageRecipe(image),
-      "--file",
-      `${join(folder, image)}:/${image}:0755`,
-      "--name",
-      imageName(image),
-      "-o",
-      join(folder, `${image}.tar`),
-    ]);
+  const place = join(folder, "place");
+  await writeFile(place, "");
+  for (const archive of imageArchives) {
+    say(`images ${archive}`);
+    const content =
+      archive === "addons"
+        ? addonImages.flatMap((name) => ["--name", imageName(name), "--file", `${place}:/${name}:0755`])
+        : ["--name", imageName(archive), "--file", `${join(folder, archive)}:/${archive}:0755`];
+    await run(mkimage, [...imageRecipe(archive), ...content, "-o", join(folder, `${archive}.tar`)]);
   }
   if (dirname(mkimage) !== folder) await rm(dirname(mkimage), { recursive: true });
-  for (const image of images.filter(inArchiveOnly)) await rm(join(folder, image));
+  for (const file of [pause, place]) await rm(file);
 }
 
 /** A program of node/images that this machine can run, also when it builds for another one. */
@@ -269,15 +264,10 @@ async function runnable(program: string, folder: string): Promise<string> {
   return native;
 }
 
-function imageRecipe(image: OwnImage): string[] {
-  return [
-    "--platform",
-    `linux/${goArch()}`,
-    "--user",
-    image === "pause" ? "65535:65535" : "65532:65532",
-    "--entrypoint",
-    `/${image}`,
-  ];
+function imageRecipe(archive: (typeof imageArchives)[number]): string[] {
+  const user = archive === "pause" ? "65535:65535" : "65532:65532";
+  const entrypoint = archive === "addons" ? [] : ["--entrypoint", `/${archive}`];
+  return ["--platform", `linux/${goArch()}`, "--user", user, ...entrypoint];
 }
 
 function* inputs(name: ArtifactName): Generator<string | Buffer> {
@@ -297,16 +287,8 @@ function* inputs(name: ArtifactName): Generator<string | Buffer> {
     }
   }
   for (const file of fixesOf(name)) yield readFileSync(file);
-  const images = imagesOf(name);
-  if (images.length > 0) yield JSON.stringify([images.map(imageRecipe), images.filter(inArchiveOnly)]);
-  // Where mkimage is not of the artifact, it makes its images nevertheless.
-  if (images.length > 0 && name !== "images") {
-    for (const file of sources(mkimageFolder)) yield readFileSync(join(mkimageFolder, file));
-  }
+  if (name === "images") yield JSON.stringify([imageArchives.map(imageRecipe), addonImages]);
 }
-
-/** The sources of what makes images. */
-const mkimageFolder = join(root, "node/images/mkimage");
 
 const compilers = new Map<string, string>();
 

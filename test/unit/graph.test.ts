@@ -159,8 +159,8 @@ describe("the graph", () => {
       network: ["PodNetwork", ["network-apply"]],
       images: ["Images", ["images-import"]],
       proxy: ["ServiceProxy", ["proxy-apply"]],
-      coredns: ["ClusterDns", ["coredns-apply", "coredns-image"]],
-      "metrics-server": ["MetricsServer", ["metrics-server-apply", "metrics-server-image"]],
+      coredns: ["ClusterDns", ["coredns-apply"]],
+      "metrics-server": ["MetricsServer", ["metrics-server-apply"]],
       testpod: ["TestPod", ["testpod-logs", "testpod-pod", "testpod-provider"]],
     });
   });
@@ -189,7 +189,7 @@ describe("the graph", () => {
     expect([...awaited(plain, "coredns-apply")]).toEqual(
       expect.arrayContaining(["network-apply", "images-import", "proxy-apply"]),
     );
-    for (const other of ["proxy-apply", "coredns-image", "coredns-apply", "metrics-server-apply"])
+    for (const other of ["proxy-apply", "coredns-apply", "metrics-server-apply"])
       expect(awaited(plain, "testpod-pod"), "what the test pod does not need").not.toContain(other);
   });
 
@@ -208,11 +208,9 @@ describe("the graph", () => {
       "containerd-apply",
       "containerd-registries",
       "coredns-apply",
-      "coredns-image",
       "facade-apply",
       "images-import",
       "metrics-server-apply",
-      "metrics-server-image",
       "network-apply",
       "node-kubeconfig",
       "node-server",
@@ -389,13 +387,13 @@ describe("an update touches only what an option is about", () => {
       { node: { files: { "/etc/kubernetes/self.ts": import.meta.filename } } },
       ["node-files", "node-server.environment"],
     ],
-    [{ addons: { coredns: { enabled: false } } }, ["coredns", "coredns-apply", "coredns-image"]],
+    [{ addons: { coredns: { enabled: false } } }, ["coredns", "coredns-apply"]],
     [
       { addons: { metricsServer: { enabled: false } } },
-      ["metrics-server", "metrics-server-apply", "metrics-server-image"],
+      ["metrics-server", "metrics-server-apply"],
     ],
-    [{ addons: { ingress: { enabled: true } } }, ["ingress", "ingress-apply", "ingress-image"]],
-    [{ addons: { coredns: { image: "example.test/coredns:1" } } }, ["coredns-apply.stdin", "coredns-image"]],
+    [{ addons: { ingress: { enabled: true } } }, ["images-import.environment", "ingress", "ingress-apply"]],
+    [{ addons: { coredns: { image: "example.test/coredns:1" } } }, ["coredns-apply.stdin"]],
     [{ addons: { localStorage: { enabled: false } } }, ["node-server.stdin"]],
     [{ node: { clusterDomain: "example.test" } }, ["coredns-apply.stdin", "node-server.stdin"]],
     [{ pod: { enabled: false } }, ["testpod", "testpod-logs", "testpod-pod", "testpod-provider"]],

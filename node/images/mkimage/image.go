@@ -44,14 +44,16 @@ func write(s *spec, output string) (err error) {
 	if err != nil {
 		return fmt.Errorf("writing the OCI layout: %w", err)
 	}
-	err = oci.AppendImage(img,
-		layout.WithPlatform(v1.Platform{OS: "linux", Architecture: s.Arch}),
-		layout.WithAnnotations(map[string]string{
-			containerdNameAnnotation: s.Name.Name(),
-			refNameAnnotation:        s.Name.TagStr(),
-		}))
-	if err != nil {
-		return fmt.Errorf("writing the OCI layout: %w", err)
+	for _, tag := range s.Names {
+		err := oci.AppendImage(img,
+			layout.WithPlatform(v1.Platform{OS: "linux", Architecture: s.Arch}),
+			layout.WithAnnotations(map[string]string{
+				containerdNameAnnotation: tag.Name(),
+				refNameAnnotation:        tag.TagStr(),
+			}))
+		if err != nil {
+			return fmt.Errorf("writing the OCI layout: %w", err)
+		}
 	}
 
 	temp, err := os.CreateTemp(filepath.Dir(output), filepath.Base(output)+".*")

@@ -24,7 +24,7 @@ import (
 
 // spec is what an image is made of.
 type spec struct {
-	Name       name.Tag
+	Names      []name.Tag
 	Arch       string // of linux: amd64 or arm64
 	Entrypoint []string
 	Cmd        []string
@@ -74,7 +74,6 @@ func parse(args []string) (*spec, string, error) {
 	problem := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 
 	flags := flag.NewFlagSet("mkimage", flag.ContinueOnError)
-	imageName := flags.String("name", "", "full `name` of the image, with registry and tag (required)")
 	platform := flags.String("platform", platforms[0], "`platform`: "+strings.Join(platforms, ", "))
 	flags.StringVar(&s.User, "user", "", "`UID[:GID]` to run as; root where it is not given")
 	output := flags.String("o", "", "archive `file` to write (required)")
@@ -84,7 +83,8 @@ func parse(args []string) (*spec, string, error) {
 			return nil
 		})
 	}
-	var files, links, labels, roots []string
+	var names, files, links, labels, roots []string
+	list(&names, "name", "full `name` of the image, with registry and tag (required)")
 	list(&files, "file", "`SRC:DEST:MODE`: a file, its absolute path in the image, its octal permissions")
 	list(&roots, "root", "`FOLDER`: every file, link and folder below it, with its permissions, "+
 		"where the same path is in the image")
@@ -100,11 +100,16 @@ func parse(args []string) (*spec, string, error) {
 	if flags.NArg() > 0 {
 		problem("%q: only options are allowed", flags.Args())
 	}
-	tag, err := name.NewTag(*imageName, name.StrictValidation)
-	if err != nil {
-		problem("--name %q: %v; give registry, repository and tag, such as gvisor-k3s.local/pause:1", *imageName, err)
+	if len(names) == 0 {
+		problem("--name: missing, give registry, repository and tag, such as gvisor-k3s.local/pause:1")
 	}
-	s.Name = tag
+	for _, full := range names {
+		tag, err := name.NewTag(full, name.StrictValidation)
+		if err != nil {
+			problem("--name %q: %v; give registry, repository and tag, such as gvisor-k3s.local/pause:1", full, err)
+		}
+		s.Names = append(s.Names, tag)
+	}
 	if !slices.Contains(platforms, *platform) {
 		problem("--platform %q: allowed are %s", *platform, strings.Join(platforms, ", "))
 	}
