@@ -7,6 +7,7 @@ import type { QuirkId } from "../config/quirks.ts";
 import { CRUN, manifestName, parseStackConfig, type StackConfig } from "../config/schema.ts";
 import { withFiles } from "../config/stackConfig.ts";
 import { kubeconfigOfExternal } from "../servers/external.ts";
+import { distributionOf } from "../servers/index.ts";
 import { preflight } from "../steps/preflight.ts";
 import { readFile } from "../system/files.ts";
 import { ClusterDns } from "./clusterDns.ts";
@@ -144,7 +145,8 @@ function sandboxed(config: StackConfig, scope: Scope, late: LateConfig): Cluster
   const sandbox = new Sandbox(own("sandbox"), { config }, under);
   const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
   const containerd = config.mode === "node" ? containerRuntime(config, late, scope, sandbox, probe) : undefined;
-  const node = new K3sNode(own("node"), { sandbox, containerd, config }, under);
+  const runtime = containerd && { containerd, network: podNetwork(config, scope, sandbox, containerd) };
+  const node = new K3sNode(own("node"), { sandbox, runtime, config }, under);
   const pod = containerd ? workloads(config, scope, sandbox, probe, containerd, node) : undefined;
   if (!containerd) applyManifests(config, scope, sandbox, node, []);
   const { address } = sandbox;
@@ -173,6 +175,18 @@ function containerRuntime(
   return new ContainerdConfig(own("containerd"), args, under);
 }
 
+function podNetwork(
+  config: StackConfig,
+  { own, under }: Scope,
+  sandbox: Sandbox,
+  containerd: ContainerdConfig,
+): PodNetwork {
+  const { network, node } = config;
+  const server = distributionOf(config).refOf(config);
+  const { clusterCidr } = node;
+  return new PodNetwork(own("network"), { sandbox, containerd, server, network, clusterCidr }, under);
+}
+
 /** What pods take, and what runs in pods. */
 function workloads(
   config: StackConfig,
@@ -183,8 +197,6 @@ function workloads(
   node: K3sNode,
 ): TestPod | undefined {
   const { own, under } = scope;
-  const { clusterCidr } = config.node;
-  const network = new PodNetwork(own("network"), { sandbox, node, network: config.network, clusterCidr }, under);
   const { coredns, ingress, metricsServer } = config.addons;
   const ours = { coredns, traefik: ingress, "metrics-server": metricsServer };
   const programs = addonImages.filter((addon) => ours[addon].enabled && ours[addon].image === undefined);
@@ -192,7 +204,7 @@ function workloads(
   const archives = config.images;
   const images = new Images(own("images"), { sandbox, containerd, archives, programs: takes }, under);
   const proxy = new ServiceProxy(own("proxy"), { sandbox, node, probe, network: config.network }, under);
-  const after = [network, images, proxy];
+  const after = [images, proxy];
   if (!node.hasControllers) {
     const claims = config.addons.localStorage.enabled;
     new NodeControllers(own("controllers"), { sandbox, node, claims }, under);
@@ -206,7 +218,7 @@ function workloads(
   return new TestPod(
     own("testpod"),
     { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process },
-    { ...under, dependsOn: [network, images] },
+    { ...under, dependsOn: [node, images] },
   );
 }
 

@@ -7,17 +7,21 @@ import type { StackConfig } from "../config/schema.ts";
 import { distributionOf } from "../servers/index.ts";
 import type { ClientRef, ServerRef } from "../servers/server.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
+import type { PodNetwork } from "./podNetwork.ts";
 import type { Sandbox } from "./sandbox.ts";
 
 export interface K3sNodeArgs {
   sandbox: Sandbox;
-  /** Without it there is no kubelet: the node is a control plane alone. */
-  containerd?: ContainerdConfig | undefined;
+  /** What its kubelet runs pods with. Without it there is no kubelet: the node is a control plane alone. */
+  runtime?: { containerd: ContainerdConfig; network: PodNetwork } | undefined;
   /** The options of the cluster: those named `node`, `distribution`, `k3s` and `addons` say what the server is. */
   config: StackConfig;
 }
 
-/** The Kubernetes server, with a config file in k3s's own keys; a change of it restarts the server, which running pods survive. */
+/**
+ * The Kubernetes server, with a config file in k3s's own keys; a change of it restarts the server, which running pods
+ * survive. Its API serves while containerd starts, for which its kubelet waits; it is whole when the node is Ready.
+ */
 export class K3sNode extends pulumi.ComponentResource {
   /** What runs as the server, and what is taken for kubectl. */
   readonly server: ServerRef;
@@ -33,13 +37,15 @@ export class K3sNode extends pulumi.ComponentResource {
   readonly kubeconfig: pulumi.Output<string>;
   /** The kubeconfig's file on the host, mode 0600. */
   readonly kubeconfigPath: string;
+  /** Done once its API serves, for those that do not need the node. */
+  readonly serves: pulumi.Resource;
 
   constructor(name: string, args: K3sNodeArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:K3sNode", name, {}, options);
-    const { sandbox, containerd, config } = args;
+    const { sandbox, runtime, config } = args;
     const { address } = sandbox;
     const distribution = distributionOf(config);
-    this.runsPods = containerd !== undefined;
+    this.runsPods = runtime !== undefined;
     this.hasControllers = distribution.hasControllers;
     this.server = distribution.refOf(config);
     this.client = { distribution: this.server.distribution, kubectl: this.server.kubectl };
@@ -56,8 +62,12 @@ export class K3sNode extends pulumi.ComponentResource {
     const { settings } = distribution;
     const read = [...(files ? [files.hash] : []), ...(settings === undefined ? [] : [digest(settings)])].join("-");
     const params = { server: this.server, takes, ...(read === "" ? {} : { files: read }) };
-    const after = [containerd ?? sandbox, ...downloads, ...(files ? [files.step] : [])];
-    const server = sandbox.step(`${name}-server`, "memory", { step: "server", params, content }, this, ...after);
+    const after = [
+      runtime && distribution.needsRuntime ? runtime.containerd : sandbox,
+      ...downloads,
+      ...(files ? [files.step] : []),
+    ];
+    this.serves = sandbox.step(`${name}-server`, "memory", { step: "server", params, content }, this, ...after);
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made
     // through it.
     const { stdout } = sandbox.step(
@@ -65,8 +75,13 @@ export class K3sNode extends pulumi.ComponentResource {
       "disk",
       { step: "kubeconfig", params: { address, port: config.node.httpsListenPort }, secretOutput: true },
       this,
-      server,
+      this.serves,
     );
+    if (runtime) {
+      const { containerd, network } = runtime;
+      const params = { server: this.server };
+      sandbox.step(`${name}-agent`, "memory", { step: "agent", params }, this, this.serves, containerd, network);
+    }
     this.kubeconfig = pulumi.secret(stdout);
     this.registerOutputs({ kubeconfig: this.kubeconfig });
   }

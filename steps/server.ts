@@ -25,8 +25,8 @@ const STOP = 15;
 
 /**
  * Has the server run with its config (the content), and waits until the API is ready: /readyz, and the default service
- * account is there. The node becomes Ready when it has a network; see `ensureNetwork`. Where another server was ready
- * before, nobody may wait for the node, so this waits until all of the server lives.
+ * account is there. The node becomes Ready when it has containerd and a network; see `ensureNetwork`. Where another server
+ * or another config was ready before, nobody may wait for the node, so this waits until all of the server lives.
  * @throws Error with the end of the server's log if it does not become ready. If another one was ready before, that one
  *   runs again then, with its configuration, and, if it was of another version, with the data as they were
  */
@@ -40,7 +40,7 @@ export const ensureServer: Step<ServerParams> = {
     const known = version === undefined ? {} : { version };
     const next: ReadyServer = { ...known, distribution, server: server.server, config, kubectl };
     const last = lastReady(machine.ref);
-    if (last === undefined) await startServer(context, server, config);
+    if (last === undefined) await startServer(context, server, config, "api");
     else if (last.server === next.server) await restart(context, server, last, next);
     else await upgrade(context, server, last, next);
     await noteReady(machine.ref, next);
@@ -70,8 +70,9 @@ async function startServer(
 /** The same program, whatever its configuration. */
 async function restart(context: ServerContext, server: ServerRef, last: ReadyServer, next: ReadyServer): Promise<void> {
   await settle(context, last, next);
-  await startServer(context, server, next.config).catch(async (error: Error) => {
-    throw isDeepStrictEqual(last, next) ? error : (await back(context, server, last, error)).told;
+  const same = isDeepStrictEqual(last, next);
+  await startServer(context, server, next.config, same ? "api" : "agent").catch(async (error: Error) => {
+    throw same ? error : (await back(context, server, last, error)).told;
   });
 }
 

@@ -102,7 +102,10 @@ describe.each(Object.entries(stacks))("the %s stack's", (stack, input) => {
     "10-gvisor-k3s.conflist": renderConflist(config.network, config.node.clusterCidr, address),
     "coredns.yaml": renderCoreDns({ name: "example/coredns:1", program: "/opt/example/coredns" }, config.node),
     "ingress.yaml": renderIngress({ name: "example/traefik:1" }),
-    "metrics-server.yaml": renderMetricsServer({ name: "example/metrics-server:1", program: "/opt/example/metrics-server" }),
+    "metrics-server.yaml": renderMetricsServer({
+      name: "example/metrics-server:1",
+      program: "/opt/example/metrics-server",
+    }),
     "facade.json": json(facadePlan(config.name, facadeFor(found))),
     "sandbox.json": json(
       sandboxSpec({
