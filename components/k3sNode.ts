@@ -20,7 +20,7 @@ export interface K3sNodeArgs {
 
 /**
  * The Kubernetes server, with a config file in k3s's own keys; a change of it restarts the server, which running pods
- * survive. Its API serves while containerd starts, for which its kubelet waits; it is whole when the node is Ready.
+ * survive. It is there when the node is Ready.
  */
 export class K3sNode extends pulumi.ComponentResource {
   /** What runs as the server, and what is taken for kubectl. */
@@ -37,8 +37,6 @@ export class K3sNode extends pulumi.ComponentResource {
   readonly kubeconfig: pulumi.Output<string>;
   /** The kubeconfig's file on the host, mode 0600. */
   readonly kubeconfigPath: string;
-  /** Done once its API serves, for those that do not need the node. */
-  readonly serves: pulumi.Resource;
 
   constructor(name: string, args: K3sNodeArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:K3sNode", name, {}, options);
@@ -63,11 +61,11 @@ export class K3sNode extends pulumi.ComponentResource {
     const read = [...(files ? [files.hash] : []), ...(settings === undefined ? [] : [digest(settings)])].join("-");
     const params = { server: this.server, takes, ...(read === "" ? {} : { files: read }) };
     const after = [
-      runtime && distribution.needsRuntime ? runtime.containerd : sandbox,
+      ...(runtime ? [runtime.containerd, runtime.network] : [sandbox]),
       ...downloads,
       ...(files ? [files.step] : []),
     ];
-    this.serves = sandbox.step(`${name}-server`, "memory", { step: "server", params, content }, this, ...after);
+    const server = sandbox.step(`${name}-server`, "memory", { step: "server", params, content }, this, ...after);
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made
     // through it.
     const { stdout } = sandbox.step(
@@ -75,13 +73,8 @@ export class K3sNode extends pulumi.ComponentResource {
       "disk",
       { step: "kubeconfig", params: { address, port: config.node.httpsListenPort }, secretOutput: true },
       this,
-      this.serves,
+      server,
     );
-    if (runtime) {
-      const { containerd, network } = runtime;
-      const params = { server: this.server };
-      sandbox.step(`${name}-agent`, "memory", { step: "agent", params }, this, this.serves, containerd, network);
-    }
     this.kubeconfig = pulumi.secret(stdout);
     this.registerOutputs({ kubeconfig: this.kubeconfig });
   }

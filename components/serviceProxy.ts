@@ -28,7 +28,7 @@ export class ServiceProxy extends pulumi.ComponentResource {
     const proxy = serviceProxy(node.server);
     const filters = probe.found.apply((found) => !found.includes("no-pod-filter"));
     const params = { server: node.client, proxy, link: network.bridge, address: sandbox.address, filters };
-    this.applied = sandbox.step(`${name}-apply`, "memory", { step: "proxy", params }, this, node.serves);
+    this.applied = sandbox.step(`${name}-apply`, "memory", { step: "proxy", params }, this, node);
     if (network.policies === "refuse") {
       const refusal = { manifest: "gvisor-k3s-network-policies", content: renderRefusal() };
       applyManifest(this, `${name}-policies`, { sandbox, node, ...refusal, after: [] });

@@ -58,7 +58,6 @@ export const embedded: Distribution = {
   takes: ({ kubernetes }) => ({ artifacts: [wanted({ name: serverOf(kubernetes) })], own: [], download: false }),
   disabled: ({ addons }) => (addons.localStorage.enabled ? [] : ["local-storage"]),
   hasControllers: true,
-  needsRuntime: false,
   lacks: [],
   problemsOf: () => [],
   versionOption,

@@ -56,7 +56,6 @@ export const k3s: Distribution = {
     download: path === undefined,
   }),
   hasControllers: false,
-  needsRuntime: true,
   // Its kubelet's cAdvisor reads gVisor's cgroups as upstream does, and finds cpuacct.usage_percpu missing. Then it has no
   // figures at all, of the node's file systems neither.
   lacks: [

@@ -69,8 +69,6 @@ export interface Distribution {
   takes(config: StackConfig): { artifacts: Wanted[]; own: { source: string; name: string }[]; download: boolean };
   /** Whether this project's controllers are in it; if not, they run beside it. */
   hasControllers: boolean;
-  /** Whether it ends where it finds no container runtime; if not, it waits for one while its API serves. */
-  needsRuntime: boolean;
   /** What of the server's own addons is switched off, by k3s' names. */
   disabled(config: StackConfig): string[];
   /** What users miss with it, where there are pods. */

@@ -24,9 +24,9 @@ type ServerContext = Context & { files: string };
 const STOP = 15;
 
 /**
- * Has the server run with its config (the content), and waits until the API is ready: /readyz, and the default service
- * account is there. The node becomes Ready when it has containerd and a network; see `ensureNetwork`. Where another server
- * or another config was ready before, nobody may wait for the node, so this waits until all of the server lives.
+ * Has the server run with its config (the content), and waits until the API is ready (/readyz, and the default service
+ * account is there) and the node is. Where another server or another config was ready before, whose pods run on, it waits
+ * until all of the server lives.
  * @throws Error with the end of the server's log if it does not become ready. If another one was ready before, that one
  *   runs again then, with its configuration, and, if it was of another version, with the data as they were
  */
@@ -40,7 +40,7 @@ export const ensureServer: Step<ServerParams> = {
     const known = version === undefined ? {} : { version };
     const next: ReadyServer = { ...known, distribution, server: server.server, config, kubectl };
     const last = lastReady(machine.ref);
-    if (last === undefined) await startServer(context, server, config, "api");
+    if (last === undefined) await startServer(context, server, config, "node");
     else if (last.server === next.server) await restart(context, server, last, next);
     else await upgrade(context, server, last, next);
     await noteReady(machine.ref, next);
@@ -71,7 +71,7 @@ async function startServer(
 async function restart(context: ServerContext, server: ServerRef, last: ReadyServer, next: ReadyServer): Promise<void> {
   await settle(context, last, next);
   const same = isDeepStrictEqual(last, next);
-  await startServer(context, server, next.config, same ? "api" : "agent").catch(async (error: Error) => {
+  await startServer(context, server, next.config, same ? "node" : "agent").catch(async (error: Error) => {
     throw same ? error : (await back(context, server, last, error)).told;
   });
 }

@@ -8,7 +8,6 @@ import { text } from "node:stream/consumers";
 import { provide, wanted } from "../artifacts/artifacts.ts";
 import { openMachine } from "../machines/index.ts";
 import { lastLines } from "../system/run.ts";
-import { awaitNode } from "./agent.ts";
 import { ensureContainerd } from "./containerd.ts";
 import { ensureControllers } from "./controllers.ts";
 import { applyFacade } from "./facade.ts";
@@ -42,7 +41,6 @@ export const steps = {
   files: provideFiles,
   "files-remove": removeFiles,
   server: ensureServer,
-  agent: awaitNode,
   kubeconfig: writeKubeconfig,
   network: ensureNetwork,
   proxy: ensureProxy,

@@ -3,13 +3,11 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"net"
 	"os"
 	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
@@ -54,27 +52,10 @@ func (c *components) kubelet(ctx context.Context) error {
 	if err := lookEagerly(); err != nil {
 		return err
 	}
-	awaitRuntime(ctx, c.config.RuntimeEndpoint)
 	command := kubelet.NewKubeletCommand(ctx)
 	command.SetArgs(flagList(c.config.KubeletArgs, flags))
 	command.SilenceErrors = true
 	return command.ExecuteContext(ctx)
-}
-
-// runtimePatience is how long the kubelet is held back for the container runtime, without which it ends.
-const runtimePatience = 30 * time.Second
-
-// awaitRuntime waits until the container runtime answers: it and this server are started at the same time. What the
-// kubelet says of one that never does is better than what could be said here.
-func awaitRuntime(ctx context.Context, endpoint string) {
-	socket := strings.TrimPrefix(endpoint, "unix://")
-	_ = wait.PollUntilContextTimeout(ctx, pollEvery, runtimePatience, true, func(context.Context) (bool, error) {
-		connection, err := net.Dial("unix", socket)
-		if err != nil {
-			return false, nil
-		}
-		return true, connection.Close()
-	})
 }
 
 func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {

@@ -155,7 +155,7 @@ describe("the graph", () => {
       runc: ["PatchedRunc", ["runc-build"]],
       runtime: ["RuntimeWrapper", ["runtime-check"]],
       containerd: ["ContainerdConfig", ["containerd-apply", "containerd-registries"]],
-      node: ["K3sNode", ["node-agent", "node-kubeconfig", "node-server"]],
+      node: ["K3sNode", ["node-kubeconfig", "node-server"]],
       network: ["PodNetwork", ["network-apply"]],
       images: ["Images", ["images-import"]],
       proxy: ["ServiceProxy", ["proxy-apply"]],
@@ -165,7 +165,7 @@ describe("the graph", () => {
     });
   });
 
-  it("does the steps in the order of their integration", async () => {
+  it("does the steps in the order of their integration", () => {
     const order = [
       "sandbox-process",
       "quirks-ask",
@@ -173,21 +173,14 @@ describe("the graph", () => {
       "runtime-check",
       "containerd-apply",
       "network-apply",
-      "node-agent",
+      "node-server",
       "testpod-pod",
       "testpod-logs",
     ];
-    const inOrder = (made: Record<string, Registration>, order: string[]) => {
-      for (const [index, step] of order.entries()) {
-        expect([...awaited(made, step)], `before ${step}`).toEqual(expect.arrayContaining(order.slice(0, index)));
-        for (const later of order.slice(index + 1)) expect(awaited(made, step), `before ${step}`).not.toContain(later);
-      }
-    };
-    inOrder(plain, order);
-    inOrder(plain, ["sandbox-process", "node-server", "node-agent"]);
-    expect(awaited(plain, "node-server"), "its API serves while containerd starts").not.toContain("containerd-apply");
-    const k3s = await graph({ distribution: "k3s" });
-    inOrder(k3s, ["sandbox-process", "runtime-check", "containerd-apply", "node-server", "node-agent"]);
+    for (const [index, step] of order.entries()) {
+      expect([...awaited(plain, step)], `before ${step}`).toEqual(expect.arrayContaining(order.slice(0, index)));
+      for (const later of order.slice(index + 1)) expect(awaited(plain, step), `before ${step}`).not.toContain(later);
+    }
     expect(awaited(plain, "runtime-check")).toContain("runc-build");
     expect(awaited(plain, "testpod-pod")).toContain("images-import");
     expect(awaited(plain, "images-import")).toContain("containerd-apply");
@@ -219,7 +212,6 @@ describe("the graph", () => {
       "images-import",
       "metrics-server-apply",
       "network-apply",
-      "node-agent",
       "node-kubeconfig",
       "node-server",
       "proxy-apply",
@@ -373,7 +365,7 @@ describe("an update touches only what an option is about", () => {
       { kubernetes: "1.36" },
       ["coredns", "metrics-server", "network", "proxy"]
         .map((part) => `${part}-apply.environment`)
-        .concat(["node-agent", "node-server", "sandbox-process"].map((name) => `${name}.environment`))
+        .concat(["node-server", "sandbox-process"].map((name) => `${name}.environment`))
         .sort(),
     ],
     [{ node: { labels: { a: "b" } } }, ["node-server.stdin"]],
@@ -435,7 +427,6 @@ describe("an update touches only what an option is about", () => {
           "facade-apply",
           "metrics-server-apply",
           "network-apply",
-          "node-agent",
           "node-server",
           "proxy-apply",
           "runtime-check",
