@@ -46,7 +46,6 @@ func newComponents(config *Config, pki *pki, cancel context.CancelCauseFunc) *co
 
 // answer waits until controllers and scheduler answer, and tells whether they do.
 func (c *components) answer(ctx context.Context) bool {
-	// Their certificates are their own, of each start.
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
 	client := &http.Client{Transport: transport, Timeout: time.Second}
 	for range cap(c.serving) {
@@ -210,6 +209,8 @@ func (c *components) controllerManager(ctx context.Context) error {
 		"service-account-private-key-file": pki.key(serviceKey),
 		"cluster-signing-cert-file":        pki.cert(clientCA),
 		"cluster-signing-key-file":         pki.key(clientCA),
+		"tls-cert-file":                    pki.cert(loopback),
+		"tls-private-key-file":             pki.key(loopback),
 	})
 	if err != nil {
 		return err
@@ -228,10 +229,12 @@ func (c *components) controllerManager(ctx context.Context) error {
 func (c *components) scheduler(ctx context.Context) error {
 	options := scheduleroptions.NewOptions()
 	err := parse(*options.Flags, c.config.SchedulerArgs, map[string]string{
-		"kubeconfig":   c.pki.kubeconfig("scheduler"),
-		"bind-address": "127.0.0.1",
-		"leader-elect": "false",
-		"profiling":    "false",
+		"kubeconfig":           c.pki.kubeconfig("scheduler"),
+		"bind-address":         "127.0.0.1",
+		"leader-elect":         "false",
+		"profiling":            "false",
+		"tls-cert-file":        c.pki.cert(loopback),
+		"tls-private-key-file": c.pki.key(loopback),
 	})
 	if err != nil {
 		return err

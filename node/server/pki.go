@@ -57,7 +57,9 @@ const (
 	clientCA        = "client-ca"
 	requestHeaderCA = "request-header-ca"
 	serviceKey      = "service"
-	admin           = "admin"
+	// loopback is what controllers and scheduler serve with. They would make RSA keys themselves, at each start.
+	loopback = "loopback"
+	admin    = "admin"
 )
 
 // authority is a certificate that signs others. It is made once in a cluster's life, as the key of the service accounts
@@ -153,10 +155,12 @@ func (p pki) leaves() []leaf {
 		}
 	}
 	node := cert.AltNames{DNSNames: []string{c.NodeName}, IPs: []net.IP{net.ParseIP(c.NodeIP)}}
+	local := cert.AltNames{DNSNames: []string{"localhost"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}}
 	masters := []string{"system:masters"}
 	leaves := []leaf{
 		{file: "apiserver", ca: serverCA, config: cert.Config{CommonName: "kube-apiserver", AltNames: api}},
 		{file: "kubelet-serving", ca: serverCA, config: cert.Config{CommonName: c.NodeName, AltNames: node}},
+		{file: loopback, ca: serverCA, config: cert.Config{CommonName: "localhost", AltNames: local}},
 		{file: "apiserver-kubelet", ca: clientCA, config: cert.Config{CommonName: "kube-apiserver", Organization: masters}},
 		{file: "auth-proxy", ca: requestHeaderCA, config: cert.Config{CommonName: "system:auth-proxy"}},
 	}
