@@ -23,6 +23,7 @@ export {
   upgrade,
 } from "./automation/cluster.ts";
 export { doctor, type Report } from "./automation/doctor.ts";
+export { type ForkOptions, fork } from "./automation/fork.ts";
 export { type Listed, list } from "./automation/list.ts";
 export { Progress } from "./automation/progress.ts";
 export {

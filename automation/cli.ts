@@ -14,6 +14,7 @@ import { Argument, Command, CommanderError, Option } from "commander";
 import { execa } from "execa";
 import { letGo, oneLine, printable, shellWord } from "../system/run.ts";
 import type { Change } from "./changes.ts";
+import type { Cluster } from "./cluster.ts";
 import { list } from "./list.ts";
 import { Progress } from "./progress.ts";
 
@@ -87,25 +88,33 @@ program
     begin(flags);
     const made = await (await load.cluster()).up(name, { progress, signal });
     progress.end();
-    if (flags.json) return print(made);
-    const { kubeconfigPath, testPod: pod, quirks, resources } = made;
-    const rows = [
-      [
-        "resources",
-        Object.entries(resources)
-          .map(([kind, count]) => `${count} ${kind}`)
-          .join(", "),
-      ],
-    ];
-    if (quirks) rows.push(["quirks", quirks.join(", ") || "none"]);
-    if (pod) rows.push(["pod", pod.name], ["phase", pod.phase], ["log", pod.logs.split("\n")[0]!]);
-    rows.push(["kubeconfig", kubeconfigPath], ["all", progress.elapsed()]);
-    print(
-      `\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${oneLine(value!)}`).join("\n")}\n\nnext:\n  export ` +
-        `KUBECONFIG=${shellWord(kubeconfigPath)}\n  kubectl get pods -A\n  ` +
-        `${process.env.MAKELEVEL ? `make destroy${name === "dev" ? "" : ` STACK=${name}`}` : `gvisor-k3s destroy ${name}`}\n`,
-    );
+    printMade(name, made, flags);
   });
+
+/** What has come to be, and what to do with it. */
+function printMade(name: string, made: Cluster, flags: Flags): void {
+  if (flags.json) {
+    print(made);
+    return;
+  }
+  const { kubeconfigPath, testPod: pod, quirks, resources } = made;
+  const rows = [
+    [
+      "resources",
+      Object.entries(resources)
+        .map(([kind, count]) => `${count} ${kind}`)
+        .join(", "),
+    ],
+  ];
+  if (quirks) rows.push(["quirks", quirks.join(", ") || "none"]);
+  if (pod) rows.push(["pod", pod.name], ["phase", pod.phase], ["log", pod.logs.split("\n")[0]!]);
+  rows.push(["kubeconfig", kubeconfigPath], ["all", progress.elapsed()]);
+  print(
+    `\n${rows.map(([key, value]) => `${key!.padEnd(11)} ${oneLine(value!)}`).join("\n")}\n\nnext:\n  export ` +
+      `KUBECONFIG=${shellWord(kubeconfigPath)}\n  kubectl get pods -A\n  ` +
+      `${process.env.MAKELEVEL ? `make destroy${name === "dev" ? "" : ` STACK=${name}`}` : `gvisor-k3s destroy ${name}`}\n`,
+  );
+}
 
 program
   .command("preview")
@@ -129,6 +138,21 @@ async function printChanges(changes: Change[], flags: Flags): Promise<void> {
       : `${text}\n${changes.length} ${changes.length === 1 ? "change" : "changes"}\n`,
   );
 }
+
+program
+  .command("fork")
+  .description("make another cluster with what a cluster has now, or had in a snapshot, and an identity of its own")
+  .argument("<name>", "the cluster")
+  .argument("<new>", "what the other one is called; it has the same options, unless there is a Pulumi.NEW.yaml")
+  .option("--from <snapshot>", "one of the cluster's snapshots; default: one that is made now, and removed again")
+  .addOption(json())
+  .action(async (name: string, fresh: string, flags: Flags & { from?: string }) => {
+    begin(flags);
+    const { fork } = await import("./fork.ts");
+    const made = await fork(name, fresh, { progress, signal, ...(flags.from ? { from: flags.from } : {}) });
+    progress.end();
+    printMade(fresh, made, flags);
+  });
 
 program
   .command("upgrade")

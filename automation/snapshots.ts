@@ -3,7 +3,6 @@
  * before and after.
  * @module
  */
-import { createHash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { request } from "node:https";
 import { join } from "node:path";
@@ -21,6 +20,7 @@ import {
   dropHalfMade,
   keepIn,
   manifestIn,
+  optionHashes,
   pausedWith,
   SNAPSHOT_NAME,
   type Snapshot,
@@ -261,7 +261,7 @@ function described(
     runsc: runscOf(programs.runsc!),
     init: programs.init,
     revision,
-    options: optionsOf(config),
+    options: optionHashes(config),
     cpu: kind === "memory" ? cpuFeatures() : [],
     ...kept,
   };
@@ -269,21 +269,6 @@ function described(
 
 /** One that is built here is told by its path; of another one the content may change. */
 const runscOf = (path: string) => (/\/runsc-[0-9a-f]{12}\/runsc$/.test(path) ? path : `${path} ${fileDigest(path)}`);
-
-/** The options that a sandbox takes while it runs, and those that say nothing of what is in it. */
-const LIVE = ["memory", "cpus", "hostPorts", "restart"];
-const BESIDE = ["ports", "pod", "stack"];
-
-/** The hash of each option that a snapshot depends on. Some are secrets. */
-function optionsOf(config: NamedConfig): Record<string, string> {
-  const without = (value: object, keys: string[]) =>
-    Object.entries(value).filter(([key, given]) => !keys.includes(key) && given !== undefined);
-  const { sandbox, ...rest } = config;
-  const all = [...without(rest, BESIDE), ...without(sandbox, LIVE).map(([key, given]) => [`sandbox.${key}`, given])];
-  return Object.fromEntries(
-    all.map(([key, given]) => [key, createHash("sha256").update(JSON.stringify(given)).digest("hex")]),
-  );
-}
 
 /** Everything that keeps a snapshot from being restored now. */
 function misfits(config: NamedConfig, ref: MachineRef, kept: Snapshot): Problem[] {
@@ -303,7 +288,7 @@ function misfits(config: NamedConfig, ref: MachineRef, kept: Snapshot): Problem[
   }
   const runsc = runscOf(record.programs.runsc!);
   if (kept.runsc !== runsc) wrong("sandbox.runsc", runsc, `${at} is of another gVisor: ${kept.runsc}`);
-  const now = optionsOf(config);
+  const now = optionHashes(config);
   const keys = [...new Set([...Object.keys(now), ...Object.keys(kept.options)])].sort();
   for (const key of keys.filter((key) => now[key] !== kept.options[key])) {
     wrong(key, undefined, `it was another one when ${at} was made; set it back, and run \`gvisor-k3s up\` first`);

@@ -21,6 +21,7 @@ import { LocalWorkspace, PulumiCommand, Stack, StackAlreadyExistsError } from "@
 import { gte, parse } from "semver";
 import { parseDocument, stringify } from "yaml";
 import { manifest, provide, takesStandins, wanted } from "../artifacts/artifacts.ts";
+import { refuse } from "../config/problems.ts";
 import { preflight, preflightThere } from "../steps/preflight.ts";
 import { keepWhole, rewrite, writeOnce } from "../system/files.ts";
 import { cacheFolder, compileCacheFolder, homeFolder } from "../system/folders.ts";
@@ -192,6 +193,37 @@ export async function setOption(name: string, path: string[], value: string): Pr
   document.setIn([...at, ...within], value);
   await rewrite(file, document.toString({ lineWidth: 0 }));
   return async () => await (before === undefined ? rm(file, { force: true }) : rewrite(file, before));
+}
+
+/**
+ * Gives a stack that has no options the options of another one, but for those that no two clusters share.
+ * @returns what takes them away again
+ * @throws InputError if some of them are secrets, which are encrypted for that stack alone
+ */
+export async function copyOptions(
+  name: string,
+  fresh: string,
+  say: (line: string) => void,
+): Promise<() => Promise<void>> {
+  const known = settingsFile(name);
+  if (existsSync(settingsFile(fresh)) || !existsSync(known)) return async () => {};
+  const text = readFileSync(known, "utf8");
+  if (/^\s*(-\s+)?secure:/m.test(text)) {
+    const message = `some options of ${name} are secrets, which only its own file can have; write Pulumi.${fresh}.yaml`;
+    refuse([{ option: "NEW", value: fresh, message }]);
+  }
+  const document = parseDocument(text);
+  const option = (key: string) => ["config", `${ownProject()}:${key}`];
+  document.delete("encryptionsalt");
+  for (const key of ["name", "ports", "from"]) document.deleteIn(option(key));
+  const sandbox = document.getIn(option("sandbox"));
+  // as `pulumi config set` writes it
+  if (typeof sandbox === "string") document.setIn(option("sandbox"), document.createNode(JSON.parse(sandbox)));
+  if (sandbox !== undefined) document.deleteIn([...option("sandbox"), "subnet"]);
+  const file = join(process.cwd(), basename(settingsFile(fresh)));
+  await rewrite(file, document.toString({ lineWidth: 0 }));
+  say(`${file} has the options of ${name}`);
+  return async () => await rm(file, { force: true });
 }
 
 /**

@@ -120,6 +120,19 @@ export const stackSchema = z.strictObject({
         "(`ssh`). With the latter two there is no runsc, no network namespace, and no way out for pods. " +
         "Changing it replaces the sandbox, and the cluster in it is lost.",
     ),
+  from: z
+    .string()
+    .regex(
+      /^[a-z][a-z0-9-]{0,11}(\/[A-Za-z0-9._-]{1,63})?$/,
+      "a cluster of this machine, whose newest snapshot is taken, or CLUSTER/SNAPSHOT is allowed",
+    )
+    .optional()
+    .describe(
+      "A snapshot that the cluster begins with: `CLUSTER/SNAPSHOT`, or the newest of `CLUSTER`. It has its objects, " +
+        "images and volumes, and an identity of its own: names, addresses, certificates, keys, tokens. What `mode`, " +
+        "`kubernetes`, `node`, `network` and `containerd` say has to be the same. It needs `target: managed` and " +
+        "`distribution: embedded`. Changing it changes nothing of a cluster that is there.",
+    ),
   ssh: z
     .strictObject({
       host: z
@@ -661,8 +674,14 @@ function crossChecks({
   k3s,
   manifests,
   ports,
+  from,
 }: Complete): Problem[] {
   const problems: Problem[] = quirkProblems(quirks, mode);
+  if (from !== undefined && (target !== "managed" || distribution !== "embedded" || mode === "external")) {
+    const message =
+      "a cluster begins with a snapshot only with target: managed and distribution: embedded; leave it out";
+    problems.push({ option: "from", value: from, message });
+  }
   const named = {
     "sandbox.subnet": sandbox.subnet,
     "node.clusterCidr": node.clusterCidr,

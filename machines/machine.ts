@@ -134,6 +134,12 @@ export interface Kept {
 /** Saves a machine and brings it back. Each is done by who has the machine's lock, alone. */
 export interface Keeper {
   /**
+   * Has a machine that was never started begin with what another one had on its disk.
+   * @param folder what was kept of that
+   * @param from what it is called
+   */
+  plant(folder: string, kept: Kept, from: string): Promise<void>;
+  /**
    * Ends what a killed command has left half-done: what it has begun to bring back is there whole or not at all. What
    * made way for it is put back, unless it answers.
    */

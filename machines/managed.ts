@@ -4,7 +4,7 @@
  * @module
  */
 import { spawn } from "node:child_process";
-import { createHash } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { mkdir, rename, rm, rmdir } from "node:fs/promises";
 import { networkInterfaces } from "node:os";
@@ -59,6 +59,7 @@ import type { Observed } from "./observe.ts";
 import { hostPaths, machinesIn } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
+import { type Seed, seedOf, seedProblems, snapshotNamed } from "./seed.ts";
 import { serviceStates } from "./services.ts";
 import { driftIn, repairsOf } from "./written.ts";
 
@@ -85,6 +86,8 @@ export interface ManagedSpec {
   setuid: boolean;
   /** The way out; a change of the pods' network restarts that alone. */
   egress: { pods: string } | null;
+  /** The snapshot that it begins with, if it was never started; see the option `from`. */
+  from: string | null;
   // What follows takes effect while it runs.
   limits: Pick<StackConfig["sandbox"], "memory" | "cpus">;
   /** The host's ports that it reaches; null filters nothing, as for a sandbox that is only probed. */
@@ -147,6 +150,7 @@ export const managed: Driver<ManagedSpec> = {
       network,
       setuid,
       egress: needsEgress(config) ? { pods: config.node.clusterCidr } : null,
+      from: config.from ?? null,
       limits: { memory, cpus },
       hostPorts,
       ports: config.ports,
@@ -168,6 +172,7 @@ export const managed: Driver<ManagedSpec> = {
       ...runscProblems(config),
       ...egressProblems(config),
       ...subnetProblems(config, ref, owner),
+      ...fromProblems(config, ref),
     ];
   },
 
@@ -181,7 +186,7 @@ export const managed: Driver<ManagedSpec> = {
     if (!existsSync(spec.runsc) || !existsSync(spec.host)) throw new Error("it is not built yet");
     // A link-local network, which no stack has; two trials at once are told apart by their processes.
     const subnet = `169.254.107.${(process.pid % 64) * 4}/30`;
-    return { ...spec, subnet, limits: NO_LIMITS, egress: null, hostPorts: null, ports: [], restart: false };
+    return { ...spec, subnet, limits: NO_LIMITS, egress: null, from: null, hostPorts: null, ports: [], restart: false };
   },
 
   open: (ref) => new ManagedSandbox(ref),
@@ -350,6 +355,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
       return await this.#note({ ...previous, owner, repairs, programs: programsOf(spec) });
     }
     const isNew = !existsSync(this.#paths.state);
+    const seed = previous === undefined ? await this.#seeded(spec, isNew) : previous.seed;
     const record = {
       version: 2 as const,
       kind: "managed" as const,
@@ -358,6 +364,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
       revision,
       repairs,
       programs: programsOf(spec),
+      ...(seed === undefined ? {} : { seed }),
     };
     await needDiskSpace(home);
     try {
@@ -366,6 +373,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
       await this.#writeBundle(spec);
       // Before there is anything to end: whoever comes after a kill finds it, and knows whose it is.
       await writeRecord(name, home, { ...record, pid: 0, startTime: "" });
+      await rm(this.#paths.seedNote, { force: true });
       await this.#launch(spec.host);
     } catch (error) {
       await this.#clear();
@@ -373,6 +381,49 @@ class ManagedSandbox extends BaseMachine implements Machine {
       throw error;
     }
     return await this.#note(record);
+  }
+
+  /**
+   * Puts what the machine is to begin with in its place.
+   * @returns what tells it, or undefined if it begins with nothing
+   */
+  async #seeded({ from }: ManagedSpec, isNew: boolean): Promise<string | undefined> {
+    const { home } = this.ref;
+    const { seed, rootfs, bundle } = this.#paths;
+    if (from !== null && seedOf(this.ref) === undefined) {
+      const found = snapshotNamed(from, home);
+      if (found === undefined) throw new Error(`there is no snapshot ${from}`);
+      await this.#plant(found.folder, found.snapshot, from).catch(async (error: unknown) => {
+        if (isNew) await this.#removeState();
+        throw error;
+      });
+    }
+    const noted = seedOf(this.ref);
+    if (noted !== undefined && existsSync(seed)) {
+      await this.#discard(rootfs);
+      await mkdir(bundle, { recursive: true, mode: 0o700 });
+      await rename(seed, rootfs);
+    }
+    return noted?.id;
+  }
+
+  /** The note is the last: without it the machine begins with nothing. */
+  async #plant(folder: string, { files }: Kept, from: string): Promise<void> {
+    const { state, seed, seedNote } = this.#paths;
+    await mkdir(state, { recursive: true, mode: 0o700 });
+    await rm(seedNote, { force: true });
+    await this.#discard(seed); // of a command that was killed
+    try {
+      await this.#unpack(folder, files, seed);
+    } catch (error) {
+      await this.#discard(seed);
+      throw error;
+    }
+    await writeWhole(seedNote, JSON.stringify({ id: randomUUID(), from } satisfies Seed));
+  }
+
+  async #unpack(folder: string, files: Kept["files"], to: string): Promise<void> {
+    await run(await this.#hostProgram(), ["unpack", `--sha256=${files[DISK]?.sha256}`, join(folder, DISK), to]);
   }
 
   async #note(record: Omit<MachineRecord, "pid" | "startTime">): Promise<MachineRecord> {
@@ -473,6 +524,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
   }
 
   readonly keeper: Keeper = {
+    plant: (...given) => this.#plant(...given),
     mend: () => this.#mend(),
     save: (folder, as) => this.#save(folder, ...(as === "memory" ? ["--memory"] : [])),
     restore: (...given) => this.#restore(...given),
@@ -537,8 +589,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
   ): Promise<void> {
     const { rootfs, incoming, replaced } = this.#paths;
     const ran = this.#isAlive();
-    const unpack = ["unpack", `--sha256=${files[DISK]?.sha256}`, join(folder, DISK), incoming];
-    const all = [verified, run(await this.#hostProgram(), unpack), ran ? this.#flush() : undefined];
+    const all = [verified, this.#unpack(folder, files, incoming), ran ? this.#flush() : undefined];
     const failed = (await Promise.allSettled(all)).find((one) => one.status === "rejected");
     if (failed) {
       await this.#discard(incoming);
@@ -819,6 +870,12 @@ function runscProblems({ sandbox: { runsc } }: StackConfig): Problem[] {
   const message =
     "`--version` of it does not say that it is runsc; give the path of gVisor's runsc, or leave the option out";
   return [{ option: "sandbox.runsc", value: runsc, message }];
+}
+
+/** What a cluster that is there has begun with is of no interest any more. */
+function fromProblems(config: StackConfig, ref: MachineRef): Problem[] {
+  if (config.from === undefined || readRecord(ref.name, ref.home) || seedOf(ref)) return [];
+  return seedProblems(config, config.from, ref.home);
 }
 
 function egressProblems(config: StackConfig): Problem[] {

@@ -26,6 +26,9 @@ export function hostPaths(name: string, home: string) {
     /** A snapshot's root file system before it takes the place of that, and what made way for it until it answers. */
     incoming: join(state, "bundle", "rootfs.new"),
     replaced: join(state, "bundle", "rootfs.replaced"),
+    /** What it is to begin with, and what is written down of that; see machines/seed.ts. */
+    seed: join(state, "seed"),
+    seedNote: join(state, "seed.json"),
     /** What is kept of it at other times, each in a folder of its own; see machines/snapshots.ts. */
     snapshots: join(state, "snapshots"),
     /** What it had in memory when it was paused. */

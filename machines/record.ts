@@ -33,6 +33,8 @@ export interface MachineRecord {
   /** The node's address and the pods' bridge, of a machine that is not made here. */
   address?: string;
   bridge?: string;
+  /** What tells the data that it began with, if those are another cluster's; see machines/seed.ts. */
+  seed?: string;
   /** How often its supervisor, or its way out, was found gone and was brought back; see `Observed.repairs`. */
   repairs: number;
   /** The programs that it was started with, so that it is reached by these whatever is built later. */

@@ -8,6 +8,7 @@ import { createReadStream, existsSync, readdirSync, readFileSync } from "node:fs
 import { mkdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
+import type { StackConfig } from "../config/schema.ts";
 import { readJson, syncFolder, writeWhole } from "../system/files.ts";
 import type { Kept, KeptAs } from "./machine.ts";
 import { hostPaths } from "./paths.ts";
@@ -133,4 +134,19 @@ export function cpuFeatures(): string[] {
   const lines = readFileSync("/proc/cpuinfo", "utf8").split("\n");
   const all = lines.filter((line) => /^(flags|Features)\s*:/.test(line)).map((line) => line.split(":")[1]!);
   return [...new Set(all.flatMap((line) => line.trim().split(" ")))].sort();
+}
+
+/** The options that a sandbox takes while it runs, and those that say nothing of what is in it. */
+const LIVE = ["memory", "cpus", "hostPorts", "restart"];
+const BESIDE = ["ports", "pod", "stack", "from"];
+
+/** The hash of each option that a snapshot depends on. Some are secrets. */
+export function optionHashes(config: StackConfig): Record<string, string> {
+  const without = (value: object, keys: string[]) =>
+    Object.entries(value).filter(([key, given]) => !keys.includes(key) && given !== undefined);
+  const { sandbox, ...rest } = config;
+  const all = [...without(rest, BESIDE), ...without(sandbox, LIVE).map(([key, given]) => [`sandbox.${key}`, given])];
+  return Object.fromEntries(
+    all.map(([key, given]) => [key, createHash("sha256").update(JSON.stringify(given)).digest("hex")]),
+  );
 }

@@ -1,5 +1,7 @@
 import { isDeepStrictEqual } from "node:util";
 import type { Wanted } from "../artifacts/artifacts.ts";
+import { inSandbox } from "../config/paths.ts";
+import { readRecord } from "../machines/record.ts";
 import { ensureService, serviceStates, stopService } from "../machines/services.ts";
 import { openServer } from "../servers/index.ts";
 import { lastReady, noteReady, type ReadyServer } from "../servers/ready.ts";
@@ -40,7 +42,7 @@ export const ensureServer: Step<ServerParams> = {
     const known = version === undefined ? {} : { version };
     const next: ReadyServer = { ...known, distribution, server: server.server, config, kubectl };
     const last = lastReady(machine.ref);
-    if (last === undefined) await startServer(context, server, config, "node");
+    if (last === undefined) await startFirst(context, server, config);
     else if (last.server === next.server) await restart(context, server, last, next);
     else await upgrade(context, server, last, next);
     await noteReady(machine.ref, next);
@@ -49,6 +51,16 @@ export const ensureServer: Step<ServerParams> = {
     if (last.server !== next.server) await openServer(server).tidy?.(machine);
   },
 };
+
+/** Whose data are another cluster's, it makes an identity of its own for; see node/server/reidentify.go. */
+async function startFirst(context: ServerContext, ref: ServerRef, config: string): Promise<void> {
+  const { machine } = context;
+  const { seed } = readRecord(machine.ref.name, machine.ref.home) ?? {};
+  if (seed !== undefined) {
+    await machine.write([{ path: `${inSandbox.nodeData}/server/seed`, content: seed, mode: 0o600 }]);
+  }
+  await startServer(context, ref, config, "node");
+}
 
 async function startServer(
   context: ServerContext,

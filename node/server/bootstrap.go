@@ -49,7 +49,7 @@ func bootstrap(ctx context.Context, c *Config, backend server.Backend) (bool, er
 		return true, nil
 	}
 	roles := storageKey("clusterroles", "", "")
-	_, count, err := backend.Count(ctx, roles, roles+"\xff", 0)
+	_, count, err := backend.Count(ctx, roles, rangeEnd(roles), 0)
 	if err != nil || count > 0 || hasStorageArgs(c) {
 		return false, err
 	}
@@ -89,7 +89,6 @@ func hasStorageArgs(c *Config) bool {
 // bootstrapObjects are all of them by their keys, as the API server stores them.
 func bootstrapObjects() (map[string][]byte, error) {
 	objects := map[string][]byte{}
-	serializer := protobuf.NewSerializer(legacyscheme.Scheme, legacyscheme.Scheme)
 	now := metav1.Now()
 	add := func(resource string, object runtime.Object, group schema.GroupVersion) error {
 		about, err := meta.Accessor(object)
@@ -98,7 +97,7 @@ func bootstrapObjects() (map[string][]byte, error) {
 		}
 		about.SetUID(uuid.NewUUID())
 		about.SetCreationTimestamp(now)
-		value, err := runtime.Encode(legacyscheme.Codecs.EncoderForVersion(serializer, group), object)
+		value, err := encodeStored(object, group)
 		objects[storageKey(resource, about.GetNamespace(), about.GetName())] = value
 		return err
 	}
@@ -136,7 +135,19 @@ func bootstrapObjects() (map[string][]byte, error) {
 	return objects, nil
 }
 
-// storageKey is where the API server keeps an object, or, without a name, all of a kind.
+// encodeStored writes an object as the API server stores it.
+func encodeStored(object runtime.Object, version schema.GroupVersion) ([]byte, error) {
+	serializer := protobuf.NewSerializer(legacyscheme.Scheme, legacyscheme.Scheme)
+	return runtime.Encode(legacyscheme.Codecs.EncoderForVersion(serializer, version), object)
+}
+
+// rangeEnd is the first key that does not begin with a prefix.
+func rangeEnd(prefix string) string {
+	last := len(prefix) - 1
+	return prefix[:last] + string(prefix[last]+1)
+}
+
+// storageKey is where the API server keeps an object, or, without a name, all of a kind or a namespace.
 func storageKey(resource, namespace, name string) string {
 	if namespace != "" {
 		name = namespace + "/" + name

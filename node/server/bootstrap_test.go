@@ -47,6 +47,7 @@ func TestBootstrap(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop()
+	forgetBootstrap(t, config) // as in a cluster of a release up to 0.3
 
 	ctx, stop = startServer(t, config)
 	err = wait.PollUntilContextTimeout(ctx, pollEvery, time.Minute, true, func(ctx context.Context) (bool, error) {
@@ -57,6 +58,23 @@ func TestBootstrap(t *testing.T) {
 		t.Errorf("the role %s stays away: %v", some, err)
 	}
 	stop()
+}
+
+func forgetBootstrap(t *testing.T, config *Config) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	store, err := startDatastore(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, noted, err := store.Get(ctx, bootstrapKey, 0, false)
+	if err != nil || noted == nil {
+		t.Fatalf("nothing was noted: %v", err)
+	}
+	if _, _, _, err := store.Delete(ctx, bootstrapKey, noted.ModRevision); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // bootstrapped are the objects that every cluster has, by kind and name, without what differs from one to the next.

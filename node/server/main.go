@@ -101,6 +101,13 @@ func runServer(ctx context.Context, config *Config, file string) error {
 	if err := awaitPorts(ctx, config); err != nil {
 		return err
 	}
+	seeded, err := isSeeded(config)
+	if err == nil && seeded {
+		err = forgetKeys(config)
+	}
+	if err != nil {
+		return err
+	}
 	pki, err := preparePKI(config)
 	if err != nil {
 		return err
@@ -130,6 +137,9 @@ func runServer(ctx context.Context, config *Config, file string) error {
 func serveAPI(ctx, datastore, api context.Context, components *components, agent *agent) error {
 	config, stages := components.config, agent.stages
 	backend, err := startDatastore(datastore, config)
+	if err == nil {
+		err = components.settleIn(datastore, backend)
+	}
 	if err == nil {
 		components.bootstrapped, err = bootstrap(datastore, config, backend)
 	}

@@ -248,10 +248,11 @@ func (p pki) makeKey(name string) (crypto.Signer, error) {
 }
 
 // isNew tells whether nothing can depend on the authorities yet: a server that was killed in its first seconds has made
-// some of them, and goes on.
+// some of them, and goes on. Data of another cluster are as new.
 func (p pki) isNew() bool {
 	_, err := os.Stat(p.config.datastoreFile())
-	return errors.Is(err, fs.ErrNotExist)
+	seeded, _ := isSeeded(p.config) // what it cannot read is told before
+	return errors.Is(err, fs.ErrNotExist) || seeded
 }
 
 // irreplaceable adds the remedy to what is wrong with a file that is never made anew.

@@ -35,7 +35,7 @@ describe("each bad input has its own message", () => {
   const whole = "a whole number from 1 to 65535 is allowed";
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
   const options =
-    "allowed here: name, mode, external, quirks, target, ssh, kubernetes, distribution, k3s, sandbox, runtime, " +
+    "allowed here: name, mode, external, quirks, target, from, ssh, kubernetes, distribution, k3s, sandbox, runtime, " +
     "containerd, registries, proxy, node, network, egress, addons, ports, manifests, images, pod";
   const rules =
     "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: " +

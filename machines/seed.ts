@@ -1,0 +1,60 @@
+/**
+ * What a new cluster begins with: a snapshot of another one. Its disk is taken, and never its memory, in which the keys
+ * of that cluster are; the server makes an identity of its own before it serves (node/server/reidentify.go).
+ * @module
+ */
+import { minorOf } from "../config/kubernetes.ts";
+import type { Problem } from "../config/problems.ts";
+import type { StackConfig } from "../config/schema.ts";
+import { readJson } from "../system/files.ts";
+import { hostPaths } from "./paths.ts";
+import type { MachineRef } from "./ref.ts";
+import { manifestIn, optionHashes, type Snapshot, snapshotFolder, snapshotsOf } from "./snapshots.ts";
+
+/** What is written down of it until the machine was started. */
+export interface Seed {
+  /** Tells it from every other one. */
+  id: string;
+  /** The cluster and the snapshot. */
+  from: string;
+}
+
+/** What a machine is to begin with; undefined if it is nothing, or if it has begun. */
+export function seedOf({ name, home }: MachineRef): Seed | undefined {
+  return readJson<Seed>(hostPaths(name, home).seedNote, "delete it; the cluster then begins with nothing");
+}
+
+/** The snapshot that an option `from` names, and its folder; undefined if there is none. */
+export function snapshotNamed(from: string, home: string): { folder: string; snapshot: Snapshot } | undefined {
+  const [name, given] = from.split("/") as [string, string?];
+  const ref: MachineRef = { kind: "managed", name, home };
+  const snapshot = given === undefined ? snapshotsOf(ref).at(-1) : manifestIn(snapshotFolder(ref, given));
+  return snapshot && { snapshot, folder: snapshotFolder(ref, snapshot.name) };
+}
+
+/** The options that have to be as they were. */
+const SAME = ["mode", "distribution", "node", "network", "containerd"] as const;
+
+/** Everything that keeps a cluster from beginning with a snapshot. */
+export function seedProblems(config: StackConfig, from: string, home: string): Problem[] {
+  const found = snapshotNamed(from, home);
+  if (found === undefined) {
+    const list = `\`gvisor-k3s snapshot list ${from.split("/")[0]}\` names those that there are`;
+    return [{ option: "from", value: from, message: `there is no such snapshot; ${list}` }];
+  }
+  const { snapshot } = found;
+  const at = `the snapshot ${snapshot.cluster}/${snapshot.name}`;
+  if (snapshot.version !== 1) {
+    return [{ option: "from", value: from, message: `${at} is of a newer gvisor-k3s (${snapshot.product})` }];
+  }
+  const now = optionHashes(config);
+  const problems = SAME.filter((key) => now[key] !== snapshot.options[key]).map((option): Problem => {
+    return { option, message: `it was another one when ${at} was made; say what it was then` };
+  });
+  const { kubernetes = "" } = snapshot;
+  if (minorOf(kubernetes) !== config.kubernetes) {
+    const message = `${at} has Kubernetes ${kubernetes}; take that, and upgrade the cluster once it is there`;
+    problems.push({ option: "kubernetes", value: config.kubernetes, message });
+  }
+  return problems;
+}

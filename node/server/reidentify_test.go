@@ -1,0 +1,219 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"os"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+)
+
+// A server that is given another cluster's data has its objects, and lets in nobody who has credentials of that one.
+func TestReidentify(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes three starts of a control plane")
+	}
+	const alone = "https-listen-port: %d\nkube-controller-manager-arg: [secure-port=0]\nkube-scheduler-arg: [secure-port=0]\n"
+	source := configFor(t, fmt.Sprintf(alone, freePort(t)))
+	ctx, stop := startServer(t, source)
+	client, err := adminClient(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	makeObjects(ctx, t, client)
+	token := awaitToken(ctx, t, client, "")
+	awaitControllers(ctx, t, source)
+	stop()
+
+	fork := configFor(t, fmt.Sprintf(alone, freePort(t)))
+	content, err := os.ReadFile(fork.path("config.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	content = bytes.Replace(content, []byte("node-name: node-1"), []byte("node-name: other"), 1)
+	if err := os.WriteFile(fork.path("config.yaml"), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(source.datastoreSocket()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(fork.path("server"), os.DirFS(source.path("server"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(fork.path("server", seedFile), []byte("a snapshot"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	authority := readFile(t, source.path("server", "tls", serverCA+".crt"))
+	ctx, stop = startServer(t, fork)
+	client, err = adminClient(fork)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkObjects(ctx, t, client, readFile(t, fork.path("server", "tls", serverCA+".crt")))
+	for _, name := range []string{serverCA, clientCA, requestHeaderCA} {
+		if bytes.Equal(readFile(t, fork.path("server", "tls", name+".crt")), readFile(t, source.path("server", "tls", name+".crt"))) {
+			t.Errorf("%s is that of the other cluster", name)
+		}
+	}
+	pair, err := tls.LoadX509KeyPair(source.path("server", "tls", admin+".crt"), source.path("server", "tls", admin+".key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(t, fork, "who has the other cluster's certificate", []tls.Certificate{pair}, "")
+	refused(t, fork, "who has the other cluster's token", nil, token)
+	if now := awaitToken(ctx, t, client, token); now == token {
+		t.Error("the token of a service account is that of the other cluster")
+	}
+	trusted, err := client.CoreV1().ConfigMaps("kube-system").
+		Get(ctx, "extension-apiserver-authentication", metav1.GetOptions{})
+	if err != nil || trusted.Data["client-ca-file"] != string(readFile(t, fork.path("server", "tls", clientCA+".crt"))) {
+		t.Errorf("aggregated API servers trust others than this cluster's: %v, %v", trusted.Data, err)
+	}
+	stop()
+
+	authority = readFile(t, fork.path("server", "tls", serverCA+".crt"))
+	_, stop = startServer(t, fork)
+	if !bytes.Equal(authority, readFile(t, fork.path("server", "tls", serverCA+".crt"))) {
+		t.Error("its identity is another one after each start")
+	}
+	stop()
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+// makeObjects makes what a node named "before" has.
+func makeObjects(ctx context.Context, t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	none := metav1.CreateOptions{}
+	named := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name} }
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: named("before")}, none)
+	must(err)
+	containers := []corev1.Container{{Name: "main", Image: "example.test/image:1"}}
+	for name, node := range map[string]string{"bound": "before", "elsewhere": "third"} {
+		pod := &corev1.Pod{ObjectMeta: named(name), Spec: corev1.PodSpec{NodeName: node, Containers: containers}}
+		pod.Spec.Tolerations = []corev1.Toleration{{Operator: corev1.TolerationOpExists}}
+		_, err = client.CoreV1().Pods("default").Create(ctx, pod, none)
+		must(err)
+	}
+	volume := &corev1.PersistentVolume{ObjectMeta: named("folder"), Spec: corev1.PersistentVolumeSpec{
+		Capacity:               corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")},
+		AccessModes:            []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+		PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/data"}},
+		NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{
+			NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{
+				{Key: hostnameLabel, Operator: corev1.NodeSelectorOpIn, Values: []string{"before"}},
+			}}},
+		}},
+	}}
+	_, err = client.CoreV1().PersistentVolumes().Create(ctx, volume, none)
+	must(err)
+	claim := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Name: "claim", Annotations: map[string]string{selectedNode: "before"}},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: volume.Spec.AccessModes,
+			Resources:   corev1.VolumeResourceRequirements{Requests: volume.Spec.Capacity},
+		},
+	}
+	_, err = client.CoreV1().PersistentVolumeClaims("default").Create(ctx, claim, none)
+	must(err)
+	secret := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:        "token",
+			Annotations: map[string]string{corev1.ServiceAccountNameKey: "default"},
+		},
+		Type: corev1.SecretTypeServiceAccountToken,
+	}
+	_, err = client.CoreV1().Secrets("default").Create(ctx, secret, none)
+	must(err)
+	_, err = client.CoreV1().ConfigMaps("default").Create(ctx, &corev1.ConfigMap{ObjectMeta: named("data")}, none)
+	must(err)
+}
+
+func checkObjects(ctx context.Context, t *testing.T, client kubernetes.Interface, authority []byte) {
+	t.Helper()
+	get := metav1.GetOptions{}
+	if _, err := client.CoreV1().Nodes().Get(ctx, "before", get); !apierrors.IsNotFound(err) {
+		t.Errorf("the other cluster's node is there: %v", err)
+	}
+	for name, node := range map[string]string{"bound": "other", "elsewhere": "third"} {
+		pod, err := client.CoreV1().Pods("default").Get(ctx, name, get)
+		if err != nil || pod.Spec.NodeName != node {
+			t.Errorf("the pod %s is on %q, not on %q: %v", name, pod.Spec.NodeName, node, err)
+		}
+	}
+	volume, err := client.CoreV1().PersistentVolumes().Get(ctx, "folder", get)
+	if err != nil || volume.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Values[0] != "other" {
+		t.Errorf("the volume is not the node's: %+v, %v", volume.Spec.NodeAffinity, err)
+	}
+	claim, err := client.CoreV1().PersistentVolumeClaims("default").Get(ctx, "claim", get)
+	if err != nil || claim.Annotations[selectedNode] != "other" {
+		t.Errorf("the claim's volume is made elsewhere: %v, %v", claim.Annotations, err)
+	}
+	root, err := client.CoreV1().ConfigMaps("default").Get(ctx, "kube-root-ca.crt", get)
+	if err != nil || root.Data["ca.crt"] != string(authority) {
+		t.Errorf("pods trust another API server: %v, %v", root.Data, err)
+	}
+	if _, err := client.CoreV1().ConfigMaps("default").Get(ctx, "data", get); err != nil {
+		t.Error(err)
+	}
+}
+
+// awaitToken waits for the token in the Secret, another one than that of before.
+func awaitToken(ctx context.Context, t *testing.T, client kubernetes.Interface, before string) string {
+	t.Helper()
+	var token string
+	err := wait.PollUntilContextTimeout(ctx, pollEvery, time.Minute, true, func(ctx context.Context) (bool, error) {
+		secret, err := client.CoreV1().Secrets("default").Get(ctx, "token", metav1.GetOptions{})
+		token = string(secret.Data[corev1.ServiceAccountTokenKey])
+		return err == nil && token != "" && token != before, nil
+	})
+	if err != nil {
+		t.Fatalf("the Secret has no token of its own: %v", err)
+	}
+	return token
+}
+
+func refused(t *testing.T, config *Config, who string, certificates []tls.Certificate, token string) {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true, Certificates: certificates},
+		DisableKeepAlives: true,
+	}}
+	request, err := http.NewRequest(http.MethodGet, config.localURL()+"/api", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token != "" {
+		request.Header.Set("Authorization", "Bearer "+token)
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if response.Body.Close(); response.StatusCode != http.StatusUnauthorized {
+		t.Errorf("%s is answered %s", who, response.Status)
+	}
+}
