@@ -62,6 +62,21 @@ export interface GogcRun {
   memory: Memory;
 }
 
+/** One cluster that was kept, taken back, and forked. */
+export interface SnapshotRun {
+  mode: "control-plane" | "node";
+  /** The whole of each command: it ends when what is asked for is there, a restore when the API answers. */
+  save: number;
+  restore: number;
+  fork: number;
+  /** For how long nothing ran in it. */
+  frozen: number;
+  /** Of what was kept, in bytes. */
+  size: number;
+  /** From the restore's begin until the pod ran again. */
+  pods?: number;
+}
+
 export interface Results {
   date: string;
   /** The bench itself. */
@@ -79,5 +94,6 @@ export interface Results {
   method: { pods: number; settle: number };
   runs: Run[];
   controlPlanes: ControlPlaneRun[];
+  snapshots: SnapshotRun[];
   gogc: GogcRun[];
 }

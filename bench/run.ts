@@ -20,7 +20,8 @@ import { moduleVersion } from "../toolchain/builds.ts";
 import { readUsage } from "./cgroup.ts";
 import { measureGogc } from "./gogc.ts";
 import { startPods } from "./pods.ts";
-import type { ControlPlaneRun, Results, Run, Side } from "./results.ts";
+import type { ControlPlaneRun, Results, Run, Side, SnapshotRun } from "./results.ts";
+import { FORK, measureSnapshots } from "./snapshots.ts";
 import { withTable } from "./table.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -94,6 +95,12 @@ try {
       controlPlanes.push(await measureControlPlane(generation));
     }
   }
+  const snapshots: SnapshotRun[] = [];
+  for (let round = 1; round <= CONTROL_PLANES; round++) {
+    say(`snapshots ${round} of ${CONTROL_PLANES}`);
+    snapshots.push({ mode: "control-plane", ...(await withControlPlane((ref) => keep(ref, false))) });
+    snapshots.push({ mode: "node", ...(await withNode("gvisor", () => keep(refs.gvisor, true))) });
+  }
   say("GOGC, in gVisor");
   const gogc = await withNode("gvisor", () => measureGogc(openMachine(refs.gvisor), SETTLE));
   const all: Results = {
@@ -103,6 +110,7 @@ try {
     method: { pods: PODS, settle: SETTLE },
     runs,
     controlPlanes,
+    snapshots,
     gogc,
   };
   writeFileSync(results, `${JSON.stringify(all, null, 2)}\n`);
@@ -139,10 +147,8 @@ function writeSettings(stack: string, options: Record<string, unknown>): void {
 
 /** The API server alone, on one generation. */
 async function measureControlPlane({ name: generation, runsc, sandbox }: Generation): Promise<ControlPlaneRun> {
-  const ref: MachineRef = { kind: "managed", name: controlPlane, home: join(folder, "control-plane") };
-  writeSettings(ref.name, { mode: "control-plane", sandbox: { ...sandbox, runsc: await runsc(say) } });
-  try {
-    const up = await cli(ref, "up");
+  const options = { sandbox: { ...sandbox, runsc: await runsc(say) } };
+  return await withControlPlane(async (ref, up) => {
     await sleep(SETTLE * 1000, undefined, { signal: interruption.signal });
     const { apiReady, defaultServiceAccount } = await serverStages(ref);
     return {
@@ -151,6 +157,28 @@ async function measureControlPlane({ name: generation, runsc, sandbox }: Generat
       ready: (defaultServiceAccount! - up.start) / 1000,
       memory: readUsage(ref.name).memory,
     };
+  }, options);
+}
+
+async function keep(ref: MachineRef, pod: boolean): Promise<Omit<SnapshotRun, "mode">> {
+  const kubectl: [string, string] = [join(artifactFolder({ name: "server" }), "gvisor-k3s-node"), "kubectl"];
+  const command = async (...args: string[]) => {
+    const { seconds, lines } = await cli(ref, ...args);
+    return { seconds, stdout: lines.map(({ text }) => text).join("\n") };
+  };
+  try {
+    return await measureSnapshots(ref, command, kubectl, pod);
+  } finally {
+    rmSync(settings(FORK), { force: true });
+  }
+}
+
+/** Brings a control plane up from nothing, and removes everything of it afterwards. */
+async function withControlPlane<T>(act: (ref: MachineRef, up: Output) => Promise<T>, options: object = {}): Promise<T> {
+  const ref: MachineRef = { kind: "managed", name: controlPlane, home: join(folder, "control-plane") };
+  writeSettings(ref.name, { mode: "control-plane", ...options });
+  try {
+    return await act(ref, await cli(ref, "up"));
   } finally {
     await openMachine(ref).stop();
     rmSync(ref.home, { recursive: true, force: true });
@@ -212,11 +240,13 @@ interface Output {
 }
 
 /** Runs the project's command line, as `make` does. */
-async function cli({ name, home }: MachineRef, verb: "up" | "preview"): Promise<Output> {
+async function cli({ name, home }: MachineRef, ...given: string[]): Promise<Output> {
+  const args = given.length === 1 ? [given[0]!, name] : given;
   interruption.signal.throwIfAborted();
   const start = Date.now();
   const lines: Output["lines"] = [];
-  const child = execa("node", [join(root, "automation/cli.ts"), verb, name], {
+  const child = execa("node", [join(root, "automation/cli.ts"), ...args], {
+    cwd: root,
     all: true,
     detached: true,
     stdin: "ignore",
@@ -230,7 +260,7 @@ async function cli({ name, home }: MachineRef, verb: "up" | "preview"): Promise<
     running = undefined;
   }
   const seconds = (Date.now() - start) / 1000;
-  say(`${name}: ${verb} took ${seconds.toFixed(1)} s`);
+  say(`${name}: ${given.slice(0, 2).join(" ")} took ${seconds.toFixed(1)} s`);
   return { start, seconds, lines };
 }
 

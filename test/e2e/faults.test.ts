@@ -196,7 +196,7 @@ describe("an up that is killed on its way to a pod", () => {
     ["the command", "build", "runc is looked for"],
     ["the step", "containerd", "containerd is started", fileThere(join(paths.written, "containerd.json"))],
     ["everything", "server", "the server is started", fileThere(join(paths.written, "server.json"))],
-    ["the command's process group", "network", "the server is ready"],
+    ["the command's process group", "proxy", "the server is ready"],
   ];
 
   it.each(places)("%s, in the step %s, when %s", async (who, step, _, when) => {
