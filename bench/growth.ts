@@ -14,6 +14,7 @@ import { markdown, putTable } from "../docs/markdown.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { run } from "../system/run.ts";
 import { readUsage } from "./cgroup.ts";
+import { writePictures } from "./pictures.ts";
 import { LABEL, startPods } from "./pods.ts";
 import { percentile } from "./table.ts";
 
@@ -67,6 +68,7 @@ try {
   writeFileSync(join(import.meta.dirname, "growth.json"), `${JSON.stringify(all, null, 2)}\n`);
   const readme = join(import.meta.dirname, "README.md");
   writeFileSync(readme, putTable(readFileSync(readme, "utf8"), "growth", table(steps)));
+  writePictures();
 } finally {
   await stack.destroy();
   rmSync(home, { recursive: true, force: true });

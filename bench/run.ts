@@ -19,6 +19,8 @@ import { type Generation, generations } from "../test/generations.ts";
 import { moduleVersion } from "../toolchain/builds.ts";
 import { readUsage } from "./cgroup.ts";
 import { measureGogc } from "./gogc.ts";
+import { remember } from "./history.ts";
+import { writePictures } from "./pictures.ts";
 import { startPods } from "./pods.ts";
 import type { ControlPlaneRun, Results, Run, Side, SnapshotRun } from "./results.ts";
 import { FORK, measureSnapshots } from "./snapshots.ts";
@@ -115,6 +117,8 @@ try {
   };
   writeFileSync(results, `${JSON.stringify(all, null, 2)}\n`);
   writeFileSync(readme, withTable(readFileSync(readme, "utf8"), all));
+  remember(all);
+  writePictures();
   say(`${results} and the table in ${readme} are written`);
 } catch (error) {
   console.error(error instanceof Error ? error.message : error);

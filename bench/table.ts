@@ -201,7 +201,8 @@ function spread(values: number[], unit: Unit): string {
     : `${middle} (${shown(Math.min(...values), unit)}–${shown(Math.max(...values), unit)})`;
 }
 
-function median(values: number[]): number {
+/** The middle of a list, or of its two middle ones. */
+export function median(values: number[]): number {
   const sorted = values.toSorted((a, b) => a - b);
   return (sorted[Math.floor((sorted.length - 1) / 2)]! + sorted[Math.ceil((sorted.length - 1) / 2)]!) / 2;
 }
