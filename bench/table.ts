@@ -40,6 +40,49 @@ export function summary(): string {
   );
 }
 
+/** What people who choose between clusters for development compare; the others' figures are minikube's own (see docs/peers.md). */
+export function besidePeers(): string {
+  const { date, runs, controlPlanes, snapshots } = readResults();
+  const inGvisor = runs.filter(({ side }) => side === "gvisor");
+  const seconds = (values: number[]) => `${shown(median(values), "s")} s`;
+  const of = (mode: SnapshotRun["mode"], figure: (run: SnapshotRun) => number) =>
+    seconds(snapshots.filter((run) => run.mode === mode).map(figure));
+  const [newest] = controlPlanes.map(({ generation }) => generation);
+  const planes = controlPlanes.filter(({ generation }) => generation === newest);
+  return markdown(
+    ["expected", "kind", "k3d", "minikube", `here (${date.slice(0, 10)})`],
+    [
+      [
+        "app running, with DNS and all system pods (minikube's benchmark)",
+        "33 s",
+        "20 s",
+        "51 s",
+        `${seconds(inGvisor.map(({ up }) => up))}, with metrics-server; of it until the pod runs ` +
+          seconds(inGvisor.map(({ stages }) => stages["pod Running"]!)),
+      ],
+      ["API server alone", "", "", "", seconds(planes.map(({ apiReady }) => apiReady))],
+      ["LoadBalancer; host ports of pods", "add-on; yes", "yes", "yes", "yes ([services](compatibility.md))"],
+      ["Ingress", "add-on", "yes", "add-on", "by the option `addons.ingress`"],
+      ["network policies enforced", "yes", "yes", "by CNI", "yes ([conformance](../conformance/README.md))"],
+      ["a pod over its memory limit is killed", "yes", "yes", "yes", "yes"],
+      ["several versions of Kubernetes", "yes", "yes", "yes", "three (`kubernetes`), and k3s' releases"],
+      ["several nodes", "yes", "yes", "yes", "no"],
+      ["pause, resume", "no, stop", "stop, start", "yes", "yes"],
+      [
+        "snapshot; restore; fork of a cluster",
+        "no",
+        "no (asked since 2020)",
+        "no",
+        `control plane: ${of("control-plane", ({ save }) => save)}; ${of("control-plane", ({ restore }) => restore)}; ` +
+          `${of("control-plane", ({ fork }) => fork)}. With a node: ${of("node", ({ save }) => save)}; ` +
+          `${of("node", ({ pods }) => pods!)} until its pod runs; ${of("node", ({ fork }) => fork)}`,
+      ],
+      ["typed code, preview by lines, drift, upgrade in place that goes back", "no", "no", "no", "yes"],
+      ["no Docker, no host kernel", "no", "no", "no", "yes"],
+    ],
+  );
+}
+
 function ratioOf(inGvisor: number, natively: number): string {
   return (inGvisor / natively).toFixed(2);
 }

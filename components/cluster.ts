@@ -7,7 +7,6 @@ import type { QuirkId } from "../config/quirks.ts";
 import { CRUN, manifestName, parseStackConfig, type StackConfig } from "../config/schema.ts";
 import { withFiles } from "../config/stackConfig.ts";
 import { kubeconfigOfExternal } from "../servers/external.ts";
-import { distributionOf } from "../servers/index.ts";
 import { preflight } from "../steps/preflight.ts";
 import { readFile } from "../system/files.ts";
 import { ClusterDns } from "./clusterDns.ts";
@@ -145,7 +144,9 @@ function sandboxed(config: StackConfig, scope: Scope, late: LateConfig): Cluster
   const sandbox = new Sandbox(own("sandbox"), { config }, under);
   const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
   const containerd = config.mode === "node" ? containerRuntime(config, late, scope, sandbox, probe) : undefined;
-  const runtime = containerd && { containerd, network: podNetwork(config, scope, sandbox, containerd) };
+  const { network, node: options } = config;
+  const connected = containerd && { sandbox, containerd, network, clusterCidr: options.clusterCidr };
+  const runtime = connected && { ...connected, network: new PodNetwork(own("network"), connected, under) };
   const node = new K3sNode(own("node"), { sandbox, runtime, config }, under);
   const pod = containerd ? workloads(config, scope, sandbox, probe, containerd, node) : undefined;
   if (!containerd) applyManifests(config, scope, sandbox, node, []);
@@ -173,18 +174,6 @@ function containerRuntime(
   const direct = [config.sandbox.subnet, node.clusterCidr, node.serviceCidr];
   const args = { sandbox, probe, runtime, containerd, registries, proxy, direct };
   return new ContainerdConfig(own("containerd"), args, under);
-}
-
-function podNetwork(
-  config: StackConfig,
-  { own, under }: Scope,
-  sandbox: Sandbox,
-  containerd: ContainerdConfig,
-): PodNetwork {
-  const { network, node } = config;
-  const server = distributionOf(config).refOf(config);
-  const { clusterCidr } = node;
-  return new PodNetwork(own("network"), { sandbox, containerd, server, network, clusterCidr }, under);
 }
 
 /** What pods take, and what runs in pods. */

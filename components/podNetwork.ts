@@ -1,15 +1,12 @@
 import * as pulumi from "@pulumi/pulumi";
 import { renderConflist } from "../config/conflist.ts";
 import type { StackConfig } from "../config/schema.ts";
-import type { ServerRef } from "../servers/server.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
 import type { Sandbox } from "./sandbox.ts";
 
 export interface PodNetworkArgs {
   sandbox: Sandbox;
   containerd: ContainerdConfig;
-  /** What is asked whether the node is Ready again, where the network was lost. */
-  server: ServerRef;
   network: StackConfig["network"];
   clusterCidr: string;
 }
@@ -18,9 +15,9 @@ export interface PodNetworkArgs {
 export class PodNetwork extends pulumi.ComponentResource {
   constructor(name: string, args: PodNetworkArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:PodNetwork", name, {}, options);
-    const { sandbox, containerd, server, network, clusterCidr } = args;
+    const { sandbox, containerd, network, clusterCidr } = args;
     const content = renderConflist(network, clusterCidr, sandbox.address);
-    sandbox.step(`${name}-apply`, "memory", { step: "network", params: { server }, content }, this, containerd);
+    sandbox.step(`${name}-apply`, "memory", { step: "network", params: {}, content }, this, containerd);
     this.registerOutputs();
   }
 }

@@ -2,7 +2,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
-import { summary } from "../bench/table.ts";
+import { besidePeers, summary } from "../bench/table.ts";
 import { describeRemedy, probedQuirks, type QuirkId, quirk, quirks } from "../config/quirks.ts";
 import { stackSchema, unwrap } from "../config/schema.ts";
 import { keptRuns, tableOf } from "../conformance/results.ts";
@@ -14,6 +14,7 @@ const root = join(import.meta.dirname, "..");
 const tables: Record<string, { name: string; table: () => string }> = {
   "README.md": { name: "bench", table: summary },
   "conformance/README.md": { name: "results", table: () => tableOf(keptRuns()) },
+  "docs/peers.md": { name: "peers", table: besidePeers },
   "docs/options.md": { name: "options", table: optionsTable },
   "docs/quirks.md": { name: "quirks", table: quirksTable },
 };

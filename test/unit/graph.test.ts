@@ -363,7 +363,7 @@ describe("an update touches only what an option is about", () => {
     // The sandbox's step has the tools of the version, and the others its kubectl: they restart nothing.
     [
       { kubernetes: "1.36" },
-      ["coredns", "metrics-server", "network", "proxy"]
+      ["coredns", "metrics-server", "proxy"]
         .map((part) => `${part}-apply.environment`)
         .concat(["node-server", "sandbox-process"].map((name) => `${name}.environment`))
         .sort(),
