@@ -65,7 +65,13 @@ export class K3sNode extends pulumi.ComponentResource {
       ...downloads,
       ...(files ? [files.step] : []),
     ];
-    const server = sandbox.step(`${name}-server`, "memory", { step: "server", params, content }, this, ...after);
+    const server = sandbox.step(
+      `${name}-server`,
+      "memory",
+      { step: "server", params, content, ...(runtime ? { restsOn: "network" } : {}) },
+      this,
+      ...after,
+    );
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made
     // through it.
     const { stdout } = sandbox.step(

@@ -23,6 +23,13 @@ export interface SandboxArgs {
   observed?: pulumi.Input<Observed>;
 }
 
+/** A step's arguments, but for the machine. */
+type StepOnMachine<S extends StepName> = Omit<StepArgs<S>, "params"> & {
+  params: Omit<StepArgs<S>["params"], "machine">;
+  /** A step that it is done again after, where what that makes was found not as it was made. */
+  restsOn?: StepName;
+};
+
 /** The machines that this program has made, so that two of one name are told before one takes the other's place. */
 const made = new Set<string>();
 
@@ -85,7 +92,7 @@ export class Sandbox extends pulumi.ComponentResource {
   step<S extends StepName>(
     name: string,
     lives: "memory" | "disk" | "cache",
-    { params, ...args }: Omit<StepArgs<S>, "params"> & { params: Omit<StepArgs<S>["params"], "machine"> },
+    { params, restsOn, ...args }: StepOnMachine<S>,
     parent: pulumi.Resource,
     ...dependsOn: pulumi.Resource[]
   ): StepResource {
@@ -95,6 +102,7 @@ export class Sandbox extends pulumi.ComponentResource {
       ...(other ? { SANDBOX_ID: this.process.id } : {}),
       ...(again ? { SANDBOX_INCARNATION: this.incarnation.apply(String) } : {}),
       ...this.#repairs(args.step),
+      ...(restsOn === undefined ? {} : { BELOW_REPAIRS: this.#repairs(restsOn).STEP_REPAIRS! }),
     };
     const onMachine = { machine: this.ref, ...params } as StepArgs<S>["params"];
     return step(name, { ...args, params: onMachine, variables } as StepArgs<S>, {

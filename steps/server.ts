@@ -76,7 +76,7 @@ async function startServer(
     ...service,
     config: `${files.map(({ content }) => content).join()}${repairs}${context.files}`,
   });
-  await server.reached(machine, stage, config);
+  await server.reached(machine, stage, config, (context.below ?? 0) > 0);
 }
 
 /** The same program, whatever its configuration. */

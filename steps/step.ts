@@ -16,6 +16,8 @@ export interface Context {
   incarnation: number;
   /** How often what it makes was found not as it was made: what reads its files is started again when it changes. */
   repairs: number;
+  /** How often that was found of what it rests on, which may have failed meanwhile. */
+  below?: number;
   /** Takes a line of what goes on. */
   say: (line: string) => void;
 }

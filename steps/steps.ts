@@ -82,8 +82,9 @@ export async function runStep(name: string, given: object, content: string): Pro
   const lock = await machine.lock({ what: step.name(params as never), alone: step.alone ?? false, last, init, say });
   const incarnation = Number(process.env.SANDBOX_INCARNATION ?? 0);
   const repairs = Number(process.env.STEP_REPAIRS ?? 0);
+  const below = Number(process.env.BELOW_REPAIRS ?? 0);
   try {
-    return await step.run(params as never, { machine, content, incarnation, repairs, say });
+    return await step.run(params as never, { machine, content, incarnation, repairs, below, say });
   } finally {
     lock.release(last);
   }

@@ -77,12 +77,14 @@ it("is taken over by an update, with its data and its keys", async () => {
   expect(update).toContain("sandbox-process");
   // The test pod's image is another one; its provider is replaced because the data here is another cluster's.
   expect([...new Set(Object.values(others).flat())].sort()).toEqual(["testpod-pod", "testpod-provider"]);
-  // What was only looked up, and the way out, are no resources of their own any more.
+  // What was only looked up, the way out, and addons' images are no resources of their own any more.
   expect(deleted!.sort()).toEqual([
     "containerd-build",
+    "coredns-image",
     "egress",
     "egress-apply",
     "images-build",
+    "metrics-server-image",
     "node-build",
     "sandbox-build",
   ]);

@@ -445,6 +445,14 @@ describe("an update touches only what an option is about", () => {
     expect(next["sandbox-process"]!.inputs.environment).toMatchObject({ STEP_REPAIRS: "2" });
   });
 
+  it("a network that was lost has the node waited for, and restarts nothing", async () => {
+    observed = { ...nothing, repairs: { network: 1 } };
+    const next = await graph();
+    observed = nothing;
+    expect(differences(plain, next)).toEqual(["network-apply.environment", "node-server.environment"]);
+    expect(next["node-server"]!.inputs.environment).toMatchObject({ STEP_REPAIRS: "0", BELOW_REPAIRS: "1" });
+  });
+
   it("a sandbox that is replaced has everything in it done again", () => {
     const inIt = Object.keys(plain).filter((name) => plain[name]!.deletedWith === "sandbox-process");
     const steps = inIt.filter((name) => plain[name]!.type.startsWith("command:") && name !== "testpod-logs");
