@@ -173,7 +173,7 @@ func cmdStatus(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := join(checkName(conf.Bridge), ipamStatus(args.StdinData)); err != nil {
+	if err := join(checkName(conf.Bridge), ipamStatus()); err != nil {
 		return types.NewError(types.ErrPluginNotAvailable, pluginType+": pods cannot be attached", err.Error())
 	}
 	return nil
