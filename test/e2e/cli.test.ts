@@ -184,12 +184,14 @@ it("what was edited by hand is told, previewed as a diff, and written again by u
   const preview = await printed("preview", name);
   expect(preview).toContain("~ update containerd-apply: restarts containerd; running pods live on");
   expect(preview).toContain("~ update network-apply");
+  expect(preview).toContain("~ update node-server: waits until the node is Ready again, and restarts nothing");
   expectNoSecret(preview);
-  const before = (await services(name)).containerd!.pid;
+  const { containerd, server } = await services(name);
   const { resources } = await json("up", name);
-  expect(resources.update).toBe(2);
+  expect(resources.update).toBe(3);
   expect(await inside(name, "cat", config)).toBe(written);
-  expect((await services(name)).containerd!.pid).not.toBe(before); // it may have read what was edited
+  expect((await services(name)).containerd!.pid).not.toBe(containerd!.pid); // it may have read what was edited
+  expect((await services(name)).server!.pid).toBe(server!.pid);
   // The kubelet has seen a containerd without a network, and looks again every five seconds.
   await waitFor("the node is well", 30, async () => (await cli("status", name)).exitCode === 0 || undefined);
   expect((await json("status", name)).problems).toEqual([]);
