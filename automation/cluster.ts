@@ -30,6 +30,7 @@ import { driverOf, openMachine } from "../machines/index.ts";
 import type { Machine } from "../machines/machine.ts";
 import { hostPaths } from "../machines/paths.ts";
 import type { MachineRef } from "../machines/ref.ts";
+import { isPlanted } from "../machines/seed.ts";
 import { removeDeadTrials } from "../machines/trial.ts";
 import { credentialsIn } from "../servers/kubeconfig.ts";
 import { lastReady, versionProblems } from "../servers/ready.ts";
@@ -302,6 +303,9 @@ async function removeMachines(stack: string, progress: Progress): Promise<void> 
     progress.say(`removing the sandbox ${machine.name}`);
     await runStep("sandbox-remove", { version: VERSION, machine }, "");
   }
+  // What a fork that was not started has left: nothing but the other cluster's data.
+  const planted: MachineRef = { kind: "managed", name: await clusterOf(stack), home: homeFolder() };
+  if (isPlanted(planted)) await runStep("sandbox-remove", { version: VERSION, machine: planted }, "");
 }
 
 /** The option `name` of a stack; the stack's own name where its options cannot be read any more. */

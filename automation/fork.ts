@@ -6,15 +6,15 @@
 import { join } from "node:path";
 import { provide, wanted } from "../artifacts/artifacts.ts";
 import { refuse } from "../config/problems.ts";
-import { driverOf, openMachine } from "../machines/index.ts";
+import { openMachine } from "../machines/index.ts";
 import { readRecord } from "../machines/record.ts";
 import { seedProblems, snapshotNamed } from "../machines/seed.ts";
 import { homeFolder } from "../system/folders.ts";
-import { type Cluster, up } from "./cluster.ts";
+import { type Cluster, refOf, up } from "./cluster.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 import type { Progress } from "./progress.ts";
-import { deleteSnapshot, saveSnapshot } from "./snapshots.ts";
-import { copyOptions, readConfig } from "./workspace.ts";
+import { deleteSnapshot, listSnapshots, saveSnapshot } from "./snapshots.ts";
+import { checkStackConfig, copyOptions, readConfig } from "./workspace.ts";
 
 /** What {@link fork} takes. */
 export interface ForkOptions {
@@ -34,31 +34,53 @@ export interface ForkOptions {
  * @throws InputError that lists everything that is wrong, before anything is made; else as `up`
  */
 export async function fork(name: string, fresh: string, options: ForkOptions): Promise<Cluster> {
-  const { progress } = options;
+  const { progress, signal } = options;
   const say = (line: string) => progress.say(line);
+  checkName(fresh);
   const source = await readConfig(name);
   const putBack = await copyOptions(name, fresh, say);
   try {
     const config = await readConfig(fresh);
     needNew(config);
-    const kept = options.from ?? (await saveSnapshot(source, temporary(fresh), say)).name;
+    if (config.distribution !== "embedded" || openMachine(refOf(config)).keeper === undefined) {
+      const message = "only a cluster with target: managed and distribution: embedded begins with what another one has";
+      refuse([{ option: "NEW", value: fresh, message }]);
+    }
+    await checkStackConfig(fresh);
+    const kept = options.from ?? temporary(fresh);
+    if (options.from === undefined) {
+      if (listSnapshots(source).some((one) => one.name === kept)) await deleteSnapshot(source, kept, say);
+      signal?.throwIfAborted();
+      await saveSnapshot(source, kept, say);
+    }
     try {
+      signal?.throwIfAborted();
       await plant(config, `${source.name}/${kept}`, say);
     } finally {
-      if (options.from === undefined) await deleteSnapshot(source, kept, say);
+      // What went wrong before is what is to be told.
+      if (options.from === undefined)
+        await deleteSnapshot(source, kept, say).catch((error: Error) => say(error.message));
     }
   } catch (error) {
     await putBack();
     throw error;
   }
+  signal?.throwIfAborted();
   return await up(fresh, options);
 }
 
-/** The name of a snapshot that is removed again. */
-const temporary = (fresh: string) => `for-${fresh}-${process.pid}`;
+/** What a stack may be called that has a file of options. */
+function checkName(fresh: string): void {
+  if (/^[A-Za-z0-9][A-Za-z0-9_.-]*$/.test(fresh)) return;
+  const message = "letters, digits, dots, dashes and underscores are allowed, a letter or a digit first";
+  refuse([{ option: "NEW", value: fresh, message }]);
+}
+
+/** The name of a snapshot that is removed again; one that a killed fork has left makes way for it. */
+const temporary = (fresh: string) => `fork-${fresh}`;
 
 function needNew(config: NamedConfig): void {
-  const ref = driverOf(config).refOf(config, homeFolder());
+  const ref = refOf(config);
   if (readRecord(ref.name, ref.home) === undefined) return;
   const name = commandName(config);
   const message = `it is there already; choose another name, or remove it first (\`gvisor-k3s destroy ${name}\`)`;
@@ -68,18 +90,14 @@ function needNew(config: NamedConfig): void {
 /** Puts a snapshot where the new cluster's sandbox begins with it. */
 async function plant(config: NamedConfig, from: string, say: (line: string) => void): Promise<void> {
   const home = homeFolder();
-  const machine = openMachine(driverOf(config).refOf(config, home));
-  const { keeper } = machine;
-  if (keeper === undefined || config.distribution !== "embedded") {
-    const message = "only a cluster with target: managed and distribution: embedded begins with what another one has";
-    refuse([{ option: "NEW", value: commandName(config), message }]);
-  }
   refuse(seedProblems(config, from, home));
   const { folder, snapshot } = snapshotNamed(from, home)!;
+  const machine = openMachine(refOf(config));
   const init = join(await provide(wanted({ name: "init" }), say), "sandbox-init");
   const lock = await machine.lock({ what: "fork", alone: true, init, say });
   try {
-    await keeper!.plant(folder, snapshot, from);
+    needNew(config); // another one may have come first
+    await machine.keeper!.plant(folder, snapshot, from);
   } finally {
     lock.release();
   }

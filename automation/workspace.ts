@@ -220,7 +220,7 @@ export async function copyOptions(
   // as `pulumi config set` writes it
   if (typeof sandbox === "string") document.setIn(option("sandbox"), document.createNode(JSON.parse(sandbox)));
   if (sandbox !== undefined) document.deleteIn([...option("sandbox"), "subnet"]);
-  const file = join(process.cwd(), basename(settingsFile(fresh)));
+  const file = join(process.cwd(), `Pulumi.${fresh}.yaml`);
   await rewrite(file, document.toString({ lineWidth: 0 }));
   say(`${file} has the options of ${name}`);
   return async () => await rm(file, { force: true });

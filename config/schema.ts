@@ -131,7 +131,8 @@ export const stackSchema = z.strictObject({
       "A snapshot that the cluster begins with: `CLUSTER/SNAPSHOT`, or the newest of `CLUSTER`. It has its objects, " +
         "images and volumes, and an identity of its own: names, addresses, certificates, keys, tokens. What `mode`, " +
         "`kubernetes`, `node`, `network` and `containerd` say has to be the same. It needs `target: managed` and " +
-        "`distribution: embedded`. Changing it changes nothing of a cluster that is there.",
+        "`distribution: embedded`. Changing it changes nothing of a cluster that is there; one " +
+        "that is replaced begins with the snapshot again.",
     ),
   ssh: z
     .strictObject({

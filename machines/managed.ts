@@ -410,13 +410,14 @@ class ManagedSandbox extends BaseMachine implements Machine {
   /** The note is the last: without it the machine begins with nothing. */
   async #plant(folder: string, { files }: Kept, from: string): Promise<void> {
     const { state, seed, seedNote } = this.#paths;
+    const isNew = !existsSync(state);
     await mkdir(state, { recursive: true, mode: 0o700 });
     await rm(seedNote, { force: true });
     await this.#discard(seed); // of a command that was killed
     try {
       await this.#unpack(folder, files, seed);
     } catch (error) {
-      await this.#discard(seed);
+      await (isNew ? this.#removeState() : this.#discard(seed));
       throw error;
     }
     await writeWhole(seedNote, JSON.stringify({ id: randomUUID(), from } satisfies Seed));

@@ -3,11 +3,13 @@
  * of that cluster are; the server makes an identity of its own before it serves (node/server/reidentify.go).
  * @module
  */
+import { existsSync } from "node:fs";
 import { minorOf } from "../config/kubernetes.ts";
 import type { Problem } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { readJson } from "../system/files.ts";
 import { hostPaths } from "./paths.ts";
+import { readRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
 import { manifestIn, optionHashes, type Snapshot, snapshotFolder, snapshotsOf } from "./snapshots.ts";
 
@@ -24,6 +26,12 @@ export function seedOf({ name, home }: MachineRef): Seed | undefined {
   return readJson<Seed>(hostPaths(name, home).seedNote, "delete it; the cluster then begins with nothing");
 }
 
+/** Whether a machine that was never started has data, or a part of them. */
+export function isPlanted({ name, home }: MachineRef): boolean {
+  const { seed, seedNote } = hostPaths(name, home);
+  return readRecord(name, home) === undefined && (existsSync(seed) || existsSync(seedNote));
+}
+
 /** The snapshot that an option `from` names, and its folder; undefined if there is none. */
 export function snapshotNamed(from: string, home: string): { folder: string; snapshot: Snapshot } | undefined {
   const [name, given] = from.split("/") as [string, string?];
@@ -34,6 +42,9 @@ export function snapshotNamed(from: string, home: string): { folder: string; sna
 
 /** The options that have to be as they were. */
 const SAME = ["mode", "distribution", "node", "network", "containerd"] as const;
+
+/** The API server's arguments that have its datastore in another form; see node/server/bootstrap.go. */
+const STORAGE_ARGS = /^(etcd|storage|encryption)-/;
 
 /** Everything that keeps a cluster from beginning with a snapshot. */
 export function seedProblems(config: StackConfig, from: string, home: string): Problem[] {
@@ -51,6 +62,11 @@ export function seedProblems(config: StackConfig, from: string, home: string): P
   const problems = SAME.filter((key) => now[key] !== snapshot.options[key]).map((option): Problem => {
     return { option, message: `it was another one when ${at} was made; say what it was then` };
   });
+  const stored = config.node.apiServerArgs.filter((arg) => STORAGE_ARGS.test(arg));
+  if (stored.length > 0) {
+    const message = "what the API server stores so cannot be given to another cluster, whose keys are others";
+    problems.push({ option: "node.apiServerArgs", value: stored.join(", "), message });
+  }
   const { kubernetes = "" } = snapshot;
   if (minorOf(kubernetes) !== config.kubernetes) {
     const message = `${at} has Kubernetes ${kubernetes}; take that, and upgrade the cluster once it is there`;

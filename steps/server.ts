@@ -56,8 +56,12 @@ export const ensureServer: Step<ServerParams> = {
 async function startFirst(context: ServerContext, ref: ServerRef, config: string): Promise<void> {
   const { machine } = context;
   const { seed } = readRecord(machine.ref.name, machine.ref.home) ?? {};
-  if (seed !== undefined) {
-    await machine.write([{ path: `${inSandbox.nodeData}/server/seed`, content: seed, mode: 0o600 }]);
+  const file = (name: string) => `${inSandbox.nodeData}/server/${name}`;
+  // The other cluster's root may have put there what looks like a server that has one already, but does not know the id.
+  if (seed !== undefined && (await machine.read(file("seed"), { tail: 64 })) !== seed) {
+    await dropCopies(machine, true);
+    await machine.remove([file("seed"), file("seeded")]);
+    await machine.write([{ path: file("seed"), content: seed, mode: 0o600 }]);
   }
   await startServer(context, ref, config, "node");
 }

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -57,8 +60,12 @@ func bootstrap(ctx context.Context, c *Config, backend server.Backend) (bool, er
 	if err != nil {
 		return false, err
 	}
-	for key, value := range objects {
-		if _, err := backend.Create(ctx, key, value, 0); err != nil {
+	// By the roles of the cluster it is seen that all are there, and some may be of a start that was killed.
+	keys := slices.SortedFunc(maps.Keys(objects), func(one, other string) int {
+		return cmp.Or(boolean(strings.HasPrefix(one, roles))-boolean(strings.HasPrefix(other, roles)), strings.Compare(one, other))
+	})
+	for _, key := range keys {
+		if _, err := backend.Create(ctx, key, objects[key], 0); err != nil && !errors.Is(err, server.ErrKeyExists) {
 			return false, fmt.Errorf("%s: %w", key, err)
 		}
 	}
@@ -78,6 +85,13 @@ func noteBootstrap(ctx context.Context, backend server.Backend) error {
 		_, _, _, err = backend.Update(ctx, bootstrapKey, value, noted.ModRevision, 0)
 	}
 	return err
+}
+
+func boolean(is bool) int {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 func hasStorageArgs(c *Config) bool {

@@ -37,7 +37,7 @@ func (c *components) kubelet(ctx context.Context) error {
 		// it would answer anybody on 10255.
 		"read-only-port": "0",
 	}
-	flags["provider-id"] = "gvisor-k3s://" + c.config.NodeName
+	flags["provider-id"] = providerID(c.config.NodeName)
 	own, _ := labelsOf(c.config)
 	flags["node-labels"] = labelList(own)
 	if len(c.config.NodeTaints) > 0 {
@@ -57,6 +57,9 @@ func (c *components) kubelet(ctx context.Context) error {
 	command.SilenceErrors = true
 	return command.ExecuteContext(ctx)
 }
+
+// providerID tells the server's own node from others that somebody has made.
+func providerID(node string) string { return "gvisor-k3s://" + node }
 
 func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
 	yes, no := true, false

@@ -3,16 +3,22 @@ package main
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
+	"github.com/k3s-io/kine/pkg/drivers/sqlite"
 	"github.com/k3s-io/kine/pkg/server"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 )
@@ -80,12 +86,43 @@ func reidentify(ctx context.Context, c *Config, backend server.Backend, ca []byt
 			return err
 		}
 	}
+	if err := forgetHistory(ctx, c); err != nil {
+		return fmt.Errorf("what the datastore had before: %w", err)
+	}
 	seed, err := os.ReadFile(c.path("server", seedFile))
 	if err != nil {
 		return err
 	}
 	klog.InfoS("the data of another cluster are this one's", "from", string(seed), "node before", r.before)
 	return writePrivate(c.path("server", seededFile), seed)
+}
+
+// forgetHistory has the datastore hold nothing but what there is now: in what it was there are tokens that are good in
+// the other cluster. The newest row stays, whatever it is, for its number is the revision.
+func forgetHistory(ctx context.Context, c *Config) error {
+	db, err := sql.Open("sqlite3", c.datastoreFile()+"?"+sqlite.DefaultParams)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	connection, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	for _, statement := range []string{
+		"PRAGMA secure_delete = ON",
+		"DELETE FROM kine WHERE id NOT IN (SELECT MAX(id) FROM kine GROUP BY name)",
+		"DELETE FROM kine WHERE deleted = 1 AND id < (SELECT MAX(id) FROM kine)",
+		"UPDATE kine SET old_value = NULL",
+		"UPDATE kine SET prev_revision = (SELECT MAX(id) FROM kine) WHERE name = 'compact_rev_key'",
+		"PRAGMA wal_checkpoint(TRUNCATE)",
+	} {
+		if _, err := connection.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("%s: %w", statement, err)
+		}
+	}
+	return nil
 }
 
 // settleIn has the datastore be this cluster's, if it is another one's.
@@ -109,19 +146,64 @@ type renaming struct {
 	ca      string // who signs what the API server serves with
 }
 
+// findNode finds the node that was the server's own among those that there are.
 func (r *renaming) findNode(ctx context.Context) error {
+	var names []string
 	prefix := storageKey("minions", "", "")
-	return r.each(ctx, prefix, func(found *server.KeyValue, _ runtime.Object) (bool, error) {
-		if name := strings.TrimPrefix(found.Key, prefix); name != r.name {
+	err := r.each(ctx, prefix, func(found *server.KeyValue, object runtime.Object) (bool, error) {
+		name := strings.TrimPrefix(found.Key, prefix)
+		if node, ok := object.(*corev1.Node); ok && node.Spec.ProviderID == providerID(name) {
 			r.before = name
 		}
+		names = append(names, name)
 		return false, nil
+	})
+	if err == nil && r.before == "" && len(names) == 1 {
+		r.before = names[0]
+	}
+	return err
+}
+
+// nodes has the node be the one of this name, with what people have given it: the kubelet registers the rest anew.
+func (r *renaming) nodes(ctx context.Context) error {
+	key := storageKey("minions", "", r.before)
+	if r.before == "" || r.before == r.name {
+		return nil
+	}
+	return r.each(ctx, key, func(found *server.KeyValue, object runtime.Object) (bool, error) {
+		if found.Key != key {
+			return false, nil
+		}
+		if node, ok := object.(*corev1.Node); ok {
+			if err := r.renamed(ctx, node); err != nil {
+				return false, err
+			}
+		}
+		_, _, _, err := r.backend.Delete(ctx, found.Key, found.ModRevision)
+		return false, err
 	})
 }
 
-// nodes forgets the node; the kubelet registers it anew.
-func (r *renaming) nodes(ctx context.Context) error {
-	return r.removeAll(ctx, storageKey("minions", "", ""))
+func (r *renaming) renamed(ctx context.Context, node *corev1.Node) error {
+	labels := maps.Clone(node.Labels)
+	labels[hostnameLabel] = r.name
+	now := metav1.Now()
+	other := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: r.name, UID: uuid.NewUUID(), CreationTimestamp: now, Labels: labels},
+		Spec: corev1.NodeSpec{
+			ProviderID:    providerID(r.name),
+			Taints:        node.Spec.Taints,
+			Unschedulable: node.Spec.Unschedulable,
+		},
+	}
+	value, err := encodeStored(other, corev1.SchemeGroupVersion)
+	if err == nil {
+		_, err = r.backend.Create(ctx, storageKey("minions", "", r.name), value, 0)
+	}
+	if errors.Is(err, server.ErrKeyExists) {
+		return nil // of a start that was killed
+	}
+	return err
 }
 
 // leases forgets who was alive, who served, and what was told of that.
@@ -132,12 +214,18 @@ func (r *renaming) leases(ctx context.Context) error {
 		storageKey("csinodes", "", ""),
 		storageKey("volumeattachments", "", ""),
 		"/registry/masterleases/",
+	} {
+		if err := r.removeAll(ctx, prefix, func(string) bool { return true }); err != nil {
+			return err
+		}
+	}
+	for _, key := range []string{
 		"/registry/services/endpoints/default/kubernetes",
 		storageKey("endpointslices", "default", "kubernetes"),
 		// The API server adds its authorities to those that it finds in it.
 		storageKey("configmaps", "kube-system", "extension-apiserver-authentication"),
 	} {
-		if err := r.removeAll(ctx, prefix); err != nil {
+		if err := r.removeAll(ctx, key, func(found string) bool { return found == key }); err != nil {
 			return err
 		}
 	}
@@ -152,6 +240,12 @@ func (r *renaming) pods(ctx context.Context) error {
 			return false, nil
 		}
 		pod.Spec.NodeName = r.name
+		if pod.Spec.NodeSelector[hostnameLabel] == r.before {
+			pod.Spec.NodeSelector[hostnameLabel] = r.name
+		}
+		if affinity := pod.Spec.Affinity; affinity != nil && affinity.NodeAffinity != nil {
+			r.selector(affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution)
+		}
 		return true, nil
 	})
 }
@@ -160,21 +254,29 @@ func (r *renaming) pods(ctx context.Context) error {
 func (r *renaming) volumes(ctx context.Context) error {
 	return r.each(ctx, storageKey("persistentvolumes", "", ""), func(_ *server.KeyValue, object runtime.Object) (bool, error) {
 		volume, ok := object.(*corev1.PersistentVolume)
-		if !ok || volume.Spec.NodeAffinity == nil || volume.Spec.NodeAffinity.Required == nil {
+		if !ok || volume.Spec.NodeAffinity == nil {
 			return false, nil
 		}
-		changed := false
-		for _, term := range volume.Spec.NodeAffinity.Required.NodeSelectorTerms {
-			for _, expression := range term.MatchExpressions {
-				for i, value := range expression.Values {
-					if expression.Key == hostnameLabel && value == r.before {
-						expression.Values[i], changed = r.name, true
-					}
+		return r.selector(volume.Spec.NodeAffinity.Required), nil
+	})
+}
+
+// selector has what asks for the node by its former name ask for it by the new one, and tells whether anything did.
+func (r *renaming) selector(selector *corev1.NodeSelector) bool {
+	changed := false
+	if selector == nil || r.before == "" {
+		return false
+	}
+	for _, term := range selector.NodeSelectorTerms {
+		for _, expression := range slices.Concat(term.MatchExpressions, term.MatchFields) {
+			for i, value := range expression.Values {
+				if (expression.Key == hostnameLabel || expression.Key == "metadata.name") && value == r.before {
+					expression.Values[i], changed = r.name, true
 				}
 			}
 		}
-		return changed, nil
-	})
+	}
+	return changed
 }
 
 func (r *renaming) claims(ctx context.Context) error {
@@ -254,8 +356,11 @@ func (r *renaming) write(
 	return err
 }
 
-func (r *renaming) removeAll(ctx context.Context, prefix string) error {
+func (r *renaming) removeAll(ctx context.Context, prefix string, is func(key string) bool) error {
 	return r.each(ctx, prefix, func(found *server.KeyValue, _ runtime.Object) (bool, error) {
+		if !is(found.Key) {
+			return false, nil
+		}
 		_, _, _, err := r.backend.Delete(ctx, found.Key, found.ModRevision)
 		return false, err
 	})

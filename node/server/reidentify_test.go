@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -32,6 +33,10 @@ func TestReidentify(t *testing.T) {
 	}
 	makeObjects(ctx, t, client)
 	token := awaitToken(ctx, t, client, "")
+	secrets, err := client.CoreV1().Secrets("default").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	awaitControllers(ctx, t, source)
 	stop()
 
@@ -49,6 +54,16 @@ func TestReidentify(t *testing.T) {
 	}
 	if err := os.CopyFS(fork.path("server"), os.DirFS(source.path("server"))); err != nil {
 		t.Fatal(err)
+	}
+	for _, file := range []string{"state.db", "state.db-wal"} {
+		if content, err := os.ReadFile(fork.path("server", "db", file)); err == nil && bytes.Contains(content, []byte(token)) {
+			defer func() {
+				content, _ := os.ReadFile(fork.path("server", "db", file))
+				if bytes.Contains(content, []byte(token)) {
+					t.Errorf("%s has a token of the other cluster", file)
+				}
+			}()
+		}
 	}
 	if err := os.WriteFile(fork.path("server", seedFile), []byte("a snapshot"), 0o600); err != nil {
 		t.Fatal(err)
@@ -73,6 +88,14 @@ func TestReidentify(t *testing.T) {
 	refused(t, fork, "who has the other cluster's token", nil, token)
 	if now := awaitToken(ctx, t, client, token); now == token {
 		t.Error("the token of a service account is that of the other cluster")
+	}
+	then := metav1.ListOptions{
+		ResourceVersion:      secrets.ResourceVersion,
+		ResourceVersionMatch: metav1.ResourceVersionMatchExact,
+		Limit:                10,
+	}
+	if found, err := client.CoreV1().Secrets("default").List(ctx, then); !apierrors.IsResourceExpired(err) {
+		t.Errorf("what there was in the other cluster is told: %d Secrets, %v", len(found.Items), err)
 	}
 	trusted, err := client.CoreV1().ConfigMaps("kube-system").
 		Get(ctx, "extension-apiserver-authentication", metav1.GetOptions{})
@@ -109,11 +132,25 @@ func makeObjects(ctx context.Context, t *testing.T, client kubernetes.Interface)
 			t.Fatal(err)
 		}
 	}
-	_, err := client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: named("before")}, none)
+	node := &corev1.Node{ObjectMeta: named("before"), Spec: corev1.NodeSpec{ProviderID: providerID("before")}}
+	node.Labels = map[string]string{"disk": "ssd", hostnameLabel: "before"}
+	node.Spec.Taints = []corev1.Taint{{Key: "mine", Effect: corev1.TaintEffectNoSchedule}}
+	_, err := client.CoreV1().Nodes().Create(ctx, node, none)
+	must(err)
+	_, err = client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: named("zz-somebody-s")}, none)
+	must(err)
+	_, err = client.CoreV1().Endpoints("default").Create(ctx, &corev1.Endpoints{ObjectMeta: named("kubernetes-ext")}, none)
 	must(err)
 	containers := []corev1.Container{{Name: "main", Image: "example.test/image:1"}}
 	for name, node := range map[string]string{"bound": "before", "elsewhere": "third"} {
 		pod := &corev1.Pod{ObjectMeta: named(name), Spec: corev1.PodSpec{NodeName: node, Containers: containers}}
+		pod.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{ // as a DaemonSet's has it
+			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
+				NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchFields: []corev1.NodeSelectorRequirement{
+					{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{node}},
+				}}},
+			},
+		}}
 		pod.Spec.Tolerations = []corev1.Toleration{{Operator: corev1.TolerationOpExists}}
 		_, err = client.CoreV1().Pods("default").Create(ctx, pod, none)
 		must(err)
@@ -158,10 +195,26 @@ func checkObjects(ctx context.Context, t *testing.T, client kubernetes.Interface
 	if _, err := client.CoreV1().Nodes().Get(ctx, "before", get); !apierrors.IsNotFound(err) {
 		t.Errorf("the other cluster's node is there: %v", err)
 	}
+	renamed, err := client.CoreV1().Nodes().Get(ctx, "other", get)
+	if err != nil || renamed.Labels["disk"] != "ssd" || renamed.Labels[hostnameLabel] != "other" ||
+		!slices.ContainsFunc(renamed.Spec.Taints, func(taint corev1.Taint) bool { return taint.Key == "mine" }) {
+		t.Errorf("the node has not what it was given: %+v, %v", renamed, err)
+	}
+	if _, err := client.CoreV1().Nodes().Get(ctx, "zz-somebody-s", get); err != nil {
+		t.Error(err)
+	}
+	if _, err := client.CoreV1().Endpoints("default").Get(ctx, "kubernetes-ext", get); err != nil {
+		t.Error(err)
+	}
 	for name, node := range map[string]string{"bound": "other", "elsewhere": "third"} {
 		pod, err := client.CoreV1().Pods("default").Get(ctx, name, get)
 		if err != nil || pod.Spec.NodeName != node {
 			t.Errorf("the pod %s is on %q, not on %q: %v", name, pod.Spec.NodeName, node, err)
+			continue
+		}
+		terms := pod.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
+		if terms[0].MatchFields[0].Values[0] != node {
+			t.Errorf("the pod %s is for another node: %+v", name, terms)
 		}
 	}
 	volume, err := client.CoreV1().PersistentVolumes().Get(ctx, "folder", get)

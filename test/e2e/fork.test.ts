@@ -1,7 +1,7 @@
 /** Clusters that begin with what another one has: each test goes on where the one before it stopped. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { imageName } from "../../artifacts/artifacts.ts";
@@ -58,6 +58,8 @@ describe("a control plane", () => {
     setOptions(plane, { mode: "control-plane", ports: ["127.0.0.1:18463:6443"] });
     await printed("up", plane);
     await note(plane, "of-both");
+    // Its root would have every fork take the identity for its own already.
+    await inside(plane, "ln", "-s", "seed", "/var/lib/rancher/k3s/server/seeded");
   });
 
   it("is another cluster with the same objects, which lets nobody in who has keys of the first", async () => {
@@ -82,6 +84,9 @@ describe("a control plane", () => {
 
   it("refuses what it cannot be, and makes nothing", async () => {
     expect(await refused("fork", plane, copy)).toContain("it is there already; choose another name");
+    const before = readdirSync(root);
+    expect(await refused("fork", plane, "org/values")).toContain("letters, digits, dots, dashes and underscores");
+    expect(readdirSync(root)).toEqual(before);
     expect(await refused("fork", plane, begun, "--from", "none")).toContain("there is no such snapshot");
     await printed("snapshot", "save", plane, "then");
     setOptions(begun, { from: `${plane}/then`, kubernetes: "1.36", node: { httpsListenPort: 7443 } });
@@ -144,6 +149,8 @@ describe("a node", () => {
     await waitFor("the data come", 120, () => existsSync(pathsOf(other).seed) || undefined);
     process.kill(-command.pid!, "SIGKILL");
     await ended;
+    await printed("destroy", other);
+    expect(entriesOf(pathsOf(other).state)).toEqual([]);
     await printed("fork", node, other);
   });
 
