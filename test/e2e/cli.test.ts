@@ -14,6 +14,7 @@ import {
   kubectl,
   ownHome,
   pathsOf,
+  printed,
   removeHome,
   root,
   services,
@@ -54,12 +55,6 @@ afterAll(async () => {
 });
 
 /** What the command printed, which must have ended well. */
-async function printed(...args: string[]): Promise<string> {
-  const { exitCode, stdout, all } = await cli(...args);
-  expect(exitCode, all).toBe(0);
-  return String(stdout);
-}
-
 const json = async (...args: string[]) => JSON.parse(await printed(...args, "--json"));
 
 it("tells of a cluster that is not there how to make it", async () => {

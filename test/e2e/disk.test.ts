@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { artifactFolder, goArch, imageName } from "../../artifacts/artifacts.ts";
 import type { Status } from "../../automation/status.ts";
 import { waitFor } from "../../system/wait.ts";
-import { cli, endAll, inside, kubectl, kubectlProcess, machineOf, ownHome, root, shellImage } from "./harness.ts";
+import { endAll, inside, kubectl, kubectlProcess, machineOf, ownHome, printed, root, shellImage } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-disk";
@@ -30,12 +30,6 @@ afterAll(async () => {
   await endAll(home, name);
   if (!process.env.KEEP) rmSync(options, { force: true });
 });
-
-async function printed(...args: string[]): Promise<string> {
-  const { exitCode, stdout, all } = await cli(...args);
-  expect(exitCode, all).toBe(0);
-  return String(stdout);
-}
 
 /** Bytes in an image that no other image has. */
 const LAYER = 4 * 2 ** 20;

@@ -1,40 +1,35 @@
 /** Clusters that begin with what another one has: each test goes on where the one before it stopped. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { imageName } from "../../artifacts/artifacts.ts";
 import { waitFor } from "../../system/wait.ts";
-import { cli, endAll, entriesOf, inside, kubectl, kubectlProcess, ownHome, pathsOf, root } from "./harness.ts";
+import {
+  endAll,
+  entriesOf,
+  inside,
+  kubectl,
+  kubectlProcess,
+  optionsFile,
+  ownHome,
+  pathsOf,
+  printed,
+  refused,
+  root,
+  setOptions,
+} from "./harness.ts";
 
 const home = await ownHome();
 const [plane, copy, begun] = ["e2e-fork-c", "e2e-fork-d", "e2e-fork-e"];
 const [node, other] = ["e2e-fork-n", "e2e-fork-m"];
 const all = [plane, copy, begun, node, other];
-const optionsFile = (name: string) => join(root, `Pulumi.${name}.yaml`);
-
-function setOptions(name: string, options: object): void {
-  const config = Object.fromEntries(Object.entries(options).map(([key, value]) => [`gvisor-k3s:${key}`, value]));
-  writeFileSync(optionsFile(name), JSON.stringify({ config }));
-}
 
 afterAll(async () => {
   await endAll(home, ...all);
   if (!process.env.KEEP) for (const name of all) rmSync(optionsFile(name), { force: true });
 });
-
-async function printed(...args: string[]): Promise<string> {
-  const { exitCode, stdout, all } = await cli(...args);
-  expect(exitCode, all).toBe(0);
-  return String(stdout);
-}
-
-async function refused(...args: string[]): Promise<string> {
-  const { exitCode, all } = await cli(...args);
-  expect(exitCode, all).toBe(1);
-  return String(all);
-}
 
 const note = (name: string, what: string) => kubectl(name, "create", "configmap", what);
 const notes = async (name: string) =>

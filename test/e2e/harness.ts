@@ -164,6 +164,29 @@ export function cli(...args: string[]) {
   return execa("node", [join(root, "automation/cli.ts"), ...args], { all: true, reject: false });
 }
 
+/** What a command prints that succeeds. */
+export async function printed(...args: string[]): Promise<string> {
+  const { exitCode, stdout, all } = await cli(...args);
+  expect(exitCode, all).toBe(0);
+  return String(stdout);
+}
+
+/** What a command says that fails. */
+export async function refused(...args: string[]): Promise<string> {
+  const { exitCode, all } = await cli(...args);
+  expect(exitCode, all).toBe(1);
+  return String(all);
+}
+
+/** The file of a stack's options. */
+export const optionsFile = (stack: string): string => join(root, `Pulumi.${stack}.yaml`);
+
+/** Writes it. */
+export function setOptions(stack: string, options: object): void {
+  const config = Object.fromEntries(Object.entries(options).map(([key, value]) => [`gvisor-k3s:${key}`, value]));
+  writeFileSync(optionsFile(stack), JSON.stringify({ config }));
+}
+
 /** kubectl on the host with a sandbox's kubeconfig, as a process. */
 export function kubectlProcess(name: string, args: string[], options: Options = {}) {
   const { kubeconfig } = pathsOf(name);

@@ -16,38 +16,24 @@ import {
   inside,
   kubectl,
   kubectlProcess,
+  optionsFile,
   ownHome,
   pathsOf,
+  printed,
+  refused,
   root,
+  setOptions,
   supervised,
   traces,
 } from "./harness.ts";
 
 const home = await ownHome();
 const [plane, node] = ["e2e-snap-c", "e2e-snap-n"];
-const optionsFile = (name: string) => join(root, `Pulumi.${name}.yaml`);
-
-function setOptions(name: string, options: object): void {
-  const config = Object.fromEntries(Object.entries(options).map(([key, value]) => [`gvisor-k3s:${key}`, value]));
-  writeFileSync(optionsFile(name), JSON.stringify({ config }));
-}
 
 afterAll(async () => {
   await endAll(home, plane, node);
   if (!process.env.KEEP) for (const name of [plane, node]) rmSync(optionsFile(name), { force: true });
 });
-
-async function printed(...args: string[]): Promise<string> {
-  const { exitCode, stdout, all } = await cli(...args);
-  expect(exitCode, all).toBe(0);
-  return String(stdout);
-}
-
-async function refused(...args: string[]): Promise<string> {
-  const { exitCode, all } = await cli(...args);
-  expect(exitCode, all).toBe(1);
-  return String(all);
-}
 
 const configMaps = async (name: string) =>
   (await kubectl(name, "get", "configmaps", "-o=jsonpath={.items[*].metadata.name}")).split(" ");
