@@ -29,9 +29,9 @@ import (
 )
 
 // The API server has roles, bindings and priority classes in every cluster. It makes them itself, by its own API, one
-// after the other, is not ready before that is done, and begins a second after its start (wait.Poll in the two hooks): more
-// than half of its start natively. So an empty datastore gets them directly, in the form that the API server stores, and
-// where they are those of this version already, the hooks run beside what else is done.
+// after the other, is not ready before that is done, and begins a second after its start (wait.Poll in the two hooks):
+// more than half of its start natively. So an empty datastore gets them directly, in the form that the API server
+// stores, and where they are those of this version already, the hooks run beside what else is done.
 
 // bootstrapKey is where the datastore says of which version these objects are, apart from what the API server keeps.
 const bootstrapKey = "/gvisor-k3s/bootstrap"
@@ -61,9 +61,9 @@ func bootstrap(ctx context.Context, c *Config, backend server.Backend) (bool, er
 		return false, err
 	}
 	// By the roles of the cluster it is seen that all are there, and some may be of a start that was killed.
-	keys := slices.SortedFunc(maps.Keys(objects), func(one, other string) int {
-		return cmp.Or(boolean(strings.HasPrefix(one, roles))-boolean(strings.HasPrefix(other, roles)), strings.Compare(one, other))
-	})
+	keys := slices.Sorted(maps.Keys(objects))
+	last := func(key string) int { return cmp.Compare(strings.Index(key, roles), -1) }
+	slices.SortStableFunc(keys, func(one, other string) int { return last(one) - last(other) })
 	for _, key := range keys {
 		if _, err := backend.Create(ctx, key, objects[key], 0); err != nil && !errors.Is(err, server.ErrKeyExists) {
 			return false, fmt.Errorf("%s: %w", key, err)
@@ -85,13 +85,6 @@ func noteBootstrap(ctx context.Context, backend server.Backend) error {
 		_, _, _, err = backend.Update(ctx, bootstrapKey, value, noted.ModRevision, 0)
 	}
 	return err
-}
-
-func boolean(is bool) int {
-	if is {
-		return 1
-	}
-	return 0
 }
 
 func hasStorageArgs(c *Config) bool {

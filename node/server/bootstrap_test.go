@@ -21,7 +21,6 @@ func TestBootstrap(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes three starts of a control plane")
 	}
-	const alone = "https-listen-port: %d\nkube-controller-manager-arg: [secure-port=0]\nkube-scheduler-arg: [secure-port=0]\n"
 	upstream := configFor(t, fmt.Sprintf(alone+"kube-apiserver-arg: [etcd-healthcheck-timeout=3s]\n", freePort(t)))
 	ctx, stop := startServer(t, upstream)
 	want := bootstrapped(ctx, t, upstream)

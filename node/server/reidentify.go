@@ -252,7 +252,8 @@ func (r *renaming) pods(ctx context.Context) error {
 
 // volumes that are folders of the node are its own under its new name.
 func (r *renaming) volumes(ctx context.Context) error {
-	return r.each(ctx, storageKey("persistentvolumes", "", ""), func(_ *server.KeyValue, object runtime.Object) (bool, error) {
+	prefix := storageKey("persistentvolumes", "", "")
+	return r.each(ctx, prefix, func(_ *server.KeyValue, object runtime.Object) (bool, error) {
 		volume, ok := object.(*corev1.PersistentVolume)
 		if !ok || volume.Spec.NodeAffinity == nil {
 			return false, nil
@@ -280,7 +281,8 @@ func (r *renaming) selector(selector *corev1.NodeSelector) bool {
 }
 
 func (r *renaming) claims(ctx context.Context) error {
-	return r.each(ctx, storageKey("persistentvolumeclaims", "", ""), func(_ *server.KeyValue, object runtime.Object) (bool, error) {
+	prefix := storageKey("persistentvolumeclaims", "", "")
+	return r.each(ctx, prefix, func(_ *server.KeyValue, object runtime.Object) (bool, error) {
 		claim, ok := object.(*corev1.PersistentVolumeClaim)
 		if !ok || r.before == "" || claim.Annotations[selectedNode] != r.before {
 			return false, nil

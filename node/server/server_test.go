@@ -250,14 +250,17 @@ func TestAgentThatKeepsEnding(t *testing.T) {
 	<-ended
 }
 
+// alone is what a server is told beside which others may run.
+const alone = "https-listen-port: %d\nkube-controller-manager-arg: [secure-port=0]\n" +
+	"kube-scheduler-arg: [secure-port=0]\n"
+
 // The real server without a kubelet: it starts, deploys the manifests and follows their changes, keeps its state over a
 // restart, and ends on SIGTERM.
 func TestServer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes two starts of a control plane")
 	}
-	config := configFor(t, fmt.Sprintf("https-listen-port: %d\n"+
-		"kube-controller-manager-arg: [secure-port=0]\nkube-scheduler-arg: [secure-port=0]\n", freePort(t)))
+	config := configFor(t, fmt.Sprintf(alone, freePort(t)))
 	manifest := config.path("server", "manifests", "test.yaml")
 	if err := os.MkdirAll(filepath.Dir(manifest), 0o700); err != nil {
 		t.Fatal(err)

@@ -95,15 +95,16 @@ describe("images that no container uses", () => {
 
   it("are removed by the kubelet when the disk is full, but for the same", async () => {
     await pulled("example.test/forgotten:1");
+    // It looks every five minutes, and spares what is younger than two.
     const look = "grep -E 'image_gc|Image garbage' /var/log/gvisor-k3s/server.log; date";
     await waitFor(
       "the kubelet removes it",
-      330,
+      450,
       async () => ((await images()).includes("example.test/forgotten:1") ? undefined : true),
       () => inside(name, "sh", "-c", look),
     );
     expect(await images()).toEqual(expect.arrayContaining([shell.image, imageName("pause"), imageName("testpod")]));
-  }, 400_000);
+  }, 520_000);
 });
 
 it("a container's log begins anew when it is long", async () => {
