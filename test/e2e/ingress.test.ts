@@ -143,6 +143,7 @@ it("is of the default class, and leaves what is of another", async () => {
 it("is gone when it is switched off, and nothing else changes", async () => {
   const stack = await open(name, { pod: { enabled: false }, ports: [`${ports.http}:80`, `${ports.https}:443`] });
   expect((await changes((settings) => stack.up(settings))).changed).toEqual({
+    update: ["images-import"], // which looks that the addons' programs are there
     delete: expect.arrayContaining(["ingress", "ingress-apply"]),
   });
   const classes = await kubectl(name, "get", "ingressclass,deploy,service", "-A", "-l=app.kubernetes.io/name=traefik");
