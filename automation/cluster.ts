@@ -26,7 +26,7 @@ import { refuse } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { diskUsage } from "../machines/disk.ts";
-import { driverOf, openMachine } from "../machines/index.ts";
+import { driverOf, openMachine, whileLocked } from "../machines/index.ts";
 import type { Machine } from "../machines/machine.ts";
 import { hostPaths } from "../machines/paths.ts";
 import type { MachineRef } from "../machines/ref.ts";
@@ -249,13 +249,14 @@ export async function destroy(
   { progress, signal, forgotten = false }: Options & { forgotten?: boolean },
 ): Promise<void> {
   const home = homeFolder();
-  const ref = machineOf(name, await clusterOf(name));
+  const cluster = await clusterOf(name);
+  const ref = machineOf(name, cluster);
   const machine = ref && openMachine(ref);
   if (forgotten && machine?.forget === undefined) {
     throw new Error(`${name} is not on another machine; \`gvisor-k3s destroy ${name}\` removes it`);
   }
   // On a disk that is full Pulumi could not note that the sandbox is gone, which is what makes room.
-  if (!forgotten && (await fullDisk()) !== undefined) await removeMachines(name, progress);
+  if (!forgotten && (await fullDisk()) !== undefined) await removeMachines(name, cluster, progress);
   const stack = await stackOf(name, progress);
   await removeDeadTrials(home);
   if (forgotten) {
@@ -267,7 +268,7 @@ export async function destroy(
       if (machine?.forget) progress.error(`if the machine is gone for good, ${advice}`);
       throw error;
     });
-    await removeMachines(name, progress); // of an `up` that was killed before it was noted in Pulumi's state
+    await removeMachines(name, cluster, progress); // of an `up` that was killed before it was noted in Pulumi's state
   }
   await stack.workspace.removeStack(name, { force: forgotten });
   await forget(name);
@@ -298,13 +299,13 @@ async function needRoom(): Promise<void> {
 }
 
 /** Removes what is a stack's by what is written down, without Pulumi. */
-async function removeMachines(stack: string, progress: Progress): Promise<void> {
+async function removeMachines(stack: string, cluster: string, progress: Progress): Promise<void> {
   for (const machine of machinesOf(stack)) {
     progress.say(`removing the sandbox ${machine.name}`);
     await runStep("sandbox-remove", { version: VERSION, machine }, "");
   }
   // What a fork that was not started has left: nothing but the other cluster's data.
-  const planted: MachineRef = { kind: "managed", name: await clusterOf(stack), home: homeFolder() };
+  const planted: MachineRef = { kind: "managed", name: cluster, home: homeFolder() };
   if (isPlanted(planted)) await runStep("sandbox-remove", { version: VERSION, machine: planted }, "");
 }
 
@@ -378,7 +379,6 @@ export async function importArchives(
   refuse(files.flatMap(archiveProblem));
   const machine = await needRunning(config);
   const say = (line: string) => progress.say(line);
-  const init = join(await provide(wanted({ name: "init" }), say), "sandbox-init");
   const ctr = pathInSandbox({ name: "containerd" }, "ctr");
   const { ref } = machine;
   for (const path of files) {
@@ -390,12 +390,9 @@ export async function importArchives(
       labels: [PINNED],
       archives: [{ path, sha256: fileDigest(path) }],
     };
-    const lock = await machine.lock({ what: importImages.name(params), alone: false, init, say });
-    try {
-      await importImages.run(params, { machine, content: "", incarnation: 0, repairs: 0, say });
-    } finally {
-      lock.release();
-    }
+    const context = { machine, content: "", incarnation: 0, repairs: 0, say };
+    const lock = { what: importImages.name(params), alone: false, say };
+    await whileLocked(machine, lock, () => importImages.run(params, context));
     progress.say(`${path} is imported`);
   }
 }

@@ -2,11 +2,8 @@
  * Clusters that begin with what another one has.
  * @module
  */
-
-import { join } from "node:path";
-import { provide, wanted } from "../artifacts/artifacts.ts";
 import { refuse } from "../config/problems.ts";
-import { openMachine } from "../machines/index.ts";
+import { openMachine, whileLocked } from "../machines/index.ts";
 import { readRecord } from "../machines/record.ts";
 import { seedProblems, snapshotNamed } from "../machines/seed.ts";
 import { homeFolder } from "../system/folders.ts";
@@ -93,12 +90,8 @@ async function plant(config: NamedConfig, from: string, say: (line: string) => v
   refuse(seedProblems(config, from, home));
   const { folder, snapshot } = snapshotNamed(from, home)!;
   const machine = openMachine(refOf(config));
-  const init = join(await provide(wanted({ name: "init" }), say), "sandbox-init");
-  const lock = await machine.lock({ what: "fork", alone: true, init, say });
-  try {
+  await whileLocked(machine, { what: "fork", alone: true, say }, async () => {
     needNew(config); // another one may have come first
     await machine.keeper!.plant(folder, snapshot, from);
-  } finally {
-    lock.release();
-  }
+  });
 }

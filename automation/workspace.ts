@@ -19,7 +19,7 @@ import { createRequire } from "node:module";
 import { basename, dirname, extname, join } from "node:path";
 import { LocalWorkspace, PulumiCommand, Stack, StackAlreadyExistsError } from "@pulumi/pulumi/automation/index.js";
 import { gte, parse } from "semver";
-import { parseDocument, stringify } from "yaml";
+import { type Document, parseDocument, stringify } from "yaml";
 import { manifest, provide, takesStandins, wanted } from "../artifacts/artifacts.ts";
 import { refuse } from "../config/problems.ts";
 import { preflight, preflightThere } from "../steps/preflight.ts";
@@ -183,16 +183,23 @@ async function decrypted(name: string): Promise<Record<string, unknown>> {
 export async function setOption(name: string, path: string[], value: string): Promise<() => Promise<void>> {
   const known = settingsFile(name);
   const before = existsSync(known) ? readFileSync(known, "utf8") : undefined;
-  const file = before === undefined ? join(process.cwd(), basename(known)) : known;
+  const file = before === undefined ? newSettingsFile(name) : known;
   const document = parseDocument(before ?? "");
   const [option, ...within] = path;
   const at = ["config", `${ownProject()}:${option}`];
-  const given = document.getIn(at);
-  // as `pulumi config set` writes it
-  if (within.length > 0 && typeof given === "string") document.setIn(at, document.createNode(JSON.parse(given)));
+  if (within.length > 0) openUp(document, at);
   document.setIn([...at, ...within], value);
   await rewrite(file, document.toString({ lineWidth: 0 }));
   return async () => await (before === undefined ? rm(file, { force: true }) : rewrite(file, before));
+}
+
+/** Where the options of a stack come to be that has no file of them. */
+const newSettingsFile = (stack: string) => join(process.cwd(), `Pulumi.${stack}.yaml`);
+
+/** Has what `pulumi config set` has written as JSON be what it stands for. */
+function openUp(document: Document, at: string[]): void {
+  const given = document.getIn(at);
+  if (typeof given === "string") document.setIn(at, document.createNode(JSON.parse(given)));
 }
 
 /**
@@ -216,11 +223,9 @@ export async function copyOptions(
   const option = (key: string) => ["config", `${ownProject()}:${key}`];
   document.delete("encryptionsalt");
   for (const key of ["name", "ports", "from"]) document.deleteIn(option(key));
-  const sandbox = document.getIn(option("sandbox"));
-  // as `pulumi config set` writes it
-  if (typeof sandbox === "string") document.setIn(option("sandbox"), document.createNode(JSON.parse(sandbox)));
-  if (sandbox !== undefined) document.deleteIn([...option("sandbox"), "subnet"]);
-  const file = join(process.cwd(), `Pulumi.${fresh}.yaml`);
+  openUp(document, option("sandbox"));
+  if (document.hasIn(option("sandbox"))) document.deleteIn([...option("sandbox"), "subnet"]);
+  const file = newSettingsFile(fresh);
   await rewrite(file, document.toString({ lineWidth: 0 }));
   say(`${file} has the options of ${name}`);
   return async () => await rm(file, { force: true });

@@ -7,11 +7,9 @@ import { join } from "node:path";
 import * as Plot from "@observablehq/plot";
 import { parseHTML } from "linkedom";
 import { history } from "./history.ts";
-import type { Results } from "./results.ts";
-import { median, percentile } from "./table.ts";
+import { median, percentile, readResults } from "./table.ts";
 
 const folder = join(import.meta.dirname, "pictures");
-const read = <T>(file: string) => JSON.parse(readFileSync(join(import.meta.dirname, file), "utf8")) as T;
 
 /** The pictures by their files' names. */
 export function pictures(): Record<string, string> {
@@ -25,7 +23,7 @@ export function writePictures(): void {
 
 /** When a bring-up was how far, on both sides. */
 function bringUp(): string {
-  const { runs } = read<Results>("results.json");
+  const { runs } = readResults();
   const points = (["gvisor", "native"] as const).flatMap((side) => {
     const same = runs.filter((run) => run.side === side);
     const of = (seconds: number[], stage: string) => ({ side, stage, seconds: median(seconds) });
@@ -96,7 +94,8 @@ function past(): string {
 /** A node with more and more pods. */
 function growth(): string {
   type Step = { pods: number; starts: number[]; memory: number; idleCpu: number };
-  const { steps } = read<{ steps: Step[] }>("growth.json");
+  const text = readFileSync(join(import.meta.dirname, "growth.json"), "utf8");
+  const { steps } = JSON.parse(text) as { steps: Step[] };
   const points = steps.flatMap(({ pods, starts, memory }) => [
     { pods, figure: "pod start, seconds (p50)", value: percentile(starts, 0.5)[0]! },
     { pods, figure: "memory, GB", value: memory / 1e9 },

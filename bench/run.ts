@@ -165,13 +165,12 @@ async function measureControlPlane({ name: generation, runsc, sandbox }: Generat
 }
 
 async function keep(ref: MachineRef, pod: boolean): Promise<Omit<SnapshotRun, "mode">> {
-  const kubectl: [string, string] = [join(artifactFolder({ name: "server" }), "gvisor-k3s-node"), "kubectl"];
   const command = async (...args: string[]) => {
     const { seconds, lines } = await cli(ref, ...args);
     return { seconds, stdout: lines.map(({ text }) => text).join("\n") };
   };
   try {
-    return await measureSnapshots(ref, command, kubectl, pod);
+    return await measureSnapshots(ref, command, pod);
   } finally {
     rmSync(settings(FORK), { force: true });
   }

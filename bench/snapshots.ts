@@ -1,6 +1,8 @@
 /** How long it takes to keep a cluster, to take it back, and to have another one begin with it. */
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
+import { artifactFolder } from "../artifacts/artifacts.ts";
 import { hostPaths } from "../machines/paths.ts";
 import type { MachineRef } from "../machines/ref.ts";
 import type { SnapshotRun } from "./results.ts";
@@ -20,20 +22,18 @@ interface Command {
 /**
  * Measures a cluster that runs.
  * @param cli runs a command of this project's
- * @param kubectl the program and its first argument
  * @param pod whether there is one, which is waited for
  */
 export async function measureSnapshots(
   { name, home }: MachineRef,
   cli: (...args: string[]) => Promise<Command>,
-  kubectl: [string, string],
   pod: boolean,
 ): Promise<Omit<SnapshotRun, "mode">> {
-  const [program, verb] = kubectl;
+  const node = join(artifactFolder({ name: "server" }), "gvisor-k3s-node");
   const restarts = async () => {
     const status = "-o=jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}";
-    const args = [verb, `--kubeconfig=${hostPaths(name, home).kubeconfig}`, "get", "pod", "testpod", status];
-    const { stdout } = await execa(program, args, { reject: false });
+    const args = ["kubectl", `--kubeconfig=${hostPaths(name, home).kubeconfig}`, "get", "pod", "testpod", status];
+    const { stdout } = await execa(node, args, { reject: false });
     return stdout;
   };
   const saved = await cli("snapshot", "save", name, "bench", "--json");

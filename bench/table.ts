@@ -87,7 +87,8 @@ function ratioOf(inGvisor: number, natively: number): string {
   return (inGvisor / natively).toFixed(2);
 }
 
-function readResults(): Results {
+/** What the bench has measured last. */
+export function readResults(): Results {
   return JSON.parse(readFileSync(join(import.meta.dirname, "results.json"), "utf8")) as Results;
 }
 
@@ -210,7 +211,7 @@ function snapshotRows(runs: SnapshotRun[]): string[][] {
     ...(["control-plane", "node"] as const).map((mode, i) => {
       const values = runs.filter((run) => run.mode === mode).flatMap((run) => figure(run) ?? []);
       if (values.length === 0) return "";
-      const [target] = targets.slice(i, i + 1);
+      const target = targets[i];
       const reached = target ? `; ≤ ${shown(target, unit)} ${unit}: ${verdict(median(values), target)}` : "";
       return `${spread(values, unit)}${reached}`;
     }),

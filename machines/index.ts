@@ -1,7 +1,9 @@
+import { join } from "node:path";
+import { provide, wanted } from "../artifacts/artifacts.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { isAlive } from "../system/processes.ts";
 import { inside } from "./inside.ts";
-import type { Driver, Machine } from "./machine.ts";
+import type { Driver, LockOptions, Machine } from "./machine.ts";
 import { isRunningHere, managed } from "./managed.ts";
 import { readRecord } from "./record.ts";
 import type { Kind, MachineRef } from "./ref.ts";
@@ -19,6 +21,21 @@ export const driverFor = ({ kind }: MachineRef): Driver => drivers[kind];
 
 /** The machine that is found by this. */
 export const openMachine = (ref: MachineRef): Machine => drivers[ref.kind].open(ref);
+
+/** Works on a machine that is locked meanwhile; see {@link Machine.lock}. */
+export async function whileLocked<T>(
+  machine: Machine,
+  options: Omit<LockOptions, "init">,
+  work: () => Promise<T>,
+): Promise<T> {
+  const init = join(await provide(wanted({ name: "init" }), options.say), "sandbox-init");
+  const lock = await machine.lock({ ...options, init });
+  try {
+    return await work();
+  } finally {
+    lock.release(options.last);
+  }
+}
 
 /** Whether a machine runs, as far as is told at once; one that is elsewhere would have to be asked. */
 export function stateHere(ref: MachineRef): "running" | "stopped" | "paused" | "remote" {

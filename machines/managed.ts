@@ -355,7 +355,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
       return await this.#note({ ...previous, owner, repairs, programs: programsOf(spec) });
     }
     const isNew = !existsSync(this.#paths.state);
-    const seed = previous === undefined ? await this.#seeded(spec, isNew) : previous.seed;
+    const seed = previous === undefined ? await this.#seeded(spec) : previous.seed;
     const record = {
       version: 2 as const,
       kind: "managed" as const,
@@ -387,16 +387,13 @@ class ManagedSandbox extends BaseMachine implements Machine {
    * Puts what the machine is to begin with in its place.
    * @returns what tells it, or undefined if it begins with nothing
    */
-  async #seeded({ from }: ManagedSpec, isNew: boolean): Promise<string | undefined> {
+  async #seeded({ from }: ManagedSpec): Promise<string | undefined> {
     const { home } = this.ref;
     const { seed, rootfs, bundle } = this.#paths;
     if (from !== null && seedOf(this.ref) === undefined) {
       const found = snapshotNamed(from, home);
       if (found === undefined) throw new Error(`there is no snapshot ${from}`);
-      await this.#plant(found.folder, found.snapshot, from).catch(async (error: unknown) => {
-        if (isNew) await this.#removeState();
-        throw error;
-      });
+      await this.#plant(found.folder, found.snapshot, from);
     }
     const noted = seedOf(this.ref);
     if (noted !== undefined && existsSync(seed)) {
@@ -416,11 +413,11 @@ class ManagedSandbox extends BaseMachine implements Machine {
     await this.#discard(seed); // of a command that was killed
     try {
       await this.#unpack(folder, files, seed);
+      await writeWhole(seedNote, JSON.stringify({ id: randomUUID(), from } satisfies Seed));
     } catch (error) {
       await (isNew ? this.#removeState() : this.#discard(seed));
       throw error;
     }
-    await writeWhole(seedNote, JSON.stringify({ id: randomUUID(), from } satisfies Seed));
   }
 
   async #unpack(folder: string, files: Kept["files"], to: string): Promise<void> {

@@ -27,7 +27,7 @@ export const importImages: Step<ImagesParams, { imported: string[] }> = {
   name: ({ archives }) => `images-${digest(...archives.map(({ path }) => path))}`,
   async run({ ctr, takes, programs, labels, archives }, { machine, say }) {
     for (const artifact of takes) await provide(artifact, say);
-    await provideTo(machine, { artifacts: programs, own: [] }, say);
+    await provideTo(machine, { artifacts: programs }, say);
     for (const { path } of archives) {
       const labelled = labels.map((label) => `--label=${label}`);
       const command = [ctr, "--namespace=k8s.io", "images", "import", ...labelled, "-"];

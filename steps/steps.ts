@@ -3,10 +3,8 @@
  * it works, nobody else does the same on that machine; see `Machine.lock`.
  * @module
  */
-import { join } from "node:path";
 import { text } from "node:stream/consumers";
-import { provide, wanted } from "../artifacts/artifacts.ts";
-import { openMachine } from "../machines/index.ts";
+import { openMachine, whileLocked } from "../machines/index.ts";
 import { lastLines } from "../system/run.ts";
 import { ensureContainerd } from "./containerd.ts";
 import { ensureControllers } from "./controllers.ts";
@@ -77,17 +75,13 @@ export async function runStep(name: string, given: object, content: string): Pro
     throw new Error(`there is no such step; there are ${Object.keys(steps).join(", ")}`);
   const step = steps[current as StepName] as unknown as Step<OnMachine, unknown>;
   const machine = openMachine((params as OnMachine).machine);
-  const init = join(await provide(wanted({ name: "init" }), say), "sandbox-init");
-  const last = current === "sandbox-remove";
-  const lock = await machine.lock({ what: step.name(params as never), alone: step.alone ?? false, last, init, say });
   const incarnation = Number(process.env.SANDBOX_INCARNATION ?? 0);
   const repairs = Number(process.env.STEP_REPAIRS ?? 0);
   const below = Number(process.env.BELOW_REPAIRS ?? 0);
-  try {
-    return await step.run(params as never, { machine, content, incarnation, repairs, below, say });
-  } finally {
-    lock.release(last);
-  }
+  const last = current === "sandbox-remove";
+  const lock = { what: step.name(params as never), alone: step.alone ?? false, last, say };
+  const context = { machine, content, incarnation, repairs, below, say };
+  return await whileLocked(machine, lock, () => step.run(params as never, context));
 }
 
 /** Runs the step that the command line names; steps/main.ts says how. */

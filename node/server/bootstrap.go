@@ -1,18 +1,15 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
 	"github.com/k3s-io/kine/pkg/server"
 	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -60,13 +57,10 @@ func bootstrap(ctx context.Context, c *Config, backend server.Backend) (bool, er
 	if err != nil {
 		return false, err
 	}
-	// By the roles of the cluster it is seen that all are there, and some may be of a start that was killed.
-	keys := slices.Sorted(maps.Keys(objects))
-	last := func(key string) int { return cmp.Compare(strings.Index(key, roles), -1) }
-	slices.SortStableFunc(keys, func(one, other string) int { return last(one) - last(other) })
-	for _, key := range keys {
-		if _, err := backend.Create(ctx, key, objects[key], 0); err != nil && !errors.Is(err, server.ErrKeyExists) {
-			return false, fmt.Errorf("%s: %w", key, err)
+	for _, object := range objects { // some may be of a start that was killed
+		_, err := backend.Create(ctx, object.key, object.value, 0)
+		if err != nil && !errors.Is(err, server.ErrKeyExists) {
+			return false, fmt.Errorf("%s: %w", object.key, err)
 		}
 	}
 	return true, noteBootstrap(ctx, backend)
@@ -93,53 +87,46 @@ func hasStorageArgs(c *Config) bool {
 	})
 }
 
-// bootstrapObjects are all of them by their keys, as the API server stores them.
-func bootstrapObjects() (map[string][]byte, error) {
-	objects := map[string][]byte{}
+// stored is an object as the API server stores it.
+type stored struct {
+	key   string
+	value []byte
+}
+
+// bootstrapObjects are all of them. The cluster's roles are the last: by them it is seen that all are there.
+func bootstrapObjects() ([]stored, error) {
+	var objects []stored
+	var problems []error
 	now := metav1.Now()
-	add := func(resource string, object runtime.Object, group schema.GroupVersion) error {
-		about, err := meta.Accessor(object)
-		if err != nil {
-			return err
-		}
+	add := func(resource string, object runtime.Object, about metav1.Object, version schema.GroupVersion) {
 		about.SetUID(uuid.NewUUID())
 		about.SetCreationTimestamp(now)
-		value, err := encodeStored(object, group)
-		objects[storageKey(resource, about.GetNamespace(), about.GetName())] = value
-		return err
+		value, err := encodeStored(object, version)
+		objects = append(objects, stored{storageKey(resource, about.GetNamespace(), about.GetName()), value})
+		problems = append(problems, err)
 	}
-	for _, role := range slices.Concat(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()) {
-		if err := add("clusterroles", &role, rbacv1.SchemeGroupVersion); err != nil {
-			return nil, err
-		}
+	for _, class := range scheduling.SystemPriorityClasses() {
+		class.Generation = 1
+		add("priorityclasses", class, class, schedulingv1.SchemeGroupVersion)
 	}
-	bindings := slices.Concat(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings())
-	for _, binding := range bindings {
-		if err := add("clusterrolebindings", &binding, rbacv1.SchemeGroupVersion); err != nil {
-			return nil, err
+	for _, bindings := range bootstrappolicy.NamespaceRoleBindings() {
+		for _, binding := range bindings {
+			add("rolebindings", &binding, &binding, rbacv1.SchemeGroupVersion)
 		}
 	}
 	for _, roles := range bootstrappolicy.NamespaceRoles() {
 		for _, role := range roles {
-			if err := add("roles", &role, rbacv1.SchemeGroupVersion); err != nil {
-				return nil, err
-			}
+			add("roles", &role, &role, rbacv1.SchemeGroupVersion)
 		}
 	}
-	for _, bindings := range bootstrappolicy.NamespaceRoleBindings() {
-		for _, binding := range bindings {
-			if err := add("rolebindings", &binding, rbacv1.SchemeGroupVersion); err != nil {
-				return nil, err
-			}
-		}
+	bindings := slices.Concat(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings())
+	for _, binding := range bindings {
+		add("clusterrolebindings", &binding, &binding, rbacv1.SchemeGroupVersion)
 	}
-	for _, class := range scheduling.SystemPriorityClasses() {
-		class.Generation = 1
-		if err := add("priorityclasses", class, schedulingv1.SchemeGroupVersion); err != nil {
-			return nil, err
-		}
+	for _, role := range slices.Concat(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()) {
+		add("clusterroles", &role, &role, rbacv1.SchemeGroupVersion)
 	}
-	return objects, nil
+	return objects, errors.Join(problems...)
 }
 
 // encodeStored writes an object as the API server stores it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -76,8 +77,10 @@ func beginBootstrap(t *testing.T, config *Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const some = "/registry/clusterrolebindings/cluster-admin"
-	if _, err := store.Create(ctx, some, objects[some], 0); err != nil {
+	some := slices.IndexFunc(objects, func(object stored) bool {
+		return object.key == "/registry/clusterrolebindings/cluster-admin"
+	})
+	if _, err := store.Create(ctx, objects[some].key, objects[some].value, 0); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -36,6 +36,8 @@ type components struct {
 	running sync.WaitGroup
 	// serving gets where controllers and scheduler answer, once their options are taken; nil if that is turned off.
 	serving chan *server.SecureServingInfo
+	// seeded is whether the data were another cluster's; see isSeeded.
+	seeded bool
 	// bootstrapped is whether the datastore has what the API server makes in every cluster; see bootstrap.
 	bootstrapped bool
 }

@@ -121,6 +121,7 @@ func runServer(ctx context.Context, config *Config, file string) error {
 	defer stopAPI()
 	ctx, cancel := context.WithCancelCause(ctx)
 	components := newComponents(config, pki, cancel)
+	components.seeded = seeded
 	stages := newStages(config)
 	agent := newAgent(file, config, stages)
 	var running sync.WaitGroup
@@ -137,8 +138,8 @@ func runServer(ctx context.Context, config *Config, file string) error {
 func serveAPI(ctx, datastore, api context.Context, components *components, agent *agent) error {
 	config, stages := components.config, agent.stages
 	backend, err := startDatastore(datastore, config)
-	if err == nil {
-		err = components.settleIn(datastore, backend)
+	if err == nil && components.seeded {
+		err = reidentify(datastore, config, backend)
 	}
 	if err == nil {
 		components.bootstrapped, err = bootstrap(datastore, config, backend)

@@ -69,7 +69,11 @@ func forgetKeys(c *Config) error {
 }
 
 // reidentify has what is in the datastore be this cluster's. It may be done again, as it is if it was interrupted.
-func reidentify(ctx context.Context, c *Config, backend server.Backend, ca []byte) error {
+func reidentify(ctx context.Context, c *Config, backend server.Backend) error {
+	ca, err := os.ReadFile(pki{config: c}.cert(serverCA))
+	if err != nil {
+		return err
+	}
 	r := &renaming{backend: backend, name: c.NodeName, ca: string(ca)}
 	// The nodes are the last: until then they tell what the node was called.
 	for _, step := range []func(context.Context) error{
@@ -125,19 +129,6 @@ func forgetHistory(ctx context.Context, c *Config) error {
 	return nil
 }
 
-// settleIn has the datastore be this cluster's, if it is another one's.
-func (c *components) settleIn(ctx context.Context, backend server.Backend) error {
-	seeded, err := isSeeded(c.config)
-	if err != nil || !seeded {
-		return err
-	}
-	ca, err := os.ReadFile(c.pki.cert(serverCA))
-	if err != nil {
-		return err
-	}
-	return reidentify(ctx, c.config, backend, ca)
-}
-
 // renaming is what is done for it.
 type renaming struct {
 	backend server.Backend
@@ -170,22 +161,21 @@ func (r *renaming) nodes(ctx context.Context) error {
 	if r.before == "" || r.before == r.name {
 		return nil
 	}
-	return r.each(ctx, key, func(found *server.KeyValue, object runtime.Object) (bool, error) {
-		if found.Key != key {
-			return false, nil
+	err := r.each(ctx, key, func(found *server.KeyValue, object runtime.Object) (bool, error) {
+		if node, ok := object.(*corev1.Node); ok && found.Key == key {
+			return false, r.renamed(ctx, node)
 		}
-		if node, ok := object.(*corev1.Node); ok {
-			if err := r.renamed(ctx, node); err != nil {
-				return false, err
-			}
-		}
-		_, _, _, err := r.backend.Delete(ctx, found.Key, found.ModRevision)
-		return false, err
+		return false, nil
 	})
+	if err != nil {
+		return err
+	}
+	return r.remove(ctx, key)
 }
 
 func (r *renaming) renamed(ctx context.Context, node *corev1.Node) error {
-	labels := maps.Clone(node.Labels)
+	labels := map[string]string{} // it may have none
+	maps.Copy(labels, node.Labels)
 	labels[hostnameLabel] = r.name
 	now := metav1.Now()
 	other := &corev1.Node{
@@ -208,6 +198,7 @@ func (r *renaming) renamed(ctx context.Context, node *corev1.Node) error {
 
 // leases forgets who was alive, who served, and what was told of that.
 func (r *renaming) leases(ctx context.Context) error {
+	remove := func(found *server.KeyValue, _ runtime.Object) (bool, error) { return false, r.remove(ctx, found.Key) }
 	for _, prefix := range []string{
 		storageKey("leases", "kube-node-lease", ""),
 		storageKey("leases", "kube-system", "apiserver-"),
@@ -215,7 +206,7 @@ func (r *renaming) leases(ctx context.Context) error {
 		storageKey("volumeattachments", "", ""),
 		"/registry/masterleases/",
 	} {
-		if err := r.removeAll(ctx, prefix, func(string) bool { return true }); err != nil {
+		if err := r.each(ctx, prefix, remove); err != nil {
 			return err
 		}
 	}
@@ -225,7 +216,7 @@ func (r *renaming) leases(ctx context.Context) error {
 		// The API server adds its authorities to those that it finds in it.
 		storageKey("configmaps", "kube-system", "extension-apiserver-authentication"),
 	} {
-		if err := r.removeAll(ctx, key, func(found string) bool { return found == key }); err != nil {
+		if err := r.remove(ctx, key); err != nil {
 			return err
 		}
 	}
@@ -358,12 +349,12 @@ func (r *renaming) write(
 	return err
 }
 
-func (r *renaming) removeAll(ctx context.Context, prefix string, is func(key string) bool) error {
-	return r.each(ctx, prefix, func(found *server.KeyValue, _ runtime.Object) (bool, error) {
-		if !is(found.Key) {
-			return false, nil
-		}
-		_, _, _, err := r.backend.Delete(ctx, found.Key, found.ModRevision)
-		return false, err
-	})
+// remove removes what a key has, if there is anything.
+func (r *renaming) remove(ctx context.Context, key string) error {
+	_, found, err := r.backend.Get(ctx, key, 0, true)
+	if err != nil || found == nil {
+		return err
+	}
+	_, _, _, err = r.backend.Delete(ctx, key, found.ModRevision)
+	return err
 }

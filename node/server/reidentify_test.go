@@ -110,6 +110,27 @@ func TestReidentify(t *testing.T) {
 	stop()
 }
 
+// A node has what its administrator has left it, which may be nothing.
+func TestRenamedNodeWithoutLabels(t *testing.T) {
+	config := configFor(t, "")
+	if _, err := preparePKI(config); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	store, err := startDatastore(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &renaming{backend: store, name: "other"}
+	if err := r.renamed(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "before"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, err := store.Get(ctx, storageKey("minions", "", "other"), 0, false); err != nil || found == nil {
+		t.Errorf("it has no node of its name: %v", err)
+	}
+}
+
 func readFile(t *testing.T, path string) []byte {
 	t.Helper()
 	content, err := os.ReadFile(path)

@@ -1,15 +1,11 @@
-/** Clusters that begin with what another one has: each test goes on where the one before it stopped. */
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { imageName } from "../../artifacts/artifacts.ts";
-import { waitFor } from "../../system/wait.ts";
 import {
   endAll,
   entriesOf,
   inside,
+  killedWhen,
   kubectl,
   kubectlProcess,
   optionsFile,
@@ -115,6 +111,9 @@ describe("a control plane", () => {
 describe("a node", () => {
   const image = imageName("testpod");
   const name = "data";
+  const volumes = [{ name, persistentVolumeClaim: { claimName: name } }];
+  const container = { name: "main", image, imagePullPolicy: "Never", volumeMounts: [{ name, mountPath: "/data" }] };
+  const pod = { apiVersion: "v1", kind: "Pod", metadata: { name: "kept" }, spec: { containers: [container], volumes } };
   const data = async (cluster: string) => await inside(cluster, "sh", "-c", "cat /var/lib/rancher/k3s/storage/*/noted");
   const ready = (cluster: string) => kubectl(cluster, "wait", "pod/kept", "--for=condition=Ready", "--timeout=120s");
 
@@ -122,12 +121,7 @@ describe("a node", () => {
     setOptions(node, { addons: { coredns: { enabled: false }, metricsServer: { enabled: false } } });
     await printed("up", node);
     const claim = { accessModes: ["ReadWriteOnce"], resources: { requests: { storage: "1Mi" } } };
-    const volumes = [{ name, persistentVolumeClaim: { claimName: name } }];
-    const container = { name: "main", image, imagePullPolicy: "Never", volumeMounts: [{ name, mountPath: "/data" }] };
-    const items = [
-      { apiVersion: "v1", kind: "PersistentVolumeClaim", metadata: { name }, spec: claim },
-      { apiVersion: "v1", kind: "Pod", metadata: { name: "kept" }, spec: { containers: [container], volumes } },
-    ];
+    const items = [{ apiVersion: "v1", kind: "PersistentVolumeClaim", metadata: { name }, spec: claim }, pod];
     await kubectlProcess(node, ["apply", "-f", "-"], {
       input: JSON.stringify({ apiVersion: "v1", kind: "List", items }),
     });
@@ -136,14 +130,7 @@ describe("a node", () => {
   });
 
   it("that is killed while it takes its data is made by the same command", async () => {
-    const command = spawn("node", [join(root, "automation/cli.ts"), "fork", node, other], {
-      detached: true,
-      stdio: "ignore",
-    });
-    const ended = once(command, "exit");
-    await waitFor("the data come", 120, () => existsSync(pathsOf(other).seed) || undefined);
-    process.kill(-command.pid!, "SIGKILL");
-    await ended;
+    await killedWhen(() => existsSync(pathsOf(other).seed), ["fork", node, other]);
     await printed("destroy", other);
     expect(entriesOf(pathsOf(other).state)).toEqual([]);
     await printed("fork", node, other);
@@ -164,14 +151,6 @@ describe("a node", () => {
 
   it("lets a pod that is bound to its node come up again elsewhere in it", async () => {
     await kubectl(other, "delete", "pod", "kept", "--grace-period=1");
-    const volumes = [{ name, persistentVolumeClaim: { claimName: name } }];
-    const container = { name: "main", image, imagePullPolicy: "Never", volumeMounts: [{ name, mountPath: "/data" }] };
-    const pod = {
-      apiVersion: "v1",
-      kind: "Pod",
-      metadata: { name: "kept" },
-      spec: { containers: [container], volumes },
-    };
     await kubectlProcess(other, ["apply", "-f", "-"], { input: JSON.stringify(pod) });
     await ready(other);
     expect(await data(other)).toBe("now");

@@ -4,6 +4,8 @@
  * the user's, can run side by side.
  * @module
  */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -23,7 +25,7 @@ import { hostPaths, machinesIn } from "../../machines/paths.ts";
 import { type MachineRecord, readRecord } from "../../machines/record.ts";
 import { serviceStates } from "../../machines/services.ts";
 import { homeFolder } from "../../system/folders.ts";
-import { isAlive, type ProcessId, signalTo } from "../../system/processes.ts";
+import { isAlive, type ProcessId, parentOf, signalTo } from "../../system/processes.ts";
 import { waitFor } from "../../system/wait.ts";
 
 export const root = join(import.meta.dirname, "../..");
@@ -176,6 +178,32 @@ export async function refused(...args: string[]): Promise<string> {
   const { exitCode, all } = await cli(...args);
   expect(exitCode, all).toBe(1);
   return String(all);
+}
+
+/** The processes that a process has started, and those that they have. */
+function descendants(pid: number): number[] {
+  const children = readdirSync("/proc")
+    .filter((entry) => /^\d+$/.test(entry))
+    .map(Number)
+    .filter((entry) => parentOf(entry) === pid);
+  return children.flatMap((child) => [child, ...descendants(child)]);
+}
+
+/** Runs a command, and kills it with what it has started, or some of it, as soon as something is so. */
+export async function killedWhen(
+  so: () => boolean,
+  args: string[],
+  which: (pid: number) => boolean = () => true,
+): Promise<void> {
+  const command = spawn("node", [join(root, "automation/cli.ts"), ...args], { stdio: "ignore" });
+  const ended = once(command, "exit");
+  await waitFor("the moment of the kill", 120, () => {
+    if (command.exitCode !== null) throw new Error(`it ended with ${command.exitCode} before that`);
+    return so() || undefined;
+  });
+  const all = descendants(command.pid!).filter(which);
+  for (const pid of [command.pid!, ...all]) signalTo(pid, "SIGKILL");
+  await ended;
 }
 
 /** The file of a stack's options. */

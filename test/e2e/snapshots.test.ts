@@ -1,19 +1,17 @@
-/** Snapshots, and clusters that are paused: each group goes on where the test before it stopped. */
-import { spawn } from "node:child_process";
-import { once } from "node:events";
-import { existsSync, openSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync, writeSync } from "node:fs";
+import { existsSync, openSync, readFileSync, rmSync, statSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { imageName } from "../../artifacts/artifacts.ts";
 import type { Snapshot } from "../../machines/snapshots.ts";
-import { isAlive, signalTo } from "../../system/processes.ts";
+import { isAlive } from "../../system/processes.ts";
 import { waitFor } from "../../system/wait.ts";
 import {
   cli,
   endAll,
   entriesOf,
   inside,
+  killedWhen,
   kubectl,
   kubectlProcess,
   optionsFile,
@@ -21,7 +19,6 @@ import {
   pathsOf,
   printed,
   refused,
-  root,
   setOptions,
   supervised,
   traces,
@@ -41,43 +38,8 @@ const note = (name: string, what: string) => kubectl(name, "create", "configmap"
 const snapshots = (name: string) => entriesOf(pathsOf(name).snapshots);
 const memoryOf = (name: string, snapshot: string) => join(pathsOf(name).snapshots, snapshot, "memory/pages.img");
 
-/** The processes that a command has started, and those that they have. */
-function descendants(pid: number): number[] {
-  const children = readdirSync("/proc")
-    .filter((entry) => /^\d+$/.test(entry))
-    .map(Number)
-    .filter((entry) => parentOf(entry) === pid);
-  return children.flatMap((child) => [child, ...descendants(child)]);
-}
-
-function parentOf(pid: number): number | undefined {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]);
-  } catch {
-    return undefined; // it has just ended
-  }
-}
-
 /** What has a sandbox go on whose save was killed. */
 const isGuard = (pid: number) => /\0thaw\0/.test(readFileSync(`/proc/${pid}/cmdline`, "utf8"));
-
-/** Runs a command, and kills it with what it has started, or some of it, as soon as something is so. */
-async function killedWhen(
-  so: () => boolean,
-  args: string[],
-  which: (pid: number) => boolean = () => true,
-): Promise<void> {
-  const command = spawn("node", [join(root, "automation/cli.ts"), ...args], { stdio: "ignore" });
-  const ended = once(command, "exit");
-  await waitFor("the moment of the kill", 120, () => {
-    if (command.exitCode !== null) throw new Error(`it ended with ${command.exitCode} before that`);
-    return so() || undefined;
-  });
-  const all = descendants(command.pid!).filter(which);
-  for (const pid of [command.pid!, ...all]) signalTo(pid, "SIGKILL");
-  await ended;
-}
 
 describe("a control plane", () => {
   beforeAll(async () => {
