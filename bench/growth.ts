@@ -7,12 +7,13 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { CoreV1Api, KubeConfig } from "@kubernetes/client-node";
+import { CoreV1Api, KubeConfig, NetworkingV1Api } from "@kubernetes/client-node";
 import { artifactFolder } from "../artifacts/artifacts.ts";
 import { openStack } from "../automation/workspace.ts";
 import { markdown, putTable } from "../docs/markdown.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { run } from "../system/run.ts";
+import { waitFor } from "../system/wait.ts";
 import { readUsage } from "./cgroup.ts";
 import { writePictures } from "./pictures.ts";
 import { LABEL, startPods } from "./pods.ts";
@@ -38,6 +39,8 @@ interface Step {
   /** From a pod to a pod, by its address and by a Service's. */
   direct: Measurement;
   service: Measurement;
+  /** As `direct`, while there are network policies. */
+  filtered: Measurement;
 }
 
 /** See `measurement` in node/images/testpod. */
@@ -97,13 +100,37 @@ async function measure(pods: number, before: number): Promise<Step> {
   }
   const target = `bench-${pods}`;
   const { status } = await client.readNamespacedPod({ namespace: "default", name: target });
-  const from = async (url: string) => {
-    const { stdout } = await run(
+  const exec = (pod: string, ...command: string[]) =>
+    run(
       join(artifactFolder({ name: "server" }), "gvisor-k3s-node"),
-      ["kubectl", `--kubeconfig=${kubeconfig}`, "exec", "bench-1", "--", "/testpod", "measure", url],
+      ["kubectl", `--kubeconfig=${kubeconfig}`, "exec", pod, "--", "/testpod", ...command],
       { timeout: 120_000 },
     );
-    return JSON.parse(stdout) as Measurement;
+  const from = async (url: string) => JSON.parse((await exec("bench-1", "measure", url)).stdout) as Measurement;
+  const direct = `http://${status!.podIP}:8080`;
+  /** The target takes what comes from the first pod only, and for the time of an action this is so. */
+  const filtered = async <T>(action: () => Promise<T>): Promise<T> => {
+    const policies = config.makeApiClient(NetworkingV1Api);
+    const selector = (pod: string) => ({ matchLabels: { [LABEL]: pod } });
+    await policies.createNamespacedNetworkPolicy({
+      namespace: "default",
+      body: {
+        metadata: { name: "bench" },
+        spec: { podSelector: selector(target), ingress: [{ _from: [{ podSelector: selector("bench-1") }] }] },
+      },
+    });
+    const refused = () =>
+      exec("bench-2", "get", direct).then(
+        () => false,
+        () => true,
+      );
+    try {
+      await waitFor("the policy holds", 60, async () => (await refused()) || undefined);
+      return await action();
+    } finally {
+      await policies.deleteNamespacedNetworkPolicy({ namespace: "default", name: "bench" });
+      await waitFor("the policy is gone", 60, async () => !(await refused()) || undefined);
+    }
   };
   return {
     pods,
@@ -111,8 +138,9 @@ async function measure(pods: number, before: number): Promise<Step> {
     memory: memory.used,
     idleCpu: (cpuSeconds - cpu) / SETTLE,
     api,
-    direct: await from(`http://${status!.podIP}:8080`),
+    direct: await from(direct),
     service: await from(`http://${target}`),
+    filtered: await filtered(() => from(direct)),
   };
 }
 
@@ -129,8 +157,10 @@ function table(steps: Step[]): string {
     ["API: reading a pod, p50 / p95, ms", ({ api }) => both(api, 1)],
     ["pod to pod, a connection and a request, p50 / p95, ms", ({ direct }) => both(direct.milliseconds, 2)],
     ["the same by a Service", ({ service }) => both(service.milliseconds, 2)],
+    ["pod to pod with a network policy", ({ filtered }) => both(filtered.milliseconds, 2)],
     ["pod to pod, MB/s", ({ direct }) => (direct.bytesPerSecond / 1e6).toFixed(0)],
     ["the same by a Service", ({ service }) => (service.bytesPerSecond / 1e6).toFixed(0)],
+    ["pod to pod with a network policy, MB/s", ({ filtered }) => (filtered.bytesPerSecond / 1e6).toFixed(0)],
   ];
   const ratio = percentile(last.starts, 0.95)[0]! / percentile(first.starts, 0.95)[0]!;
   return [

@@ -83,22 +83,24 @@ export const cgroupMounts: FacadeParts = {
 /** The kubelet's OOM watcher reads the kernel log; there is none, so it reads what /dev/null gives: nothing. */
 export const kernelLog: FacadeParts = { nodes: [{ path: "/dev/kmsg", major: 1, minor: 3 }] };
 
+/** What tells a sandbox from others, as systemd's machine-id(5) does: of its name, so the same over restarts. */
+export const machineId = (name: string) => ({
+  path: "/etc/machine-id",
+  content: `${createHash("sha256").update(`gvisor-k3s machine ${name}`).digest("hex").slice(0, 32)}\n`,
+});
+
 /**
  * The facade of a sandbox.
- * @param name the sandbox's name; its machine id is derived from it, so that it stays the same over restarts
+ * @param name the sandbox's name
  * @param parts what the sandbox's quirks ask for; see `facadeFor`
  */
 export function facadePlan(name: string, parts: readonly FacadeParts[]): FacadePlan {
-  const machineId = {
-    path: "/etc/machine-id",
-    content: `${createHash("sha256").update(`gvisor-k3s machine ${name}`).digest("hex").slice(0, 32)}\n`,
-  };
   const all = <K extends keyof FacadePlan>(kind: K) =>
     parts.flatMap((part) => (part[kind] ?? []) as FacadePlan[K][number][]);
   return {
     // Through an overlay over /proc/sys a write would read back and do nothing.
     settings: [{ path: "/proc/sys/net/ipv4/ip_forward", content: "1" }, ...all("settings")],
-    files: [machineId, ...all("files")],
+    files: [machineId(name), ...all("files")],
     mounts: all("mounts"),
     nodes: all("nodes"),
     links: [{ path: inSandbox.snapshots, target: "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs" }],

@@ -9,7 +9,7 @@ export interface PodLogsParams {
   uid: string;
 }
 
-/** Seconds for a container that runs to have its first line in the log. */
+/** Seconds for a container that runs to have its first line in the log, and for the kubelet to tell it. */
 const FIRST_LINE = 10;
 
 /** Bytes of the log that are taken: it becomes an output of the stack. */
@@ -17,14 +17,26 @@ const MOST = 64 * 1024;
 
 /**
  * What a pod's container has printed so far; the kubeconfig is the content. A container that prints nothing gives "".
+ * @throws Error what the API server says, if that is no log for all of the time
  */
 export async function podLogs(params: PodLogsParams, kubeconfig: string): Promise<string> {
   const config = new KubeConfig();
   config.loadFromString(kubeconfig);
   const api = config.makeApiClient(CoreV1Api);
   const { namespace, name, container } = params;
-  const read = () => api.readNamespacedPodLog({ namespace, name, container, limitBytes: MOST });
-  const printed = waitFor("the first log line", FIRST_LINE, async () => (await read()) || undefined);
-  const log = await printed.catch(() => waitFor("the log", FIRST_LINE, read));
+  // A kubelet that has just been started again may not answer yet.
+  let failure: Error | undefined;
+  const read = async () => {
+    try {
+      const log = await api.readNamespacedPodLog({ namespace, name, container, limitBytes: MOST });
+      failure = undefined;
+      return log || undefined;
+    } catch (error) {
+      failure = error as Error;
+      return undefined;
+    }
+  };
+  const log = await waitFor("the first log line", FIRST_LINE, read).catch(() => "");
+  if (failure) throw failure;
   return log.slice(0, MOST); // whatever the API server makes of the limit
 }

@@ -2,7 +2,7 @@ import { stripVTControlCharacters } from "node:util";
 import type { Reporter, TestModule } from "vitest/node";
 
 /** How many characters of a failure's cause are told. */
-const WIDTH = 120;
+const WIDTH = 240;
 
 /** Says last, in a line each, what has failed: of a long log, some show nothing but its end. */
 export class Failures implements Reporter {
@@ -23,7 +23,11 @@ export class Failures implements Reporter {
 function line(path: string, name: string, message: string): string {
   const file = path.split("/").at(-1)!.replace(".test.ts", "");
   const text = stripVTControlCharacters(message).replace(" // Object.is equality", "").replaceAll(/\s+/g, " ").trim();
-  // Of what a command printed, the end says why; what was expected of it comes last.
-  const why = text.length > WIDTH ? `…${text.slice(-WIDTH)}` : text;
-  return `× ${file}: ${name.slice(0, 40)}: ${why}`;
+  return `× ${file}: ${name.slice(0, 40)}: ${text.length > WIDTH ? `…${why(text)}` : text}`;
+}
+
+/** The part of a long text that says why: what the first step that failed says, or the end of it all. */
+function why(text: string): string {
+  const from = text.search(/\berror: (?!update failed|preview failed)/);
+  return from < 0 ? text.slice(-WIDTH) : text.slice(from, from + WIDTH);
 }

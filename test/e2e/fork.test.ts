@@ -140,6 +140,8 @@ describe("a node", () => {
     await ready(other);
     expect(await kubectl(other, "get", "nodes", "-o=jsonpath={.items[*].metadata.name}")).toBe(other);
     expect(await kubectl(other, "get", "pod", "kept", "-o=jsonpath={.spec.nodeName}")).toBe(other);
+    const id = (cluster: string) => kubectl(cluster, "get", "nodes", "-o=jsonpath={..nodeInfo.machineID}");
+    expect(await id(other)).not.toBe(await id(node));
     expect(await data(other)).toBe("then");
     await inside(other, "sh", "-c", "echo now > $(echo /var/lib/rancher/k3s/storage/*)/noted");
     expect(await data(node)).toBe("then");
