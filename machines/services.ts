@@ -78,11 +78,8 @@ export async function serviceStates(machine: Machine): Promise<Record<string, Se
   );
 }
 
-/** What a service notes when it is ready: a file that it writes, and the field in it that tells so. */
-export interface Sign {
-  file: string;
-  key: string;
-}
+/** How a service shows that it is ready: by a field of a file that it writes, or by a socket that it listens on. */
+export type Sign = { file: string; key: string } | { socket: string };
 
 /** What `service await` of sandbox-init tells. */
 interface Awaited {

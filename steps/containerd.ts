@@ -3,9 +3,7 @@ import type { Wanted } from "../artifacts/artifacts.ts";
 import { SANDBOX_PATH } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { Machine } from "../machines/machine.ts";
-import { ensureService, serviceLog, serviceStates } from "../machines/services.ts";
-import { worked } from "../system/run.ts";
-import { waitFor } from "../system/wait.ts";
+import { ensureService, serviceGives } from "../machines/services.ts";
 import { provideTo } from "./runtime.ts";
 import type { OnMachine, Step } from "./step.ts";
 import { writeFiles } from "./write.ts";
@@ -30,9 +28,6 @@ export interface ContainerdParams extends OnMachine {
 /** Seconds for containerd to answer. */
 const PATIENCE = 60;
 
-/** How often containerd may end while it is waited for. */
-const ATTEMPTS = 3;
-
 /**
  * Writes containerd's config (the content) and has containerd run with it.
  * @throws Error with the end of containerd's log if it does not answer or its CRI plugin did not load
@@ -56,35 +51,21 @@ export const ensureContainerd: Step<ContainerdParams> = {
       config: `${config}${credentials}${repairs}`,
       stopSeconds: 10,
     });
-    await needCriPlugin(machine, ctr, await answer(machine, ctr));
-    if (init === undefined) return;
-    const limits = [init, "limits", `${inSandbox.containerdSocket}.ttrpc`];
-    await ensureService(machine, { name: "limits", command: limits, config: "", stopSeconds: 5 });
+    // It listens once its plugins are loaded, or are not.
+    await serviceGives(machine, "containerd", { socket: inSandbox.containerdSocket }, PATIENCE);
+    const limits = init && [init, "limits", `${inSandbox.containerdSocket}.ttrpc`];
+    await Promise.all([
+      needCriPlugin(machine, ctr),
+      limits && ensureService(machine, { name: "limits", command: limits, config: "", stopSeconds: 5 }),
+    ]);
   },
 };
 
-/** What containerd tells of its plugins, once it answers. */
-async function answer(machine: Machine, ctr: string): Promise<string> {
-  const before = (await serviceStates(machine)).containerd?.restarts ?? 0;
-  const lastState = () => serviceLog(machine, "containerd");
-  return await waitFor(
-    "containerd answers",
-    PATIENCE,
-    async () => {
-      // ctr waits by itself for a socket that is about to appear.
-      const question = [ctr, "--connect-timeout=2s", "plugins", "list"];
-      const plugins = await worked(machine.exec(question, { timeout: 20_000 }));
-      if (plugins !== undefined) return plugins;
-      const { restarts, lastExit } = (await serviceStates(machine)).containerd ?? { restarts: 0, lastExit: "" };
-      if (restarts - before < ATTEMPTS) return undefined;
-      throw new Error(`containerd keeps ending, the last time with ${lastExit}\n${await lastState()}`);
-    },
-    lastState,
-  );
-}
-
 /** @throws Error with what containerd says of its CRI plugin, if that did not load */
-async function needCriPlugin(machine: Machine, ctr: string, plugins: string): Promise<void> {
+async function needCriPlugin(machine: Machine, ctr: string): Promise<void> {
+  const { stdout: plugins } = await machine.exec([ctr, "--connect-timeout=20s", "plugins", "list"], {
+    timeout: PATIENCE * 1000,
+  });
   const failed = plugins
     .split("\n")
     .map((row) => row.trim().split(/\s+/))

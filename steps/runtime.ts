@@ -1,5 +1,4 @@
 /** The OCI runtime: built, wrapped, and tried before containerd comes into play. */
-import { join } from "node:path";
 import { folderOf, provide, type Wanted } from "../artifacts/artifacts.ts";
 import { stage, stageWrapper } from "../artifacts/stage.ts";
 import { runtimeCheckSpec } from "../config/ociSpec.ts";
@@ -53,9 +52,7 @@ export const checkRuntime: Step<RuntimeParams> = {
 
 /** Runs a container. */
 async function checkRun(machine: Machine, program: string): Promise<void> {
-  await inContainerBundle(machine, program, ["/bin/busybox", "echo", WORD], async (runtime) => {
-    expectWord(program, await runtime("run", "--detach", "--no-new-keyring", "--bundle", BUNDLE, CONTAINER));
-  });
+  expectWord(program, await inContainer(machine, program, ["/bin/busybox", "echo", WORD]));
 }
 
 /**
@@ -65,39 +62,46 @@ async function checkRun(machine: Machine, program: string): Promise<void> {
 export async function checkExec(machine: Machine, program: string): Promise<void> {
   // What runs on must not hold the output that is waited for.
   const sleep = ["/bin/busybox", "sh", "-c", "exec sleep 600 < /dev/null > /dev/null 2>&1"];
-  await inContainerBundle(machine, program, sleep, async (runtime) => {
-    await runtime("run", "--detach", "--no-new-keyring", "--bundle", BUNDLE, CONTAINER);
-    expectWord(program, await runtime("exec", "--detach", "--cwd", "/", CONTAINER, "/bin/busybox", "echo", WORD));
-  });
+  expectWord(program, await inContainer(machine, program, sleep, ["/bin/busybox", "echo", WORD]));
 }
 
 const BUNDLE = "/run/gvisor-k3s/runtime-check";
-const CONTAINER = "runtime-check";
 const WORD = "the runtime can start a container here";
 
-/** What containerd does: the container is detached, and its output is a pipe in the sandbox, which here ends with it. */
-const INSIDE_PIPE = 'set -o pipefail; "$@" < /dev/null 2>&1 | cat';
+/**
+ * All of it at once, since each process in a sandbox takes its time to start: BUNDLE PROGRAM [COMMAND...], the container's
+ * config on standard input. It does what containerd does: the container is detached, and its output is a pipe. One that was
+ * aborted has left its container.
+ */
+const IN_CONTAINER = `
+set -e -o pipefail
+bundle=$1 program=$2
+shift 2
+runtime() { "$program" --root "$bundle/state" "$@" < /dev/null 2>&1 | cat; }
+remove() {
+  runtime delete --force runtime-check > /dev/null || true
+  rm -rf "$bundle"
+}
+[ ! -e "$bundle" ] || remove
+trap remove EXIT
+mkdir -p "$bundle/rootfs/bin"
+cp /bin/busybox "$bundle/rootfs/bin"
+cat > "$bundle/config.json"
+runtime run --detach --no-new-keyring --bundle "$bundle" runtime-check
+[ $# = 0 ] || runtime exec --detach --cwd / runtime-check "$@"
+`;
 
-type Runtime = (...args: string[]) => Promise<{ stdout: string }>;
-
-async function inContainerBundle(
+/** What a container prints, and a second process in it, if there is to be one. */
+async function inContainer(
   machine: Machine,
   program: string,
   args: string[],
-  use: (runtime: Runtime) => Promise<void>,
-): Promise<void> {
-  await machine.exec(["/bin/mkdir", "-p", join(BUNDLE, "rootfs/bin")]);
-  await machine.exec(["/bin/cp", "/bin/busybox", join(BUNDLE, "rootfs/bin/busybox")]);
-  const config = { path: join(BUNDLE, "config.json"), content: JSON.stringify(runtimeCheckSpec(args)), mode: 0o600 };
-  await machine.write([config]);
-  const shell = ["/bin/busybox", "sh", "-c", INSIDE_PIPE, "sh", program, "--root", join(BUNDLE, "state")];
-  const runtime: Runtime = (...words) => machine.exec([...shell, ...words], { timeout: 60_000 });
-  try {
-    await use(runtime);
-  } finally {
-    await runtime("delete", "--force", CONTAINER).catch(() => undefined); // an aborted run leaves its container
-    await machine.remove([BUNDLE]);
-  }
+  second: string[] = [],
+): Promise<{ stdout: string }> {
+  return await machine.exec(["/bin/busybox", "sh", "-c", IN_CONTAINER, "sh", BUNDLE, program, ...second], {
+    input: JSON.stringify(runtimeCheckSpec(args)),
+    timeout: 60_000,
+  });
 }
 
 function expectWord(program: string, { stdout }: { stdout: string }): void {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"time"
 
@@ -25,13 +26,15 @@ const (
 	lastLogLines = 15
 )
 
-// Awaited is what is waited for: that a service runs, or what the process that runs has noted.
+// Awaited is what is waited for: that a service runs, that it listens, or what the process that runs has noted.
 type Awaited struct {
 	// File holds a JSON object whose "pid" is the process that noted it, and whose "problem", if there is one, says why it
 	// gets no further. Without a file the service only has to run.
 	File string `json:"file"`
 	// Key is there once it is reached; without one the process only has to have noted its pid.
-	Key     string `json:"key"`
+	Key string `json:"key"`
+	// Socket is a Unix socket that somebody listens on once the service is reached.
+	Socket  string `json:"socket"`
 	Seconds int    `json:"seconds"` // until it is given up; 1 to 3600
 	// Attempts is how often the service may be started again before it is given up; 0 is any number.
 	Attempts int `json:"attempts"`
@@ -49,6 +52,9 @@ func (a Awaited) validate() error {
 	var problems []error
 	if a.File != "" {
 		problems = append(problems, files.CheckPath(a.File))
+	}
+	if a.Socket != "" {
+		problems = append(problems, files.CheckPath(a.Socket))
 	}
 	if a.Key != "" && a.File == "" {
 		problems = append(problems, fmt.Errorf("key %q: it needs a file", a.Key))
@@ -139,7 +145,7 @@ func (w *waiting) look(ctx context.Context) (Outcome, bool, error) {
 // noted tells whether this process has noted what is waited for, or why it gets no further. It must run still: process
 // 1 was asked a while ago.
 func (a Awaited) noted(pid int) (reached bool, problem string) {
-	if unix.Kill(pid, 0) != nil {
+	if unix.Kill(pid, 0) != nil || !a.listening() {
 		return false, ""
 	}
 	if a.File == "" {
@@ -162,6 +168,15 @@ func (a Awaited) noted(pid int) (reached bool, problem string) {
 	}
 	_ = json.Unmarshal(found["problem"], &problem) // without one it is absent
 	return false, problem
+}
+
+// listening tells whether somebody listens on the socket, if there is to be one.
+func (a Awaited) listening() bool {
+	if a.Socket == "" {
+		return true
+	}
+	connection, err := net.DialTimeout("unix", a.Socket, askEvery)
+	return err == nil && connection.Close() == nil
 }
 
 func (w *waiting) givenUp() Outcome {

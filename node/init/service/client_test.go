@@ -141,8 +141,9 @@ func TestNothingRuns(t *testing.T) {
 }
 
 func TestAwaitRefusesItsInput(t *testing.T) {
-	_, err := NewClient("/nowhere").Await("a", Awaited{File: "stages.json", Key: "x", Seconds: 3601, Attempts: -1})
+	_, err := NewClient("/nowhere").Await("a", Awaited{File: "stages.json", Key: "x", Socket: "s", Seconds: 3601, Attempts: -1})
 	want := `path "stages.json": an absolute path is needed, without . or .. or a slash at its end
+path "s": an absolute path is needed, without . or .. or a slash at its end
 seconds 3601: 1 to 3600 is allowed
 attempts -1: 0 or more is allowed`
 	if errorText(err) != want {
@@ -258,6 +259,27 @@ func TestAwaitEndsWithAProblemThatIsNoted(t *testing.T) {
 	outcome, err = client.Await(service.Name, Awaited{File: file, Key: "api", Seconds: 3600})
 	if err != nil || !outcome.Reached {
 		t.Errorf("what is reached is not: %+v, %v", outcome, err)
+	}
+}
+
+func TestAwaitThatItListens(t *testing.T) {
+	service := shell(t, forever)
+	put(t, service)
+	socket := filepath.Join(t.TempDir(), "socket")
+	awaited := Awaited{Socket: socket, Seconds: 3600}
+	if isNoted(awaited, pidOf(service)) {
+		t.Error("there is no socket, and it was taken for reached")
+	}
+	listener, err := net.Listen("unix", socket)
+	must(t, err)
+	outcome, err := serve(t, controlHandler(supervisor, supervisor.notes)).Await(service.Name, awaited)
+	if err != nil || !outcome.Reached {
+		t.Errorf("somebody listens, and it is not seen: %+v, %v", outcome, err)
+	}
+	listener.(*net.UnixListener).SetUnlinkOnClose(false)
+	must(t, listener.Close())
+	if isNoted(awaited, pidOf(service)) {
+		t.Error("nobody listens any more, and it was taken for reached")
 	}
 }
 
