@@ -281,7 +281,9 @@ async function stages(side: Side, { start, lines }: Output): Promise<Pick<Run, "
     done[name] = at;
   }
   const server = await serverStages(refs[side]);
+  const begun = Object.entries(done).map(([name, at]) => at - resources[name]! * 1000);
   const times = {
+    "the first step begins": Math.min(...begun),
     "sandbox runs": done["sandbox-process"],
     "containerd answers": done["containerd-apply"],
     "server starts": server.started,
@@ -289,6 +291,7 @@ async function stages(side: Side, { start, lines }: Output): Promise<Pick<Run, "
     "default service account": server.defaultServiceAccount,
     "node Ready": server.nodeReady,
     "pod Running": done["testpod-pod"],
+    "the last step ends": Math.max(...Object.values(done)),
   };
   const missing = Object.entries(times).filter(([, time]) => time === undefined);
   if (missing.length > 0)
