@@ -17,7 +17,6 @@ import (
 	"gvisor-k3s/node/init/files"
 
 	"golang.org/x/sys/unix"
-	"gopkg.in/natefinch/lumberjack.v2"
 )
 
 // Service is a program that is kept running.
@@ -85,6 +84,7 @@ type State struct {
 type Detail struct {
 	State       State  `json:"state"`
 	Log         string `json:"log"`
+	Unwritten   string `json:"unwritten,omitempty"` // the end of what that cannot take
 	StopSeconds int    `json:"stopSeconds"`
 }
 
@@ -110,6 +110,7 @@ type Supervisor struct {
 
 type supervised struct {
 	service Service
+	output  *output
 	state   State
 	stop    chan struct{} // closed to end it
 	started chan error    // the outcome of the first start
@@ -241,7 +242,10 @@ func (s *Supervisor) Details() map[string]Detail {
 	defer s.mu.Unlock()
 	details := make(map[string]Detail, len(s.services))
 	for name, current := range maps.All(s.services) {
-		details[name] = Detail{State: current.state, Log: current.service.Log, StopSeconds: current.service.StopSeconds}
+		details[name] = Detail{
+			State: current.state, Log: current.service.Log, Unwritten: current.output.unwritten(),
+			StopSeconds: current.service.StopSeconds,
+		}
 	}
 	return details
 }
@@ -278,6 +282,7 @@ func (s *Supervisor) find(name string) (*supervised, error) {
 func (s *Supervisor) start(service Service) error {
 	current := &supervised{
 		service: service,
+		output:  newOutput(service.Log),
 		stop:    make(chan struct{}),
 		started: make(chan error, 1),
 		done:    make(chan struct{}),
@@ -304,8 +309,8 @@ func (c *supervised) end() {
 // keepRunning starts the program again whenever it ends, with a delay that doubles while it keeps failing.
 func (s *Supervisor) keepRunning(current *supervised) {
 	defer close(current.done)
-	log := &lumberjack.Logger{Filename: current.service.Log, MaxSize: 10, MaxBackups: 3}
-	defer log.Close()
+	log := current.output
+	defer log.close()
 	backoff := time.Duration(0)
 	for first := true; ; first = false {
 		begin := time.Now()
@@ -375,7 +380,7 @@ func (s *Supervisor) note(current *supervised, change func(*State)) {
 }
 
 // spawn starts the program with its output going to log, and promises its exit status on the channel.
-func (s *Supervisor) spawn(current *supervised, log *lumberjack.Logger) (*os.Process, <-chan unix.WaitStatus, error) {
+func (s *Supervisor) spawn(current *supervised, log *output) (*os.Process, <-chan unix.WaitStatus, error) {
 	// Whoever writes into a FIFO waits for a reader, and so would this.
 	if info, err := os.Stat(current.service.Log); err == nil && !info.Mode().IsRegular() {
 		return nil, nil, fmt.Errorf("%s is %s, and a log is to be written there; remove it",
@@ -407,11 +412,7 @@ func (s *Supervisor) spawn(current *supervised, log *lumberjack.Logger) (*os.Pro
 	current.state.PID = process.Pid
 	go func() { // ends when the last holder of the pipe's other end does
 		defer reader.Close()
-		for { // a log that can't be written loses lines; were this end closed, the program would die of SIGPIPE
-			if _, err := reader.WriteTo(log); err == nil {
-				return
-			}
-		}
+		_, _ = reader.WriteTo(log) // which takes everything: were this end closed, the program would die of SIGPIPE
 	}()
 	return process, exit, nil
 }
