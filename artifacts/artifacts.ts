@@ -48,6 +48,7 @@ export const testArtifacts = [
   "csi-driver",
   "conformance",
   "workloads",
+  "prometheus-operator",
 ] as const;
 
 /** The server, and what is of its version: the newest minor one is built for everybody, the others for who asks. */

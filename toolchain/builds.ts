@@ -190,6 +190,21 @@ export const builds = {
     },
   ],
   workloads: [{ module: "test/workloads/programs", packages: ["./cert-manager"] }],
+  // This is no part of it: its pins are others, and another workload does not wait for what takes minutes.
+  "prometheus-operator": [
+    { packages: ["github.com/prometheus-operator/prometheus-operator/cmd/operator"], output: "prometheus-operator" },
+    {
+      packages: [
+        "github.com/prometheus-operator/prometheus-operator/cmd/prometheus-config-reloader",
+        "github.com/prometheus/prometheus/cmd/prometheus",
+      ],
+    },
+  ].map((build) => ({
+    module: "test/workloads/programs/prometheus-operator",
+    // What Prometheus scrapes is found in Kubernetes, and not in all clouds.
+    tags: ["remove_all_sd", "enable_kubernetes_sd"],
+    ...build,
+  })),
   "language-host": [{ module: "standins", packages: ["./cmd/pulumi-language-nodejs"] }],
   standins: [{ module: "standins", packages: ["./cmd/pulumi-resource-command", "./cmd/pulumi-resource-kubernetes"] }],
 } satisfies Record<ArtifactName, GoBuild[]>;
