@@ -49,6 +49,7 @@ export const testArtifacts = [
   "conformance",
   "workloads",
   "prometheus-operator",
+  "flux",
 ] as const;
 
 /** The server, and what is of its version: the newest minor one is built for everybody, the others for who asks. */

@@ -190,7 +190,7 @@ export const builds = {
     },
   ],
   workloads: [{ module: "test/workloads/programs", packages: ["./cert-manager"] }],
-  // This is no part of it: its pins are others, and another workload does not wait for what takes minutes.
+  // These two are no part of it: their pins are others, and another workload does not wait for what takes minutes.
   "prometheus-operator": [
     { packages: ["github.com/prometheus-operator/prometheus-operator/cmd/operator"], output: "prometheus-operator" },
     {
@@ -205,6 +205,12 @@ export const builds = {
     tags: ["remove_all_sd", "enable_kubernetes_sd"],
     ...build,
   })),
+  flux: [
+    {
+      module: "test/workloads/programs/flux",
+      packages: ["github.com/fluxcd/source-controller", "github.com/fluxcd/kustomize-controller"],
+    },
+  ],
   "language-host": [{ module: "standins", packages: ["./cmd/pulumi-language-nodejs"] }],
   standins: [{ module: "standins", packages: ["./cmd/pulumi-resource-command", "./cmd/pulumi-resource-kubernetes"] }],
 } satisfies Record<ArtifactName, GoBuild[]>;

@@ -9,6 +9,7 @@ import type { Image } from "../images.ts";
 const modules = {
   workloads: "programs",
   "prometheus-operator": "programs/prometheus-operator",
+  flux: "programs/flux",
 } satisfies Partial<Record<ArtifactName, string>>;
 
 type Programs = keyof typeof modules;
