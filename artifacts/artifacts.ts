@@ -48,6 +48,8 @@ export const testArtifacts = [
   "csi-driver",
   "conformance",
   "workloads",
+  "prometheus-operator",
+  "flux",
 ] as const;
 
 /** The server, and what is of its version: the newest minor one is built for everybody, the others for who asks. */

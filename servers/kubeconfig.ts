@@ -60,5 +60,5 @@ export function renderKubeconfig(name: string, { ca, certificate, key }: Credent
     contexts: [{ name, context: { cluster: name, user: name } }],
     "current-context": name,
   };
-  return stringify(kubeconfig, { lineWidth: 0 });
+  return stringify(kubeconfig, { lineWidth: 0, version: "1.1" }); // as kubectl reads it: "on" would be a truth value
 }

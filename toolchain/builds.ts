@@ -190,6 +190,27 @@ export const builds = {
     },
   ],
   workloads: [{ module: "test/workloads/programs", packages: ["./cert-manager"] }],
+  // These two are no part of it: their pins are others, and another workload does not wait for what takes minutes.
+  "prometheus-operator": [
+    { packages: ["github.com/prometheus-operator/prometheus-operator/cmd/operator"], output: "prometheus-operator" },
+    {
+      packages: [
+        "github.com/prometheus-operator/prometheus-operator/cmd/prometheus-config-reloader",
+        "github.com/prometheus/prometheus/cmd/prometheus",
+      ],
+    },
+  ].map((build) => ({
+    module: "test/workloads/programs/prometheus-operator",
+    // What Prometheus scrapes is found in Kubernetes, and not in all clouds.
+    tags: ["remove_all_sd", "enable_kubernetes_sd"],
+    ...build,
+  })),
+  flux: [
+    {
+      module: "test/workloads/programs/flux",
+      packages: ["github.com/fluxcd/source-controller", "github.com/fluxcd/kustomize-controller"],
+    },
+  ],
   "language-host": [{ module: "standins", packages: ["./cmd/pulumi-language-nodejs"] }],
   standins: [{ module: "standins", packages: ["./cmd/pulumi-resource-command", "./cmd/pulumi-resource-kubernetes"] }],
 } satisfies Record<ArtifactName, GoBuild[]>;

@@ -14,6 +14,7 @@ import { inSandbox } from "../../config/paths.ts";
 import { containerdKeysFor, facadeFor, type QuirkId } from "../../config/quirks.ts";
 import { parseStackConfig, type StackConfig } from "../../config/schema.ts";
 import { hostPaths } from "../../machines/paths.ts";
+import { renderKubeconfig } from "../../servers/kubeconfig.ts";
 import { homeFolder } from "../../system/folders.ts";
 import { quirkLists, validConfigs } from "./arbitraries.ts";
 
@@ -147,6 +148,25 @@ describe("any valid configuration", () => {
       }),
     );
   });
+
+  it.each(["1.1", "1.2"] as const)(
+    "names its cluster in the kubeconfig as it is called, read as YAML %s",
+    (version) => {
+      for (const name of ["dev", "on", "no", "y"]) {
+        const text = renderKubeconfig(
+          name,
+          { ca: "", certificate: "", key: "" },
+          { address: "10.107.0.2", port: 6443 },
+        );
+        expect(parseYaml(text, { version })).toMatchObject({
+          clusters: [{ name }],
+          users: [{ name }],
+          contexts: [{ name, context: { cluster: name, user: name } }],
+          "current-context": name,
+        });
+      }
+    },
+  );
 
   it("gives the network its options as they are", () => {
     fc.assert(

@@ -77,4 +77,6 @@ export const service = (name: string, port: number, targetPort = port) => ({
 });
 
 const asText = (objects: (object | string)[]) =>
-  objects.map((object) => (typeof object === "string" ? object : stringify(object))).join("---\n");
+  objects
+    .map((object) => (typeof object === "string" ? object : stringify(object, { version: "1.1" }))) // as kubectl reads it
+    .join("---\n");
