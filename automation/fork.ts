@@ -7,6 +7,7 @@ import { openMachine, whileLocked } from "../machines/index.ts";
 import { readRecord } from "../machines/record.ts";
 import { seedProblems, snapshotNamed } from "../machines/seed.ts";
 import { homeFolder } from "../system/folders.ts";
+import { statOf } from "../system/processes.ts";
 import { type Cluster, refOf, up } from "./cluster.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 import type { Progress } from "./progress.ts";
@@ -44,11 +45,13 @@ export async function fork(name: string, fresh: string, options: ForkOptions): P
       refuse([{ option: "NEW", value: fresh, message }]);
     }
     await checkStackConfig(fresh);
-    const kept = options.from ?? temporary(fresh);
+    const kept = options.from ?? `fork-${process.pid}`;
     if (options.from === undefined) {
-      if (listSnapshots(source).some((one) => one.name === kept)) await deleteSnapshot(source, kept, say);
+      for (const { name: left, madeBy } of listSnapshots(source)) {
+        if (madeBy !== undefined && statOf(madeBy) === undefined) await deleteSnapshot(source, left, say);
+      }
       signal?.throwIfAborted();
-      await saveSnapshot(source, kept, say);
+      await saveSnapshot(source, kept, say, process.pid);
     }
     try {
       signal?.throwIfAborted();
@@ -72,9 +75,6 @@ function checkName(fresh: string): void {
   const message = "letters, digits, dots, dashes and underscores are allowed, a letter or a digit first";
   refuse([{ option: "NEW", value: fresh, message }]);
 }
-
-/** The name of a snapshot that is removed again; one that a killed fork has left makes way for it. */
-const temporary = (fresh: string) => `fork-${fresh}`;
 
 function needNew(config: NamedConfig): void {
   const ref = refOf(config);

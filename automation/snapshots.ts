@@ -30,6 +30,7 @@ import {
 } from "../machines/snapshots.ts";
 import { credentialsIn, decoded } from "../servers/kubeconfig.ts";
 import { lastReady } from "../servers/ready.ts";
+import { isUpgraded } from "../steps/data.ts";
 import { homeFolder } from "../system/folders.ts";
 import { waitFor } from "../system/wait.ts";
 import { commandName, type NamedConfig } from "./options.ts";
@@ -48,12 +49,14 @@ const QUESTION = 10_000;
  * Keeps a cluster as it is now. Its memory is kept as well where there is no node (`mode: control-plane`); with a node it
  * is what is on the sandbox's disk: objects, images, volumes. Nothing runs in it for a moment; then it goes on.
  * @param snapshot what it is to be called; by default the time
+ * @param madeBy the process that removes it again; see `Snapshot.madeBy`
  * @throws InputError, or Error that says why nothing was kept; the cluster runs on
  */
 export async function saveSnapshot(
   config: NamedConfig,
   snapshot: string | undefined,
   say: Say = () => {},
+  madeBy?: number,
 ): Promise<Snapshot> {
   const created = new Date();
   const name = snapshot ?? created.toISOString().slice(0, 19).replaceAll(":", "-").replace("T", "-");
@@ -64,8 +67,15 @@ export async function saveSnapshot(
       throw new Error(`${commandName(config)} has a snapshot ${name}; choose another name, or delete that one`);
     }
     needRunning(config, ref);
+    if (await isUpgraded(openMachine(ref))) {
+      const cluster = commandName(config);
+      throw new Error(`an upgrade of ${cluster} was interrupted; run \`gvisor-k3s up ${cluster}\` first`);
+    }
     const as = keptAs(config);
-    const save = async (half: string) => described(config, ref, name, created, as, await keeper.save(half, as));
+    const save = async (half: string) => ({
+      ...described(config, ref, name, created, as, await keeper.save(half, as)),
+      ...(madeBy === undefined ? {} : { madeBy }),
+    });
     return await keepIn(folder, save).catch((error: unknown) => {
       throw fuller(error, "nothing was kept, and the cluster runs on");
     });

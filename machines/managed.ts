@@ -59,7 +59,7 @@ import type { Observed } from "./observe.ts";
 import { hostPaths, machinesIn } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
-import { type Seed, seedOf, seedProblems, snapshotNamed } from "./seed.ts";
+import { isPlanted, type Seed, seedOf, seedProblems, snapshotNamed } from "./seed.ts";
 import { serviceStates } from "./services.ts";
 import { driftIn, repairsOf } from "./written.ts";
 
@@ -355,6 +355,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
       return await this.#note({ ...previous, owner, repairs, programs: programsOf(spec) });
     }
     const isNew = !existsSync(this.#paths.state);
+    await needDiskSpace(home);
     const seed = previous === undefined ? await this.#seeded(spec) : previous.seed;
     const record = {
       version: 2 as const,
@@ -366,7 +367,6 @@ class ManagedSandbox extends BaseMachine implements Machine {
       programs: programsOf(spec),
       ...(seed === undefined ? {} : { seed }),
     };
-    await needDiskSpace(home);
     try {
       await this.#end(STOP);
       await rm(this.#paths.paused, { recursive: true, force: true }); // its disk is another one from now on
@@ -396,7 +396,9 @@ class ManagedSandbox extends BaseMachine implements Machine {
       await this.#plant(found.folder, found.snapshot, from);
     }
     const noted = seedOf(this.ref);
-    if (noted !== undefined && existsSync(seed)) {
+    if (noted === undefined)
+      await this.#discard(seed); // half of it, of a command that was killed
+    else if (existsSync(seed)) {
       await this.#discard(rootfs);
       await mkdir(bundle, { recursive: true, mode: 0o700 });
       await rename(seed, rootfs);
@@ -406,9 +408,11 @@ class ManagedSandbox extends BaseMachine implements Machine {
 
   /** The note is the last: without it the machine begins with nothing. */
   async #plant(folder: string, { files }: Kept, from: string): Promise<void> {
-    const { state, seed, seedNote } = this.#paths;
-    const isNew = !existsSync(state);
+    const { state, seed, seedNote, rootfs } = this.#paths;
+    const isNew = !existsSync(state) || isPlanted(this.ref);
     await mkdir(state, { recursive: true, mode: 0o700 });
+    // Of a start that came to nothing, before it is forgotten whose data these are.
+    if (existsSync(seedNote)) await this.#discard(rootfs);
     await rm(seedNote, { force: true });
     await this.#discard(seed); // of a command that was killed
     try {

@@ -4,6 +4,8 @@
  * @module
  */
 import { existsSync } from "node:fs";
+import { compareBuild } from "semver";
+import { manifest } from "../artifacts/artifacts.ts";
 import { minorOf } from "../config/kubernetes.ts";
 import type { Problem } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
@@ -23,7 +25,10 @@ export interface Seed {
 
 /** What a machine is to begin with; undefined if it is nothing, or if it has begun. */
 export function seedOf({ name, home }: MachineRef): Seed | undefined {
-  return readJson<Seed>(hostPaths(name, home).seedNote, "delete it; the cluster then begins with nothing");
+  return readJson<Seed>(
+    hostPaths(name, home).seedNote,
+    `remove the cluster (\`gvisor-k3s destroy ${name}\`), and make it again`,
+  );
 }
 
 /** Whether a machine that was never started has data, or a part of them. */
@@ -68,8 +73,12 @@ export function seedProblems(config: StackConfig, from: string, home: string): P
     problems.push({ option: "node.apiServerArgs", value: stored.join(", "), message });
   }
   const { kubernetes = "" } = snapshot;
+  const brought = `v${manifest().kubernetes[config.kubernetes]}`;
   if (minorOf(kubernetes) !== config.kubernetes) {
     const message = `${at} has Kubernetes ${kubernetes}; take that, and upgrade the cluster once it is there`;
+    problems.push({ option: "kubernetes", value: config.kubernetes, message });
+  } else if (compareBuild(kubernetes, brought) > 0) {
+    const message = `${at} has Kubernetes ${kubernetes}, and this gvisor-k3s brings ${brought}; take a newer one`;
     problems.push({ option: "kubernetes", value: config.kubernetes, message });
   }
   return problems;

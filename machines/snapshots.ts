@@ -38,6 +38,8 @@ export interface Snapshot extends Kept {
   options: Record<string, string>;
   /** What the processor can do, which programs whose memory was kept rely on. */
   cpu: string[];
+  /** The process that made it for itself, and removes it again; where that is gone, whoever comes next does. */
+  madeBy?: number;
 }
 
 const [MANIFEST, NEW, OLD] = ["manifest.json", ".new-", ".old-"];

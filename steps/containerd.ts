@@ -3,7 +3,7 @@ import type { Wanted } from "../artifacts/artifacts.ts";
 import { SANDBOX_PATH } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { Machine } from "../machines/machine.ts";
-import { ensureService, serviceGives } from "../machines/services.ts";
+import { ensureService, serviceGives, serviceLog } from "../machines/services.ts";
 import { provideTo } from "./runtime.ts";
 import type { OnMachine, Step } from "./step.ts";
 import { writeFiles } from "./write.ts";
@@ -54,17 +54,19 @@ export const ensureContainerd: Step<ContainerdParams> = {
     // It listens once its plugins are loaded, or are not.
     await serviceGives(machine, "containerd", { socket: inSandbox.containerdSocket }, PATIENCE);
     const limits = init && [init, "limits", `${inSandbox.containerdSocket}.ttrpc`];
-    await Promise.all([
+    const both = await Promise.allSettled([
       needCriPlugin(machine, ctr),
       limits && ensureService(machine, { name: "limits", command: limits, config: "", stopSeconds: 5 }),
     ]);
+    for (const one of both) if (one.status === "rejected") throw one.reason;
   },
 };
 
 /** @throws Error with what containerd says of its CRI plugin, if that did not load */
 async function needCriPlugin(machine: Machine, ctr: string): Promise<void> {
-  const { stdout: plugins } = await machine.exec([ctr, "--connect-timeout=20s", "plugins", "list"], {
-    timeout: PATIENCE * 1000,
+  const question = machine.exec([ctr, "--connect-timeout=20s", "plugins", "list"], { timeout: PATIENCE * 1000 });
+  const { stdout: plugins } = await question.catch(async (error: Error) => {
+    throw new Error(`${error.message}\n${await serviceLog(machine, "containerd")}`, { cause: error });
   });
   const failed = plugins
     .split("\n")

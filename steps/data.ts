@@ -95,6 +95,11 @@ export async function isUnsettled(machine: Machine, server: string, next: string
   return copy !== undefined && (!names.includes(db) || copy.other !== idOf(next));
 }
 
+/** Whether there is a copy: somebody upgrades the server, or was interrupted in that. */
+export async function isUpgraded(machine: Machine): Promise<boolean> {
+  return (await entries(machine)).some((name) => name.startsWith("db.before-"));
+}
+
 /**
  * Deletes every copy: the server that runs is ready with its data.
  * @param all deletes also what servers that did not become ready have made of the data

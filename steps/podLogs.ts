@@ -17,26 +17,30 @@ const MOST = 64 * 1024;
 
 /**
  * What a pod's container has printed so far; the kubeconfig is the content. A container that prints nothing gives "".
- * @throws Error what the API server says, if that is no log for all of the time
+ * @param seconds how long that is waited for
+ * @throws Error what the API server says, if it never gives a log, or that it does not answer
  */
-export async function podLogs(params: PodLogsParams, kubeconfig: string): Promise<string> {
+export async function podLogs(params: PodLogsParams, kubeconfig: string, seconds = FIRST_LINE): Promise<string> {
   const config = new KubeConfig();
   config.loadFromString(kubeconfig);
   const api = config.makeApiClient(CoreV1Api);
   const { namespace, name, container } = params;
   // A kubelet that has just been started again may not answer yet.
+  let answered = false;
   let failure: Error | undefined;
   const read = async () => {
     try {
       const log = await api.readNamespacedPodLog({ namespace, name, container, limitBytes: MOST });
-      failure = undefined;
+      answered = true;
       return log || undefined;
     } catch (error) {
       failure = error as Error;
       return undefined;
     }
   };
-  const log = await waitFor("the first log line", FIRST_LINE, read).catch(() => "");
-  if (failure) throw failure;
+  const log = await waitFor("the first log line", seconds, read).catch((error: Error) => {
+    if (answered) return "";
+    throw failure ?? error;
+  });
   return log.slice(0, MOST); // whatever the API server makes of the limit
 }

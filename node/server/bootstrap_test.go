@@ -20,7 +20,7 @@ import (
 // back.
 func TestBootstrap(t *testing.T) {
 	if testing.Short() {
-		t.Skip("-short: it takes three starts of a control plane")
+		t.Skip("-short: it takes four starts of a control plane")
 	}
 	upstream := configFor(t, fmt.Sprintf(alone+"kube-apiserver-arg: [etcd-healthcheck-timeout=3s]\n", freePort(t)))
 	ctx, stop := startServer(t, upstream)
@@ -44,19 +44,22 @@ func TestBootstrap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := client.RbacV1().ClusterRoles().Delete(ctx, some, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	stop()
-	forgetBootstrap(t, config) // as in a cluster of a release up to 0.3
-
-	ctx, stop = startServer(t, config)
-	err = wait.PollUntilContextTimeout(ctx, pollEvery, time.Minute, true, func(ctx context.Context) (bool, error) {
-		_, err := client.RbacV1().ClusterRoles().Get(ctx, some, metav1.GetOptions{})
-		return err == nil, nil
-	})
-	if err != nil {
-		t.Errorf("the role %s stays away: %v", some, err)
+	for _, old := range []bool{false, true} {
+		if err := client.RbacV1().ClusterRoles().Delete(ctx, some, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		if old { // as in a cluster of a release up to 0.3
+			forgetBootstrap(t, config)
+		}
+		ctx, stop = startServer(t, config)
+		err = wait.PollUntilContextTimeout(ctx, pollEvery, time.Minute, true, func(ctx context.Context) (bool, error) {
+			_, err := client.RbacV1().ClusterRoles().Get(ctx, some, metav1.GetOptions{})
+			return err == nil, nil
+		})
+		if err != nil {
+			t.Errorf("the role %s stays away, of an old cluster %t: %v", some, old, err)
+		}
 	}
 	stop()
 }

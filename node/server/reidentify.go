@@ -74,7 +74,7 @@ func reidentify(ctx context.Context, c *Config, backend server.Backend) error {
 	if err != nil {
 		return err
 	}
-	r := &renaming{backend: backend, name: c.NodeName, ca: string(ca)}
+	r := &renaming{backend: backend, name: c.NodeName, hasNode: !c.DisableAgent, ca: string(ca)}
 	// The nodes are the last: until then they tell what the node was called.
 	for _, step := range []func(context.Context) error{
 		r.findNode,
@@ -133,26 +133,53 @@ func forgetHistory(ctx context.Context, c *Config) error {
 type renaming struct {
 	backend server.Backend
 	name    string // of the node
+	hasNode bool   // a control plane alone may have nodes, and none is its own
 	before  string // what it was called
 	ca      string // who signs what the API server serves with
 }
 
-// findNode finds the node that was the server's own among those that there are.
+// findNode finds the node that was the server's own among those that there are: by the id that it registered with, by
+// its role, or since it is the only one.
 func (r *renaming) findNode(ctx context.Context) error {
-	var names []string
+	var own, servers, all []string
 	prefix := storageKey("minions", "", "")
 	err := r.each(ctx, prefix, func(found *server.KeyValue, object runtime.Object) (bool, error) {
 		name := strings.TrimPrefix(found.Key, prefix)
-		if node, ok := object.(*corev1.Node); ok && node.Spec.ProviderID == providerID(name) {
-			r.before = name
+		node, ok := object.(*corev1.Node)
+		if !ok {
+			return false, nil
 		}
-		names = append(names, name)
+		if node.Spec.ProviderID == providerID(name) {
+			own = append(own, name)
+		}
+		if _, is := node.Labels[controlPlaneRole]; is {
+			servers = append(servers, name)
+		}
+		all = append(all, name)
 		return false, nil
 	})
-	if err == nil && r.before == "" && len(names) == 1 {
-		r.before = names[0]
+	if err != nil {
+		return err
 	}
-	return err
+	ways := [][]string{own}
+	if r.hasNode {
+		ways = append(ways, servers, all)
+	}
+	for _, found := range ways {
+		// One of the new name is what a start has made that was interrupted, or all of it is done.
+		others := slices.DeleteFunc(slices.Clone(found), func(name string) bool { return name == r.name })
+		switch {
+		case len(others) == 1:
+			r.before = others[0]
+			return nil
+		case len(others) == 0 && len(found) > 0:
+			return nil
+		}
+	}
+	if r.hasNode && len(all) > 0 {
+		return fmt.Errorf("which of the nodes %q was the server's own cannot be told", all)
+	}
+	return nil
 }
 
 // nodes has the node be the one of this name, with what people have given it: the kubelet registers the rest anew.

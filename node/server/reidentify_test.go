@@ -55,14 +55,6 @@ func TestReidentify(t *testing.T) {
 	if err := os.CopyFS(fork.path("server"), os.DirFS(source.path("server"))); err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"state.db", "state.db-wal"} {
-		defer func() {
-			content, _ := os.ReadFile(fork.path("server", "db", file)) // the second one may not be there
-			if bytes.Contains(content, []byte(token)) {
-				t.Errorf("%s has a token of the other cluster", file)
-			}
-		}()
-	}
 	if err := os.WriteFile(fork.path("server", seedFile), []byte("a snapshot"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -101,6 +93,12 @@ func TestReidentify(t *testing.T) {
 		t.Errorf("aggregated API servers trust others than this cluster's: %v, %v", trusted.Data, err)
 	}
 	stop()
+	// Before a start that tidies it up.
+	stored := readFile(t, fork.path("server", "db", "state.db"))
+	log, _ := os.ReadFile(fork.path("server", "db", "state.db-wal")) // there may be none
+	if bytes.Contains(stored, []byte(token)) || bytes.Contains(log, []byte(token)) {
+		t.Error("the datastore has a token of the other cluster")
+	}
 
 	authority := readFile(t, fork.path("server", "tls", serverCA+".crt"))
 	_, stop = startServer(t, fork)
@@ -128,6 +126,64 @@ func TestRenamedNodeWithoutLabels(t *testing.T) {
 	}
 	if _, found, err := store.Get(ctx, storageKey("minions", "", "other"), 0, false); err != nil || found == nil {
 		t.Errorf("it has no node of its name: %v", err)
+	}
+}
+
+// What the node was called is found out also where it is not alone, or where the renaming was interrupted.
+func TestFindNode(t *testing.T) {
+	config := configFor(t, "")
+	if _, err := preparePKI(config); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	store, err := startDatastore(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	registered := func(name string) *corev1.Node {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{ProviderID: providerID(name)}}
+	}
+	plain := func(name string, labels ...string) *corev1.Node {
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}}}
+		for _, label := range labels {
+			node.Labels[label] = "true"
+		}
+		return node
+	}
+	for _, c := range []struct {
+		what    string
+		nodes   []*corev1.Node
+		hasNode bool
+		want    string // "error" for one
+	}{
+		{"the only one", []*corev1.Node{plain("dev")}, true, "dev"},
+		{"by its id", []*corev1.Node{registered("dev"), plain("zz")}, true, "dev"},
+		{"interrupted", []*corev1.Node{registered("dev"), registered("dev2"), plain("zz")}, true, "dev"},
+		{"done", []*corev1.Node{registered("dev2"), plain("zz")}, true, ""},
+		{"by its role", []*corev1.Node{plain("dev", controlPlaneRole), plain("zz")}, true, "dev"},
+		{"which of two", []*corev1.Node{plain("dev"), plain("zz")}, true, "error"},
+		{"a control plane alone", []*corev1.Node{plain("dev")}, false, ""},
+		{"none", nil, true, ""},
+	} {
+		for _, node := range c.nodes {
+			value, err := encodeStored(node, corev1.SchemeGroupVersion)
+			if err == nil {
+				_, err = store.Create(ctx, storageKey("minions", "", node.Name), value, 0)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := &renaming{backend: store, name: "dev2", hasNode: c.hasNode}
+		if err := r.findNode(ctx); (err != nil) != (c.want == "error") || err == nil && r.before != c.want {
+			t.Errorf("%s: %q, %v", c.what, r.before, err)
+		}
+		for _, node := range c.nodes {
+			if err := r.remove(ctx, storageKey("minions", "", node.Name)); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 

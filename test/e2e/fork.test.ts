@@ -130,10 +130,13 @@ describe("a node", () => {
   });
 
   it("that is killed while it takes its data is made by the same command", async () => {
+    const mine = `fork-${other}`;
+    await printed("snapshot", "save", node, mine);
     await killedWhen(() => existsSync(pathsOf(other).seed), ["fork", node, other]);
     await printed("destroy", other);
     expect(entriesOf(pathsOf(other).state)).toEqual([]);
     await printed("fork", node, other);
+    expect(entriesOf(pathsOf(node).snapshots)).toEqual([mine]);
   });
 
   it("runs the same pods, with their data, and calls itself by its own name", async () => {

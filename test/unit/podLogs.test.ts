@@ -15,7 +15,7 @@ const refuse = (response: ServerResponse) => {
   response.writeHead(502, { "content-type": "application/json" });
   response.end('{"kind":"Status","status":"Failure","message":"dial tcp: connection refused"}');
 };
-const read = () => {
+const read = (seconds: number) => {
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
   const kubeconfig = {
     clusters: [{ name: "a", cluster: { server: url, "insecure-skip-tls-verify": true } }],
@@ -23,11 +23,15 @@ const read = () => {
     contexts: [{ name: "a", context: { cluster: "a", user: "a" } }],
     "current-context": "a",
   };
-  return podLogs({ namespace: "default", name: "a", container: "main", uid: "1" }, JSON.stringify(kubeconfig));
+  const pod = { namespace: "default", name: "a", container: "main", uid: "1" };
+  return podLogs(pod, JSON.stringify(kubeconfig), seconds);
 };
 
 beforeAll(() => new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve)));
-afterAll(() => server.close());
+afterAll(() => {
+  server.close();
+  server.closeAllConnections();
+});
 beforeEach(() => {
   asked = 0;
 });
@@ -37,16 +41,21 @@ it("waits for a kubelet that does not answer yet, and for the first line", async
     if (asked < 3) return refuse(response);
     response.end(asked < 5 ? "" : "a line\n");
   };
-  expect(await read()).toBe("a line\n");
+  expect(await read(3600)).toBe("a line\n");
   expect(asked).toBe(5);
 });
 
 it("tells what the API server says, if it never gives a log", async () => {
   answer = refuse;
-  await expect(read()).rejects.toThrow("connection refused");
+  await expect(read(1)).rejects.toThrow("connection refused");
+});
+
+it("tells that it does not answer", async () => {
+  answer = () => undefined;
+  await expect(read(1)).rejects.toThrow("no answer");
 });
 
 it("takes a container for silent that prints nothing", async () => {
   answer = (response) => response.end();
-  expect(await read()).toBe("");
+  expect(await read(1)).toBe("");
 });

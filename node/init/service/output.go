@@ -47,5 +47,8 @@ func (o *output) unwritten() string {
 }
 
 func (o *output) close() {
+	if o.unwritten() != "" { // there may be room by now
+		_, _ = o.Write(nil)
+	}
 	_ = o.log.Close()
 }
