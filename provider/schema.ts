@@ -1,45 +1,140 @@
-import { type StackConfig, stackSchema, unwrap } from "../config/schema.ts";
-
-const SCALARS = new Set(["string", "number", "boolean"]);
-
 /**
- * Pulumi's schema of the package (https://www.pulumi.com/docs/iac/extending-pulumi/schema/). The component's inputs are
- * the stack's options. What is in a group is left to this project's own checks: they tell every problem at once, and
- * Pulumi's not even which option is wrong.
+ * Pulumi's schema of the package (https://www.pulumi.com/docs/iac/extending-pulumi/schema/), of which its SDKs in every
+ * language are made: the component's inputs are the stack's options, as config/schema.ts has them.
+ * @module
  */
+import { z } from "zod";
+import { stackSchema } from "../config/schema.ts";
+
+/** What JSON Schema says of a value, as far as it is looked at here. */
+interface Json {
+  type?: string;
+  description?: string;
+  default?: unknown;
+  const?: unknown;
+  enum?: string[];
+  items?: Json;
+  anyOf?: Json[];
+  properties?: Record<string, Json>;
+  additionalProperties?: Json | false;
+}
+
+/** Pulumi's description of a type, and of a property. */
+type TypeSpec = Record<string, unknown>;
+
+const PACKAGE = "gvisor-k3s";
+const ANY: TypeSpec = { $ref: "pulumi.json#/Any" };
+
+/** The whole schema. */
 export function packageSchema(version: string): object {
-  const inputProperties = Object.entries(stackSchema.shape).map(([option, schema]) => {
-    const { type } = unwrap(schema).def;
-    const name: keyof StackConfig = option as keyof StackConfig;
-    const form =
-      SCALARS.has(type) || type === "enum" ? { type: type === "enum" ? "string" : type } : { $ref: "pulumi.json#/Any" };
-    return [
-      name,
-      {
-        ...form,
-        description: schema.description ?? `The options \`${option}.*\`; see docs/options.md of this project.`,
-      },
-    ];
-  });
+  const types: Record<string, TypeSpec> = {};
+  const options = z.toJSONSchema(stackSchema, { io: "input", unrepresentable: "any" }) as unknown as Json;
+  const inputProperties = propertiesOf(options, [], types);
+  // Each may be given as a file, too.
+  const registries = inputProperties.registries!;
+  inputProperties.registries = {
+    description: registries.description,
+    oneOf: [{ type: "string" }, { $ref: registries.$ref }],
+    secret: true, // its passwords are
+  };
   const text = { type: "string" };
+  types[`${PACKAGE}:index:TestPodState`] = {
+    type: "object",
+    description: "The test pod.",
+    properties: {
+      name: { ...text, description: "Its name." },
+      phase: { ...text, description: "Its phase." },
+      logs: { ...text, description: "What it has printed." },
+    },
+    required: ["name", "phase", "logs"],
+  };
   const properties = {
     kubeconfig: { ...text, secret: true, description: "The kubeconfig." },
     kubeconfigPath: { ...text, description: "The kubeconfig's file." },
     address: { ...text, description: "The node's address, which the host reaches; an external cluster has none." },
     quirks: { type: "array", items: text, description: "The ids of what the sandbox's gVisor lacks." },
-    testPod: { $ref: "pulumi.json#/Any", description: "The test pod: its name, its phase, and its logs." },
+    testPod: { $ref: refTo("TestPodState"), description: "The test pod, if there is one." },
   };
   return {
-    name: "gvisor-k3s",
+    name: PACKAGE,
     version,
+    displayName: "gVisor k3s",
+    description: "A working Kubernetes node inside a gVisor sandbox.",
+    keywords: ["kubernetes", "gvisor", "k3s", "category/infrastructure", "kind/component"],
+    license: "Apache-2.0",
+    types,
     resources: {
-      "gvisor-k3s:index:Cluster": {
+      [`${PACKAGE}:index:Cluster`]: {
         isComponent: true,
         description: "A cluster with all its parts, described by the options of a stack.",
-        inputProperties: Object.fromEntries(inputProperties),
+        inputProperties,
         properties,
         required: ["kubeconfig", "kubeconfigPath"],
       },
     },
   };
+}
+
+const refTo = (name: string) => `#/types/${PACKAGE}:index:${name}`;
+
+/** `control-plane` is ControlPlane, and `1.37` is V1_37. */
+function pascal(words: readonly string[]): string {
+  const name = words
+    .flatMap((word) => word.split(/[^A-Za-z0-9.]+/))
+    .map((word) => word.charAt(0).toUpperCase() + word.slice(1))
+    .join("")
+    .replaceAll(".", "_");
+  return /^\d/.test(name) ? `V${name}` : name;
+}
+
+function propertiesOf(object: Json, path: readonly string[], types: Record<string, TypeSpec>) {
+  const entries = Object.entries(object.properties!).filter(([, schema]) => Object.keys(schema).length > 0);
+  return Object.fromEntries(
+    entries.map(([key, schema]): [string, TypeSpec] => {
+      const own = [...path, key];
+      const { default: fallback, description: words = `The options \`${own.join(".")}.*\`.` } = schema;
+      const isGroup = schema.properties !== undefined;
+      const description =
+        fallback === undefined || isGroup ? words : `${words} Default: \`${JSON.stringify(fallback)}\`.`;
+      const type = typeOf(schema, own, types);
+      // Pulumi's SDKs know defaults of scalars alone.
+      const isPlain = ["string", "number", "boolean"].includes(typeof fallback) && !("oneOf" in type);
+      return [key, { ...type, description, ...(isPlain ? { default: fallback } : {}) }];
+    }),
+  );
+}
+
+/** A value's type; those that have a name are added to the package's. */
+function typeOf(schema: Json, path: readonly string[], types: Record<string, TypeSpec>): TypeSpec {
+  const given = schema.anyOf?.filter(({ type }) => type !== "null"); // without a value it is null where it may be
+  if (given?.length === 1) return typeOf(given[0]!, path, types);
+  if (given?.every(({ type }) => type !== undefined && type !== "object"))
+    return { oneOf: given.map((one) => typeOf(one, path, types)) };
+  switch (schema.type) {
+    case "string": {
+      if (schema.enum === undefined) return { type: "string" };
+      const values = schema.enum.map((value) => ({ name: pascal([value]), value }));
+      // Any string is let through, for this project's own checks to answer: a number of a YAML file is one of 1.37, too.
+      return { oneOf: [{ type: "string" }, named(pascal(path), { type: "string", enum: values }, types)] };
+    }
+    case "integer":
+    case "number":
+    case "boolean":
+      return { type: schema.type };
+    case "array":
+      return { type: "array", items: typeOf(schema.items!, path, types) };
+    case "object": {
+      if (schema.additionalProperties)
+        return { type: "object", additionalProperties: typeOf(schema.additionalProperties, path, types) };
+      const properties = propertiesOf(schema, path, types);
+      return named(`${pascal(path)}Options`, { type: "object", properties }, types);
+    }
+    default:
+      return ANY;
+  }
+}
+
+function named(name: string, type: TypeSpec, types: Record<string, TypeSpec>): TypeSpec {
+  types[`${PACKAGE}:index:${name}`] = type;
+  return { $ref: refTo(name) };
 }
