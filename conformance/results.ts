@@ -64,6 +64,9 @@ export function keptRuns(): Run[] {
     .map((file) => JSON.parse(readFileSync(file, "utf8")) as Run);
 }
 
+/** As many tests are named that did not pass for the same reason; of more the number is told. */
+const MOST = 5;
+
 const states = ["passed", "failed", "skipped"] as const;
 
 /** How long the tests took that ran when no other one did. */
@@ -88,9 +91,10 @@ export function tableOf(runs: readonly Run[]): string {
   const reasons = runs.flatMap(({ server, results }) =>
     (["failed", "skipped"] as const).flatMap((state) => {
       const of = results.filter((one) => one.state === state);
-      return of.length > 0
-        ? ["", `${server}, ${state}:`, "", ...of.map(({ name, reason }) => `- ${name}: ${reason}`)]
-        : [];
+      const lines = Object.entries(Object.groupBy(of, ({ reason = "" }) => reason)).flatMap(([reason, same = []]) =>
+        same.length > MOST ? [`- ${same.length} tests: ${reason}`] : same.map(({ name }) => `- ${name}: ${reason}`),
+      );
+      return lines.length > 0 ? ["", `${server}, ${state}:`, "", ...lines] : [];
     }),
   );
   const head = ["Group: passed / failed / skipped", ...runs.map(({ server }) => server)];

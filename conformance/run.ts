@@ -63,6 +63,10 @@ const kubectl = join(work, "kubectl");
 const node = join(artifactFolder({ name: "server" }), "gvisor-k3s-node");
 writeFileSync(kubectl, `#!/bin/sh\nexec ${node} kubectl "$@"\n`, { mode: 0o755 });
 
+const interruption = new AbortController();
+for (const signal of ["SIGINT", "SIGTERM"] as const)
+  process.once(signal, () => interruption.abort(new Error(`ended by ${signal}`)));
+
 let failed = false;
 try {
   const all = await conformanceTests();
@@ -188,7 +192,9 @@ async function runTests(specs: Spec[]): Promise<Spec[]> {
     stderr: "inherit",
     reject: false,
     buffer: false,
+    cancelSignal: interruption.signal,
   });
+  interruption.signal.throwIfAborted();
   mkdirSync(join(root, ".state"), { recursive: true });
   copyFileSync(join(work, "ginkgo.json"), join(root, ".state/conformance.json"));
   return specsIn(join(work, "ginkgo.json"));
