@@ -22,6 +22,7 @@ import {
   wanted,
 } from "../artifacts/artifacts.ts";
 import { baseFolder, stageBase } from "../artifacts/stage.ts";
+import { machineId } from "../config/facade.ts";
 import { linkAddresses, overlap, parseNetwork } from "../config/network.ts";
 import { sandboxSpec } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
@@ -767,6 +768,7 @@ function bootInput(name: string, node: string, { egress, tools }: ManagedSpec): 
       file("/etc/group", "root:x:0:\nnogroup:x:65534:\n"),
       file("/etc/hosts", `127.0.0.1 localhost\n::1 localhost\n${node} ${name}\n`),
       file("/etc/hostname", `${name}\n`),
+      file(machineId(name).path, machineId(name).content), // the facade leaves that of a cluster that it began with
       file("/etc/resolv.conf", resolvConf(egress !== null)),
       // What the node tells as its OS image.
       file("/etc/os-release", 'ID=gvisor-k3s\nPRETTY_NAME="gvisor-k3s sandbox"\n'),

@@ -1,6 +1,5 @@
 import { isDeepStrictEqual } from "node:util";
 import type { Wanted } from "../artifacts/artifacts.ts";
-import { machineId } from "../config/facade.ts";
 import { inSandbox } from "../config/paths.ts";
 import { readRecord } from "../machines/record.ts";
 import { ensureService, serviceStates, stopService } from "../machines/services.ts";
@@ -62,9 +61,7 @@ async function startFirst(context: ServerContext, ref: ServerRef, config: string
   if (seed !== undefined && (await machine.read(file("seed"), { tail: 64 })) !== seed) {
     await dropCopies(machine, true);
     await machine.remove([file("seed"), file("seeded")]);
-    // The kernel's facade has left the other one's id as it is.
-    const id = { ...machineId(machine.ref.name), mode: 0o644 };
-    await machine.write([id, { path: file("seed"), content: seed, mode: 0o600 }]);
+    await machine.write([{ path: file("seed"), content: seed, mode: 0o600 }]);
   }
   await startServer(context, ref, config, "node");
 }

@@ -26,8 +26,8 @@ function line(path: string, name: string, message: string): string {
   return `× ${file}: ${name.slice(0, 40)}: ${text.length > WIDTH ? `…${why(text)}` : text}`;
 }
 
-/** The part of a long text that says why: what the first step that failed says, or the end of it all. */
+/** The part of a long text that says why: what Pulumi tells of the steps that failed, or the end of it all. */
 function why(text: string): string {
-  const from = text.search(/\berror: (?!update failed|preview failed)/);
+  const from = text.indexOf("Diagnostics: ");
   return from < 0 ? text.slice(-WIDTH) : text.slice(from, from + WIDTH);
 }
