@@ -141,7 +141,8 @@ func TestNothingRuns(t *testing.T) {
 }
 
 func TestAwaitRefusesItsInput(t *testing.T) {
-	_, err := NewClient("/nowhere").Await("a", Awaited{File: "stages.json", Key: "x", Socket: "s", Seconds: 3601, Attempts: -1})
+	wrong := Awaited{File: "stages.json", Key: "x", Socket: "s", Seconds: 3601, Attempts: -1}
+	_, err := NewClient("/nowhere").Await("a", wrong)
 	want := `path "stages.json": an absolute path is needed, without . or .. or a slash at its end
 path "s": an absolute path is needed, without . or .. or a slash at its end
 seconds 3601: 1 to 3600 is allowed
