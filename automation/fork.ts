@@ -7,7 +7,7 @@ import { openMachine, whileLocked } from "../machines/index.ts";
 import { readRecord } from "../machines/record.ts";
 import { seedProblems, snapshotNamed } from "../machines/seed.ts";
 import { homeFolder } from "../system/folders.ts";
-import { statOf } from "../system/processes.ts";
+import { isAlive, processStart } from "../system/processes.ts";
 import { type Cluster, refOf, up } from "./cluster.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 import type { Progress } from "./progress.ts";
@@ -48,10 +48,10 @@ export async function fork(name: string, fresh: string, options: ForkOptions): P
     const kept = options.from ?? `fork-${process.pid}`;
     if (options.from === undefined) {
       for (const { name: left, madeBy } of listSnapshots(source)) {
-        if (madeBy !== undefined && statOf(madeBy) === undefined) await deleteSnapshot(source, left, say);
+        if (madeBy !== undefined && !isAlive(madeBy)) await deleteSnapshot(source, left, say);
       }
       signal?.throwIfAborted();
-      await saveSnapshot(source, kept, say, process.pid);
+      await saveSnapshot(source, kept, say, { pid: process.pid, startTime: processStart(process.pid)! });
     }
     try {
       signal?.throwIfAborted();

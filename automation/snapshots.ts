@@ -32,6 +32,7 @@ import { credentialsIn, decoded } from "../servers/kubeconfig.ts";
 import { lastReady } from "../servers/ready.ts";
 import { isUpgraded } from "../steps/data.ts";
 import { homeFolder } from "../system/folders.ts";
+import type { ProcessId } from "../system/processes.ts";
 import { waitFor } from "../system/wait.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 import { pulumiLocks } from "./project.ts";
@@ -56,7 +57,7 @@ export async function saveSnapshot(
   config: NamedConfig,
   snapshot: string | undefined,
   say: Say = () => {},
-  madeBy?: number,
+  madeBy?: ProcessId,
 ): Promise<Snapshot> {
   const created = new Date();
   const name = snapshot ?? created.toISOString().slice(0, 19).replaceAll(":", "-").replace("T", "-");

@@ -397,14 +397,16 @@ class ManagedSandbox extends BaseMachine implements Machine {
       await this.#plant(found.folder, found.snapshot, from);
     }
     const noted = seedOf(this.ref);
-    if (noted === undefined)
+    if (noted === undefined) {
       await this.#discard(seed); // half of it, of a command that was killed
-    else if (existsSync(seed)) {
+      return undefined;
+    }
+    if (existsSync(seed)) {
       await this.#discard(rootfs);
       await mkdir(bundle, { recursive: true, mode: 0o700 });
       await rename(seed, rootfs);
     }
-    return noted?.id;
+    return noted.id;
   }
 
   /** The note is the last: without it the machine begins with nothing. */

@@ -10,6 +10,7 @@ import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import type { StackConfig } from "../config/schema.ts";
 import { readJson, syncFolder, writeWhole } from "../system/files.ts";
+import type { ProcessId } from "../system/processes.ts";
 import type { Kept, KeptAs } from "./machine.ts";
 import { hostPaths } from "./paths.ts";
 import type { MachineRef } from "./ref.ts";
@@ -39,7 +40,7 @@ export interface Snapshot extends Kept {
   /** What the processor can do, which programs whose memory was kept rely on. */
   cpu: string[];
   /** The process that made it for itself, and removes it again; where that is gone, whoever comes next does. */
-  madeBy?: number;
+  madeBy?: ProcessId;
 }
 
 const [MANIFEST, NEW, OLD] = ["manifest.json", ".new-", ".old-"];

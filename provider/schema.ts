@@ -11,7 +11,6 @@ interface Json {
   type?: string;
   description?: string;
   default?: unknown;
-  const?: unknown;
   enum?: string[];
   items?: Json;
   anyOf?: Json[];
@@ -30,7 +29,7 @@ export function packageSchema(version: string): object {
   const types: Record<string, TypeSpec> = {};
   const options = z.toJSONSchema(stackSchema, { io: "input", unrepresentable: "any" }) as unknown as Json;
   const inputProperties = propertiesOf(options, [], types);
-  // Each may be given as a file, too.
+  // They may be given as a file, too.
   const registries = inputProperties.registries!;
   inputProperties.registries = {
     description: registries.description,
@@ -38,22 +37,21 @@ export function packageSchema(version: string): object {
     secret: true, // its passwords are
   };
   const text = { type: "string" };
-  types[`${PACKAGE}:index:TestPodState`] = {
-    type: "object",
-    description: "The test pod.",
-    properties: {
-      name: { ...text, description: "Its name." },
-      phase: { ...text, description: "Its phase." },
-      logs: { ...text, description: "What it has printed." },
-    },
-    required: ["name", "phase", "logs"],
+  const podProperties = {
+    name: { ...text, description: "Its name." },
+    phase: { ...text, description: "Its phase." },
+    logs: { ...text, description: "What it has printed." },
   };
+  const testPod = { type: "object", properties: podProperties, required: Object.keys(podProperties) };
   const properties = {
     kubeconfig: { ...text, secret: true, description: "The kubeconfig." },
     kubeconfigPath: { ...text, description: "The kubeconfig's file." },
     address: { ...text, description: "The node's address, which the host reaches; an external cluster has none." },
     quirks: { type: "array", items: text, description: "The ids of what the sandbox's gVisor lacks." },
-    testPod: { $ref: refTo("TestPodState"), description: "The test pod, if there is one." },
+    testPod: {
+      ...named("TestPodState", { ...testPod, description: "The test pod." }, types),
+      description: "The test pod, if there is one.",
+    },
   };
   return {
     name: PACKAGE,
@@ -74,8 +72,6 @@ export function packageSchema(version: string): object {
     },
   };
 }
-
-const refTo = (name: string) => `#/types/${PACKAGE}:index:${name}`;
 
 /** `control-plane` is ControlPlane, and `1.37` is V1_37. */
 function pascal(words: readonly string[]): string {
@@ -135,6 +131,7 @@ function typeOf(schema: Json, path: readonly string[], types: Record<string, Typ
 }
 
 function named(name: string, type: TypeSpec, types: Record<string, TypeSpec>): TypeSpec {
-  types[`${PACKAGE}:index:${name}`] = type;
-  return { $ref: refTo(name) };
+  const token = `${PACKAGE}:index:${name}`;
+  types[token] = type;
+  return { $ref: `#/types/${token}` };
 }

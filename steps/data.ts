@@ -16,8 +16,8 @@ import type { Machine } from "../machines/machine.ts";
 const folder = `${inSandbox.nodeData}/server`;
 const [db, part] = ["db", "db.part"];
 
-/** Copies of the releases up to 0.2, of which nobody can tell which server they were made for. */
-const unnamed = "db.before-upgrade";
+/** Whether it is a copy; of those of releases up to 0.2 (db.before-upgrade) nobody can tell for which server. */
+const isCopy = (name: string) => name.startsWith("db.before-");
 
 /** Milliseconds that a copy may take. */
 const PATIENCE = 600_000;
@@ -97,7 +97,7 @@ export async function isUnsettled(machine: Machine, server: string, next: string
 
 /** Whether there is a copy: somebody upgrades the server, or was interrupted in that. */
 export async function isUpgraded(machine: Machine): Promise<boolean> {
-  return (await entries(machine)).some((name) => name.startsWith("db.before-"));
+  return (await entries(machine)).some(isCopy);
 }
 
 /**
@@ -107,7 +107,7 @@ export async function isUpgraded(machine: Machine): Promise<boolean> {
 export async function dropCopies(machine: Machine, all: boolean): Promise<void> {
   for (const name of await entries(machine)) {
     if (name === part) await remove(machine, name);
-    else if (name === unnamed || name.startsWith("db.before-")) await discard(machine, name);
+    else if (isCopy(name)) await discard(machine, name);
     else if (all && name.startsWith("db.after-")) await discard(machine, name);
   }
 }

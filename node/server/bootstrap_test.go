@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/k3s-io/kine/pkg/server"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -64,18 +65,25 @@ func TestBootstrap(t *testing.T) {
 	stop()
 }
 
-// beginBootstrap makes some of the objects, as a start does that is killed.
-func beginBootstrap(t *testing.T, config *Config) {
+// openDatastore has what is stored served to the test alone, until it is stopped.
+func openDatastore(t *testing.T, config *Config) (context.Context, server.Backend, context.CancelFunc) {
 	t.Helper()
 	if _, err := preparePKI(config); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
 	store, err := startDatastore(ctx, config)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return ctx, store, stop
+}
+
+// beginBootstrap makes some of the objects, as a start does that is killed.
+func beginBootstrap(t *testing.T, config *Config) {
+	t.Helper()
+	ctx, store, stop := openDatastore(t, config)
+	defer stop()
 	objects, err := bootstrapObjects()
 	if err != nil {
 		t.Fatal(err)
@@ -90,12 +98,8 @@ func beginBootstrap(t *testing.T, config *Config) {
 
 func forgetBootstrap(t *testing.T, config *Config) {
 	t.Helper()
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, store, stop := openDatastore(t, config)
 	defer stop()
-	store, err := startDatastore(ctx, config)
-	if err != nil {
-		t.Fatal(err)
-	}
 	_, noted, err := store.Get(ctx, bootstrapKey, 0, false)
 	if err != nil || noted == nil {
 		t.Fatalf("nothing was noted: %v", err)

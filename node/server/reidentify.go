@@ -134,7 +134,7 @@ type renaming struct {
 	backend server.Backend
 	name    string // of the node
 	hasNode bool   // a control plane alone may have nodes, and none is its own
-	before  string // what it was called
+	before  string // what it was called; "" for no other name
 	ca      string // who signs what the API server serves with
 }
 
@@ -185,7 +185,7 @@ func (r *renaming) findNode(ctx context.Context) error {
 // nodes has the node be the one of this name, with what people have given it: the kubelet registers the rest anew.
 func (r *renaming) nodes(ctx context.Context) error {
 	key := storageKey("minions", "", r.before)
-	if r.before == "" || r.before == r.name {
+	if r.before == "" {
 		return nil
 	}
 	err := r.each(ctx, key, func(found *server.KeyValue, object runtime.Object) (bool, error) {

@@ -110,16 +110,8 @@ func TestReidentify(t *testing.T) {
 
 // A node has what its administrator has left it, which may be nothing.
 func TestRenamedNodeWithoutLabels(t *testing.T) {
-	config := configFor(t, "")
-	if _, err := preparePKI(config); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, store, stop := openDatastore(t, configFor(t, ""))
 	defer stop()
-	store, err := startDatastore(ctx, config)
-	if err != nil {
-		t.Fatal(err)
-	}
 	r := &renaming{backend: store, name: "other"}
 	if err := r.renamed(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "before"}}); err != nil {
 		t.Fatal(err)
@@ -131,16 +123,8 @@ func TestRenamedNodeWithoutLabels(t *testing.T) {
 
 // What the node was called is found out also where it is not alone, or where the renaming was interrupted.
 func TestFindNode(t *testing.T) {
-	config := configFor(t, "")
-	if _, err := preparePKI(config); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, store, stop := openDatastore(t, configFor(t, ""))
 	defer stop()
-	store, err := startDatastore(ctx, config)
-	if err != nil {
-		t.Fatal(err)
-	}
 	registered := func(name string) *corev1.Node {
 		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{ProviderID: providerID(name)}}
 	}

@@ -1,3 +1,4 @@
+/** Clusters that begin with what another one has: each test goes on where the one before it stopped. */
 import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { imageName } from "../../artifacts/artifacts.ts";

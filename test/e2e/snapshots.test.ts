@@ -1,3 +1,4 @@
+/** Snapshots, and clusters that are paused: each group goes on where the test before it stopped. */
 import { existsSync, openSync, readFileSync, rmSync, statSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { execa } from "execa";

@@ -65,7 +65,12 @@ func LastLines(path string, count int) string {
 	if err != nil {
 		return err.Error()
 	}
-	lines := strings.Split(strings.TrimRight(string(content), "\n"), "\n")
+	return LastLinesOf(string(content), count)
+}
+
+// LastLinesOf are the last lines of a text.
+func LastLinesOf(text string, count int) string {
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-count):], "\n")
 }
 

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net"
 	"slices"
-	"strings"
 	"time"
 
 	"gvisor-k3s/node/init/files"
@@ -191,12 +190,8 @@ func (w *waiting) givenUp() Outcome {
 func (w *waiting) notReached(why string) Outcome {
 	outcome := Outcome{Why: why, State: w.detail.State}
 	if w.detail.Log != "" {
-		outcome.Log = lastLines(files.LastLines(w.detail.Log, lastLogLines) + "\n" + w.detail.Unwritten)
+		written := files.LastLines(w.detail.Log, lastLogLines)
+		outcome.Log = files.LastLinesOf(written+"\n"+w.detail.Unwritten, lastLogLines)
 	}
 	return outcome
-}
-
-func lastLines(text string) string {
-	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
-	return strings.Join(lines[max(0, len(lines)-lastLogLines):], "\n")
 }
