@@ -145,13 +145,17 @@ async function restore(): Promise<void> {
   planted = [];
 }
 
-/** The files in the places, but for the server's keys and data, without which there is no cluster to look at. */
+/**
+ * The files in the places, but for the server's keys and data and what the node has as /proc/sys, without which there is
+ * no cluster to look at: none of these is the host's to read.
+ */
 async function filesThere(): Promise<string[]> {
   const search = 'for place; do [ -e "$place" ] && find "$place" -xdev -type f -size -1024; done; true';
   const found = await inside(name, "/bin/sh", "-c", search, "sh", ...places);
   return found
     .split("\n")
     .filter((path) => path !== "" && !/^\/var\/lib\/rancher\/k3s\/(agent|server\/(db|tls|cred)|storage)\//.test(path))
+    .filter((path) => !path.startsWith("/run/gvisor-k3s/proc-sys/"))
     .filter((path) => !path.endsWith(".real"));
 }
 

@@ -136,7 +136,8 @@ it("ends a connection that is open when the policy changes", async () => {
     ["exec", "hearer", "--", "sh", "-c", "sleep 10000 | nc -l -p 9000 > /heard"],
     endless,
   );
-  const heard = async () => Number(await kubectl(name, "exec", "hearer", "--", "sh", "-c", "wc -l < /heard"));
+  const lines = "touch /heard; wc -l < /heard"; // which is there when the other command has begun
+  const heard = async () => Number(await kubectl(name, "exec", "hearer", "--", "sh", "-c", lines));
   const address = await addressOf("hearer");
   const loop = `until while echo said; do sleep 1; done | nc ${address} 9000; do sleep 1; done`;
   const talking = kubectlProcess(name, ["exec", "talker", "--", "sh", "-c", loop], endless);
