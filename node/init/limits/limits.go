@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -21,8 +22,11 @@ import (
 const (
 	// lookEvery is how often containers are looked at. A look has the kernel count the pages of each that has a limit.
 	lookEvery = time.Second
-	// readEvery is after how many looks the limits are read anew: only a resize changes one.
-	readEvery = 5
+	// readEvery is after how many looks a limit is read anew: only a resize changes one. One that has become smaller holds
+	// by then; before a container is killed its limit is read, which may have grown.
+	readEvery = 10
+	// newFor is for how many looks a cgroup counts as new: its limits are written after it was made.
+	newFor = 3
 	// glanceLeast and glanceMost are the times between the glances at the machine's own memory, which one program can use
 	// up in a second or two: the less there is, the sooner. fastest is how many bytes a second one is thought to take.
 	glanceLeast = 100 * time.Millisecond
@@ -61,7 +65,13 @@ type Watcher struct {
 
 	unified bool // cgroups are version 2: one tree, other names
 	looks   int
-	known   map[string]uint64 // the limits that were read, by cgroup
+	known   map[string]*group // by path
+}
+
+// group is what is known of a cgroup: its limit, and at which looks it was seen.
+type group struct {
+	limit       uint64
+	first, last int
 }
 
 // New watches the cgroups of this machine.
@@ -79,6 +89,7 @@ func newWatcher(root string, tell func(context.Context, string) error) *Watcher 
 		memory:  (&machine{}).memory,
 		mapped:  func(pids []int) uint64 { return mappedFiles("/proc", pids) },
 		dying:   map[string]bool{},
+		known:   map[string]*group{},
 		unified: err == nil,
 	}
 }
@@ -102,9 +113,6 @@ func (w *Watcher) Run(ctx context.Context) {
 
 // look kills what is over a limit of its own, or of its pod.
 func (w *Watcher) look(ctx context.Context) {
-	if w.looks%readEvery == 0 {
-		w.known = map[string]uint64{}
-	}
 	w.looks++
 	pods := w.pods()
 	w.forget()
@@ -121,6 +129,7 @@ func (w *Watcher) look(ctx context.Context) {
 				continue
 			}
 			if c.usage = w.usage(c.path); c.usage > limit {
+				limit = w.limitNow(c.path)
 				c.usage = w.own(c)
 			}
 			if c.usage > limit {
@@ -131,6 +140,7 @@ func (w *Watcher) look(ctx context.Context) {
 		}
 		w.lookAtWhole(ctx, pod, within)
 	}
+	maps.DeleteFunc(w.known, func(_ string, g *group) bool { return g.last < w.looks })
 }
 
 // lookAtWhole kills the largest of a pod's containers if the pod is over its limit.
@@ -142,6 +152,7 @@ func (w *Watcher) lookAtWhole(ctx context.Context, pod pod, containers []contain
 	if usage <= pod.limit {
 		return
 	}
+	pod.limit = w.limitNow(pod.path)
 	var largest container
 	for _, c := range containers {
 		whole := w.usage(c.path)

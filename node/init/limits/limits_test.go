@@ -128,6 +128,44 @@ func TestLoweredLimit(t *testing.T) {
 	c.expect("several looks", "c", "11 SIGSTOP, 11 SIGKILL")
 }
 
+// A limit that a resize has raised counts at once.
+func TestRaisedLimit(t *testing.T) {
+	c := newCluster(t)
+	c.group("pod1", 100, 128)
+	c.group("pod1/c", 100, 128, 11)
+	for range newFor + 1 {
+		c.look(t.Context())
+	}
+	c.group("pod1", 200, 256)
+	c.group("pod1/c", 200, 256, 11)
+	c.look(t.Context())
+	c.expect("a look", "", "")
+}
+
+// A limit is written after its cgroup was made, which a look can fall between.
+func TestLimitOfANewCgroup(t *testing.T) {
+	c := newCluster(t)
+	c.group("pod1", 100, 0)
+	c.group("pod1/c", 100, 0, 11)
+	c.look(t.Context())
+	c.group("pod1/c", 100, 64, 11)
+	c.look(t.Context())
+	c.expect("the next look", "c", "11 SIGSTOP, 11 SIGKILL")
+}
+
+func TestCgroupsThatAreGoneAreForgotten(t *testing.T) {
+	c := newCluster(t)
+	c.group("pod1/c", 100, 0, 11)
+	c.look(t.Context())
+	if err := os.RemoveAll(filepath.Join(c.Root, "memory/kubepods/burstable/pod1")); err != nil {
+		t.Fatal(err)
+	}
+	c.look(t.Context())
+	if len(c.known) > 0 {
+		t.Errorf("known are still %v", c.known)
+	}
+}
+
 func TestKilledOnceWhileItEnds(t *testing.T) {
 	c := newCluster(t)
 	c.Watcher.signal = func(int, unix.Signal) error { return nil } // in the kernel for a while
