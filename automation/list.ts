@@ -29,7 +29,7 @@ export function list(): Listed[] {
   const home = homeFolder();
   return machinesIn(home).flatMap((cluster) => {
     const record = readRecord(cluster, home);
-    if (record === undefined) return [];
+    if (record === undefined || record.joins !== undefined) return []; // which is a node of one of them
     const { kubeconfig: kubeconfigPath } = hostPaths(cluster, home);
     const { owner } = record;
     const state = stateHere({ kind: record.kind, name: cluster, home });
@@ -67,10 +67,13 @@ export function machineOf(stack: string, fallback: string): MachineRef | undefin
 
 /** The machines that are a stack's by what is written down of them, whatever Pulumi knows. */
 export function machinesOf(stack: string): MachineRef[] {
-  const own = list().filter(({ owner }) => owner === ownerOf(stack));
-  return own.map(({ cluster }) => refTo(cluster, readRecord(cluster, homeFolder())!));
+  const home = homeFolder();
+  return machinesIn(home).flatMap((name) => {
+    const record = readRecord(name, home);
+    return record?.owner === undefined || record.owner !== ownerOf(stack) ? [] : [refTo(name, record)];
+  });
 }
 
-function refTo(name: string, { kind, ssh }: MachineRecord): MachineRef {
-  return { kind, name, home: homeFolder(), ...(ssh ? { ssh } : {}) };
+function refTo(name: string, { kind, ssh, joins }: MachineRecord): MachineRef {
+  return { kind, name, home: homeFolder(), ...(ssh ? { ssh } : {}), ...(joins ? { joins } : {}) };
 }

@@ -2,6 +2,7 @@
 import { readFileSync } from "node:fs";
 import * as pulumi from "@pulumi/pulumi";
 import { addonImages, programOf, wanted } from "../artifacts/artifacts.ts";
+import { type JoiningNode as Joining, joiningNodes } from "../config/nodes.ts";
 import { InputError } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
 import { CRUN, manifestName, parseStackConfig, type StackConfig } from "../config/schema.ts";
@@ -15,6 +16,7 @@ import { Crun } from "./crun.ts";
 import { Images } from "./images.ts";
 import { Ingress } from "./ingress.ts";
 import { type ClusterArgs, type LateConfig, splitInputs } from "./inputs.ts";
+import { JoiningNode } from "./joiningNode.ts";
 import { K3sNode } from "./k3sNode.ts";
 import { KernelFacade } from "./kernelFacade.ts";
 import { Manifest } from "./manifest.ts";
@@ -148,11 +150,32 @@ function sandboxed(config: StackConfig, scope: Scope, late: LateConfig): Cluster
   const connected = containerd && { sandbox, containerd, network, clusterCidr: options.clusterCidr };
   const runtime = connected && { ...connected, network: new PodNetwork(own("network"), connected, under) };
   const node = new K3sNode(own("node"), { sandbox, runtime, config }, under);
+  for (const joining of joiningNodes(config)) joiningNode(joining, late, scope, { sandbox, node });
   const pod = containerd ? workloads(config, scope, sandbox, probe, containerd, node) : undefined;
   if (!containerd) applyManifests(config, scope, sandbox, node, []);
   const { address } = sandbox;
   const { kubeconfig, kubeconfigPath } = node;
   return { address, quirks: probe.found, kubeconfig, kubeconfigPath, testPod: stateOf(pod) };
+}
+
+/** A node beside the server's: all that it has, but for what the cluster has once. */
+function joiningNode(
+  node: Joining,
+  late: LateConfig,
+  cluster: Scope,
+  server: { sandbox: Sandbox; node: K3sNode },
+): void {
+  const { config } = node;
+  const short = node.name.slice(config.joins!.cluster.length + 1);
+  const scope = { ...cluster, own: (part: string) => cluster.own(`${short}-${part}`) };
+  const { own, under } = scope;
+  const sandbox = new Sandbox(own("sandbox"), { config }, under);
+  const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
+  const containerd = containerRuntime(config, late, scope, sandbox, probe);
+  const joined = new JoiningNode(own("node"), { sandbox, containerd, node, server }, under);
+  images(config, scope, sandbox, containerd);
+  const args = { sandbox, node: server.node, joined, probe, network: config.network };
+  new ServiceProxy(own("proxy"), args, under);
 }
 
 /** What runs containers; a control plane alone has none of it. */
@@ -187,13 +210,9 @@ function workloads(
 ): TestPod | undefined {
   const { own, under } = scope;
   const { coredns, ingress, metricsServer } = config.addons;
-  const ours = { coredns, traefik: ingress, "metrics-server": metricsServer };
-  const programs = addonImages.filter((addon) => ours[addon].enabled && ours[addon].image === undefined);
-  const takes = [...new Set(programs.map((addon) => programOf(addon).name))].map((name) => wanted({ name }));
-  const archives = config.images;
-  const images = new Images(own("images"), { sandbox, containerd, archives, programs: takes }, under);
+  const imported = images(config, scope, sandbox, containerd);
   const proxy = new ServiceProxy(own("proxy"), { sandbox, node, probe, network: config.network }, under);
-  const after = [images, proxy];
+  const after = [imported, proxy];
   if (!node.hasControllers) {
     const claims = config.addons.localStorage.enabled;
     new NodeControllers(own("controllers"), { sandbox, node, claims }, under);
@@ -207,8 +226,18 @@ function workloads(
   return new TestPod(
     own("testpod"),
     { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process },
-    { ...under, dependsOn: [node, images] },
+    { ...under, dependsOn: [node, imported] },
   );
+}
+
+/** What pods on a node are made of. */
+function images(config: StackConfig, { own, under }: Scope, sandbox: Sandbox, containerd: ContainerdConfig): Images {
+  const { coredns, ingress, metricsServer } = config.addons;
+  const ours = { coredns, traefik: ingress, "metrics-server": metricsServer };
+  const programs = addonImages.filter((addon) => ours[addon].enabled && ours[addon].image === undefined);
+  const takes = [...new Set(programs.map((addon) => programOf(addon).name))].map((name) => wanted({ name }));
+  const archives = config.images;
+  return new Images(own("images"), { sandbox, containerd, archives, programs: takes }, under);
 }
 
 /** The user's manifests. */

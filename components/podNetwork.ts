@@ -1,5 +1,5 @@
 import * as pulumi from "@pulumi/pulumi";
-import { renderConflist } from "../config/conflist.ts";
+import { podSubnet, renderConflist } from "../config/conflist.ts";
 import type { StackConfig } from "../config/schema.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
 import type { Sandbox } from "./sandbox.ts";
@@ -16,7 +16,7 @@ export class PodNetwork extends pulumi.ComponentResource {
   constructor(name: string, args: PodNetworkArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:PodNetwork", name, {}, options);
     const { sandbox, containerd, network, clusterCidr } = args;
-    const content = renderConflist(network, clusterCidr, sandbox.address);
+    const content = renderConflist(network, podSubnet(clusterCidr), sandbox.address);
     sandbox.step(`${name}-apply`, "memory", { step: "network", params: {}, content }, this, containerd);
     this.registerOutputs();
   }

@@ -1,7 +1,7 @@
 import * as pulumi from "@pulumi/pulumi";
 import { linkAddresses } from "../config/network.ts";
 import { InputError } from "../config/problems.ts";
-import type { StackConfig } from "../config/schema.ts";
+import { MESH_DEVICE, meshOf, type StackConfig } from "../config/schema.ts";
 import { driverOf, openMachine } from "../machines/index.ts";
 import { incarnationOf, type Observed } from "../machines/observe.ts";
 import { hostPaths } from "../machines/paths.ts";
@@ -41,6 +41,8 @@ export class Sandbox extends pulumi.ComponentResource {
   readonly spec: unknown;
   /** The node's address, which the host reaches. */
   readonly address: string;
+  /** The node's link to the other nodes of its cluster; undefined of a cluster of one. */
+  readonly mesh: string | undefined;
   /** The kubeconfig's file on the host, mode 0600. */
   readonly kubeconfigPath: string;
   /** The start of the machine that this deployment is for; see `incarnationOf`. */
@@ -63,6 +65,7 @@ export class Sandbox extends pulumi.ComponentResource {
     made.add(config.name);
     this.spec = driver.specOf(config);
     this.address = linkAddresses(config.sandbox.subnet).node;
+    this.mesh = meshOf(config) && MESH_DEVICE;
     this.kubeconfigPath = hostPaths(config.name, home).kubeconfig;
     this.#durable = driver.durable;
     this.#observed = pulumi.output(args.observed ?? observe(config, this.ref));

@@ -9,7 +9,10 @@ import type { Sandbox } from "./sandbox.ts";
 
 export interface ServiceProxyArgs {
   sandbox: Sandbox;
+  /** The cluster's server. */
   node: K3sNode;
+  /** What has the node join, where it is another one than the server's. */
+  joined?: pulumi.Resource;
   probe: QuirkProbe;
   network: StackConfig["network"];
 }
@@ -24,12 +27,20 @@ export class ServiceProxy extends pulumi.ComponentResource {
 
   constructor(name: string, args: ServiceProxyArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:ServiceProxy", name, {}, options);
-    const { sandbox, node, probe, network } = args;
+    const { sandbox, node, joined, probe, network } = args;
     const proxy = serviceProxy(node.server);
     const filters = probe.found.apply((found) => !found.includes("no-pod-filter"));
-    const params = { server: node.client, proxy, link: network.bridge, address: sandbox.address, filters };
-    this.applied = sandbox.step(`${name}-apply`, "memory", { step: "proxy", params }, this, node);
-    if (network.policies === "refuse") {
+    const params = {
+      server: node.client,
+      proxy,
+      link: network.bridge,
+      address: sandbox.address,
+      filters,
+      ...(sandbox.mesh === undefined ? {} : { mesh: sandbox.mesh }),
+      ...(joined ? { joined: true } : {}),
+    };
+    this.applied = sandbox.step(`${name}-apply`, "memory", { step: "proxy", params }, this, joined ?? node);
+    if (network.policies === "refuse" && !joined) {
       const refusal = { manifest: "gvisor-k3s-network-policies", content: renderRefusal() };
       applyManifest(this, `${name}-policies`, { sandbox, node, ...refusal, after: [] });
     }

@@ -6,7 +6,7 @@ import type { StackConfig } from "./schema.ts";
 export const conflistPath = `${inSandbox.cniConfig}/10-gvisor-k3s.conflist`;
 
 /**
- * The addresses of the node's pods: the first /24 of the cluster's network, which is what the controller manager gives
+ * The addresses of the pods of the server's node: the first /24 of the cluster's network, which is what the controller manager gives
  * the first node.
  */
 export function podSubnet(clusterCidr: string): string {
@@ -15,9 +15,10 @@ export function podSubnet(clusterCidr: string): string {
 
 /**
  * The CNI configuration of the pod network; it holds for pods that start from now on.
+ * @param pods the network of the node's pods
  * @param node the node's address, where pods reach the API server
  */
-export function renderConflist(options: StackConfig["network"], clusterCidr: string, node: string): string {
+export function renderConflist(options: StackConfig["network"], pods: string, node: string): string {
   const conflist = {
     cniVersion: "1.1.0",
     name: "gvisor-k3s",
@@ -34,7 +35,7 @@ export function renderConflist(options: StackConfig["network"], clusterCidr: str
           type: "host-local",
           // A pod's address dies with the sandbox, so its reservation must too: /run is a tmpfs.
           dataDir: "/run/cni",
-          ranges: [[{ subnet: podSubnet(clusterCidr) }]],
+          ranges: [[{ subnet: pods }]],
           routes: [{ dst: "0.0.0.0/0" }],
         },
       },

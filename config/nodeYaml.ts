@@ -1,4 +1,5 @@
 import { stringify } from "yaml";
+import type { JoiningNode } from "./nodes.ts";
 import { inSandbox } from "./paths.ts";
 import type { StackConfig } from "./schema.ts";
 
@@ -50,6 +51,41 @@ export function renderNodeConfig(
     },
     { version: "1.1" },
   ); // which is what the server reads: a node named "on" or "no" would be a truth value
+}
+
+/**
+ * The config file of a node that joins a server, in k3s's own keys for an agent, with those of the cluster that k3s'
+ * server would tell it. A change takes effect by a restart of the kubelet, which running pods survive.
+ * @param server the API server's address and port
+ */
+export function renderJoinConfig(
+  { name, labels, taints }: Pick<JoiningNode, "name" | "labels" | "taints">,
+  address: string,
+  server: string,
+  options: StackConfig["node"],
+): string {
+  const lists = {
+    "node-label": Object.entries(labels).map(([key, value]) => `${key}=${value}`),
+    "node-taint": taints,
+    "kubelet-arg": [...imageCollection(options), ...options.kubeletArgs],
+  };
+  return stringify(
+    {
+      server: `https://${server}`,
+      "token-file": inSandbox.joinToken,
+      "data-dir": inSandbox.nodeData,
+      "node-name": name,
+      "node-ip": address,
+      "service-cidr": options.serviceCidr,
+      "cluster-cidr": options.clusterCidr,
+      "cluster-dns": options.clusterDns,
+      "cluster-domain": options.clusterDomain,
+      "container-runtime-endpoint": inSandbox.containerdSocket,
+      "resolv-conf": "/etc/resolv.conf",
+      ...Object.fromEntries(Object.entries(lists).filter(([, values]) => values.length > 0)),
+    },
+    { version: "1.1" },
+  );
 }
 
 /** When the kubelet deletes images, unless its user's own arguments say that. */

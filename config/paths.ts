@@ -28,6 +28,8 @@ export const inSandbox = {
   nodeConfig: "/etc/rancher/k3s/config.yaml",
   kubeconfig: "/etc/rancher/k3s/k3s.yaml",
   nodeData: "/var/lib/rancher/k3s",
+  /** By which a node joins a server. */
+  joinToken: "/etc/rancher/k3s/token",
   logs: "/var/log/gvisor-k3s",
 } as const;
 

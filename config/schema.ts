@@ -20,7 +20,7 @@ export const NODE_PORTS = {
 export const CRUN = "/usr/bin/crun";
 
 /** Sandboxes without a `sandbox.subnet` of their own get one from here, chosen by their name. */
-const SUBNET_POOL = parseNetwork("10.107.0.0/16")!;
+export const SUBNET_POOL = parseNetwork("10.107.0.0/16")!;
 
 /** A published port: the host's address, unless it is loopback; the host's port; the node's. */
 const PUBLISHED = /^(?:(\d{1,3}(?:\.\d{1,3}){3}):)?([1-9]\d{0,4}):([1-9]\d{0,4})$/;
@@ -526,6 +526,54 @@ export const stackSchema = z.strictObject({
         .prefault({}),
     })
     .prefault({}),
+  nodes: z
+    .array(
+      z.strictObject({
+        name: z
+          .string()
+          .regex(
+            /^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$/,
+            "up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last",
+          )
+          .describe("What the pool is called: its nodes are CLUSTER-POOL-1, CLUSTER-POOL-2 and so on."),
+        count: wholeNumber(0, 20)
+          .default(1)
+          .describe("How many nodes it has. One that is taken off is drained first; it is the last one."),
+        memory: quantity
+          .nullable()
+          .default(null)
+          .describe("What each node may use at most, from 256Mi; `null` for no limit. Changing it restarts nothing."),
+        cpus: z
+          .number()
+          .min(0.1, "a number from 0.1 is allowed")
+          .nullable()
+          .default(null)
+          .describe("How many CPUs' worth of time each may use; `null` for no limit. Changing it restarts nothing."),
+        labels: z
+          .record(z.string(), z.string())
+          .default({})
+          .describe("Labels that each registers with; one that is registered keeps those that it has."),
+        taints: z
+          .array(
+            z
+              .string()
+              .regex(
+                /^[A-Za-z0-9./_-]+(=[A-Za-z0-9._-]*)?:(NoSchedule|PreferNoSchedule|NoExecute)$/,
+                "KEY=VALUE:EFFECT or KEY:EFFECT is allowed, such as gpu=yes:NoSchedule",
+              ),
+          )
+          .default([])
+          .describe("Taints that each registers with; one that is registered keeps those that it has."),
+      }),
+    )
+    .default([])
+    .describe(
+      "Further nodes, in pools: each is a sandbox of its own on this host, with a kubelet, containerd, a service proxy " +
+        "and a way out, and options of `sandbox`, `runtime` and `containerd` are theirs too. The first of them restarts " +
+        "the server's sandbox once, which gets a link to the network that the nodes share; others change nothing there. " +
+        "One that leaves the list is drained (two minutes) and removed, with all that is on it. Claims of " +
+        "`local-path` stay on the server's node.",
+    ),
   ports: z
     .array(
       z
@@ -582,8 +630,27 @@ export const stackSchema = z.strictObject({
 /** What a user may write: everything but the name is optional. */
 export type StackConfigInput = z.input<typeof stackSchema>;
 
+/** The network that the nodes of a cluster share. */
+export interface Mesh {
+  /** The cluster's name. */
+  cluster: string;
+  /** The network in which its server has its address. */
+  server: string;
+}
+
 /** A checked configuration: every default is filled in. */
-export type StackConfig = ReturnType<typeof parseStackConfig>;
+export type StackConfig = ReturnType<typeof parseStackConfig> & {
+  /** What a node has that joins a cluster, and no option gives it; see `joiningNodes`. */
+  joins?: Mesh;
+};
+
+/** What a cluster's nodes share; undefined of a cluster of one. */
+export function meshOf({ joins, nodes, name, sandbox }: StackConfig): Mesh | undefined {
+  return joins ?? (nodes.length > 0 ? { cluster: name, server: sandbox.subnet } : undefined);
+}
+
+/** A node's end of its link to the others. */
+export const MESH_DEVICE = "eth1";
 
 /**
  * Fills in the defaults and checks everything.
@@ -647,10 +714,17 @@ export function needsEgress({ target, mode, egress }: StackConfig): boolean {
   return target === "managed" && mode === "node" && egress.enabled;
 }
 
-/** Four addresses of the pool; the same name always gets the same ones. */
-export function defaultSubnet(name: string): string {
-  const slot = createHash("sha256").update(name).digest().readUInt32BE() % (SUBNET_POOL.size / 4);
-  return `${addressAt(SUBNET_POOL, slot * 4)}/30`;
+/**
+ * Four addresses of the pool; the same name always gets the same ones.
+ * @param taken networks in whose place the next four are taken
+ */
+export function defaultSubnet(name: string, taken: readonly string[] = []): string {
+  const slots = SUBNET_POOL.size / 4;
+  const first = createHash("sha256").update(name).digest().readUInt32BE() % slots;
+  for (let slot = first; ; slot = (slot + 1) % slots) {
+    const subnet = `${addressAt(SUBNET_POOL, slot * 4)}/30`;
+    if (!taken.some((other) => overlap(parseNetwork(other)!, parseNetwork(subnet)!))) return subnet;
+  }
 }
 
 type Complete = Omit<z.output<typeof stackSchema>, "quirks"> & {
@@ -675,9 +749,10 @@ function crossChecks({
   k3s,
   manifests,
   ports,
+  nodes,
   from,
 }: Complete): Problem[] {
-  const problems: Problem[] = quirkProblems(quirks, mode);
+  const problems: Problem[] = [...quirkProblems(quirks, mode), ...nodesProblems(nodes, target, distribution, mode)];
   if (from !== undefined && (target !== "managed" || distribution !== "embedded" || mode === "external")) {
     const message =
       "a cluster begins with a snapshot only with target: managed and distribution: embedded; leave it out";
@@ -831,6 +906,37 @@ function crossChecks({
     if (message !== undefined) problems.push({ option: `k3s.${source}`, value: k3s[source], message });
   }
   return problems;
+}
+
+/** What is wrong with the further nodes. */
+function nodesProblems(
+  nodes: Complete["nodes"],
+  target: Complete["target"],
+  distribution: Complete["distribution"],
+  mode: Complete["mode"],
+): Problem[] {
+  if (nodes.length === 0) return [];
+  const fits = target === "managed" && distribution === "embedded" && mode === "node";
+  const message = "further nodes join a server of distribution: embedded, target: managed and mode: node; leave it out";
+  const names = nodes.map(({ name }) => name);
+  return [
+    ...(fits ? [] : [{ option: "nodes", value: names, message }]),
+    ...names
+      .filter((name, i) => names.indexOf(name) < i)
+      .map((name) => ({ option: "nodes", value: name, message: "two pools have this name; give one another" })),
+    ...nodes.flatMap(({ name, memory, labels }) => [
+      ...(memory !== null && bytes(memory) < bytes("256Mi")
+        ? [{ option: `nodes.${name}.memory`, value: memory, message: "at least 256Mi is allowed" }]
+        : []),
+      ...Object.keys(labels)
+        .filter((key) => /(^|\.)(kubernetes|k8s)\.io\//.test(key) && !/^(node|kubelet)\.kubernetes\.io\//.test(key))
+        .map((key) => ({
+          option: `nodes.${name}.labels`,
+          value: key,
+          message: "no kubelet may give itself a label in Kubernetes' own name; use another, or `kubectl label`",
+        })),
+    ]),
+  ];
 }
 
 function quirkProblems(quirks: "auto" | string[], mode: StackConfigInput["mode"]): Problem[] {

@@ -7,7 +7,7 @@
 //	gvisor-k3s-host thaw SPEC_FILE           have a sandbox go on that a save has stopped, if that is killed
 //	gvisor-k3s-host egress …                 be the way out of a sandbox (see package egress)
 //	gvisor-k3s-host filter …                 keep a sandbox from the host's services (see package linkfilter)
-//	gvisor-k3s-host network down NAMESPACE   remove a sandbox's network
+//	gvisor-k3s-host network down NAMESPACE [MESH]   remove a sandbox's network, and its link to other nodes
 //	gvisor-k3s-host read ROOT PATH           print a regular file beneath a folder: [--tail BYTES] [--limit BYTES]
 //	gvisor-k3s-host list ROOT PATH           print the names of the regular files of a folder beneath a folder
 //	gvisor-k3s-host remove PATH              remove a folder with all that a sandbox has put in it
@@ -49,7 +49,7 @@ var commands = map[string]func(args []string) error{
 	"unpack":    archive.UnpackCommand,
 }
 
-const synopsis = "usage: gvisor-k3s-host supervise SPEC_FILE | network down NAMESPACE | " +
+const synopsis = "usage: gvisor-k3s-host supervise SPEC_FILE | network down NAMESPACE [MESH] | " +
 	"read ROOT PATH [--tail BYTES] [--limit BYTES] | list ROOT PATH | remove PATH | terminal PROGRAM … | " +
 	"save [--memory] [--end] SPEC_FILE FOLDER | unpack --sha256=HASH ARCHIVE FOLDER | egress … | filter …"
 
@@ -57,12 +57,16 @@ const synopsis = "usage: gvisor-k3s-host supervise SPEC_FILE | network down NAME
 const patience = 20 * time.Second
 
 func networkCommand(args []string) error {
-	if len(args) != 2 || args[0] != "down" {
-		return usage.Wrong("network %q: `network down NAMESPACE` is what there is", args)
+	if len(args) < 2 || len(args) > 3 || args[0] != "down" {
+		return usage.Wrong("network %q: `network down NAMESPACE [MESH]` is what there is", args)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	return network.Down(ctx, args[1])
+	err := network.Down(ctx, args[1])
+	if len(args) == 3 {
+		err = errors.Join(err, network.LeaveMesh(ctx, args[2], args[1]))
+	}
+	return err
 }
 
 func main() {

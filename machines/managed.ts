@@ -27,7 +27,16 @@ import { linkAddresses, overlap, parseNetwork } from "../config/network.ts";
 import { sandboxSpec } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { Problem } from "../config/problems.ts";
-import { bytes, needsEgress, publishedPort, type StackConfig } from "../config/schema.ts";
+import {
+  bytes,
+  MESH_DEVICE,
+  type Mesh,
+  meshOf,
+  needsEgress,
+  publishedPort,
+  type StackConfig,
+  SUBNET_POOL,
+} from "../config/schema.ts";
 import { readJson, roomFor, writeWhole } from "../system/files.ts";
 import {
   argumentsOf,
@@ -57,7 +66,7 @@ import {
   type Start,
 } from "./machine.ts";
 import type { Observed } from "./observe.ts";
-import { hostPaths, machinesIn } from "./paths.ts";
+import { hostPaths, LINK_PREFIX, machinesIn, meshNamespace } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
 import { isPlanted, type Seed, seedOf, seedProblems, snapshotNamed } from "./seed.ts";
@@ -81,6 +90,8 @@ export interface ManagedSpec {
   /** What is linked in its /usr/local/bin at each start, for its users: targets by names. */
   tools: Record<string, string>;
   subnet: string;
+  /** What it shares with the other nodes of its cluster. */
+  mesh?: Mesh;
   platform: StackConfig["sandbox"]["platform"];
   network: StackConfig["sandbox"]["network"];
   /** Whether programs with the setuid bit run as who owns them; not where runsc does not know of it. */
@@ -126,10 +137,11 @@ export const tap = { device: "tap0", gateway: "169.254.77.1", node: "169.254.77.
 /** See {@link Driver}. */
 export const managed: Driver<ManagedSpec> = {
   durable: true,
-  refOf: ({ name }, home) => ({ kind: "managed", name, home }),
+  refOf: ({ name, joins }, home) => ({ kind: "managed", name, home, ...(joins ? { joins: joins.cluster } : {}) }),
 
   specOf(config) {
     const { subnet, memory, cpus, platform, network, hostPorts, runsc } = config.sandbox;
+    const mesh = meshOf(config);
     const setuid = config.sandbox.setuid && (runsc === undefined || knowsSetuid(runsc));
     const own = (runsc === undefined ? (["runsc", "init", "host"] as const) : (["init", "host"] as const)).map((name) =>
       wanted({ name }),
@@ -147,6 +159,7 @@ export const managed: Driver<ManagedSpec> = {
         "gvisor-k3s-node": pathInSandbox({ name: serverOf(config.kubernetes) }, "gvisor-k3s-node"),
       },
       subnet,
+      ...(mesh ? { mesh } : {}),
       platform,
       network,
       setuid,
@@ -159,9 +172,10 @@ export const managed: Driver<ManagedSpec> = {
     };
   },
 
-  revisionOf({ runsc, runscDigest, init, base, subnet, platform, network, setuid, egress }, { name, home }) {
+  revisionOf({ runsc, runscDigest, init, base, subnet, mesh, platform, network, setuid, egress }, { name, home }) {
     const spec = ociSpec({ name, home }, { init, base }, NO_LIMITS);
-    const started = [runsc, runscDigest, subnet, platform, network, setuid, egress !== null, spec];
+    const shared = mesh === undefined ? [] : [mesh];
+    const started = [runsc, runscDigest, subnet, platform, network, setuid, egress !== null, spec, ...shared];
     return createHash("sha256").update(JSON.stringify(started)).digest("hex");
   },
 
@@ -187,7 +201,17 @@ export const managed: Driver<ManagedSpec> = {
     if (!existsSync(spec.runsc) || !existsSync(spec.host)) throw new Error("it is not built yet");
     // A link-local network, which no stack has; two trials at once are told apart by their processes.
     const subnet = `169.254.107.${(process.pid % 64) * 4}/30`;
-    return { ...spec, subnet, limits: NO_LIMITS, egress: null, from: null, hostPorts: null, ports: [], restart: false };
+    const { mesh: _, ...alone } = spec;
+    return {
+      ...alone,
+      subnet,
+      limits: NO_LIMITS,
+      egress: null,
+      from: null,
+      hostPorts: null,
+      ports: [],
+      restart: false,
+    };
   },
 
   open: (ref) => new ManagedSandbox(ref),
@@ -365,6 +389,7 @@ class ManagedSandbox extends BaseMachine implements Machine {
       incarnation: Math.max((previous?.incarnation ?? 0) + 1, incarnation),
       revision,
       repairs,
+      ...(this.ref.joins === undefined ? {} : { joins: this.ref.joins }),
       programs: programsOf(spec),
       ...(seed === undefined ? {} : { seed }),
     };
@@ -515,10 +540,16 @@ class ManagedSandbox extends BaseMachine implements Machine {
           gateway: `${tap.gateway}/${tap.prefix}`,
           mtu: tap.mtu,
         },
+        mesh: spec.mesh && {
+          namespace: meshNamespace(spec.mesh.cluster),
+          device: MESH_DEVICE,
+          mtu: tap.mtu,
+          networks: [...new Set([SUBNET_POOL.cidr, spec.mesh.server])],
+        },
       },
       filter: spec.hostPorts && { ports: spec.hostPorts },
       limits: { memory: memory === null ? 0 : bytes(memory), cpus: cpus ?? 0 },
-      egress: spec.egress && { pods: spec.egress.pods, resolvConf: "/etc/resolv.conf" },
+      egress: spec.egress && { pods: spec.egress.pods, resolvConf: "/etc/resolv.conf", siblings: LINK_PREFIX },
       publish: spec.ports.map((text) => {
         const { address, port, to } = publishedPort(text);
         return { listen: `${address}:${port}`, to: `${node}:${to}` };
@@ -694,7 +725,8 @@ class ManagedSandbox extends BaseMachine implements Machine {
     await killProcesses(`-netns=${networkNamespace}`); // an egress of a release up to 0.2
     await unmountBelow(state);
     for (const path of [runsc, supervisor]) await rm(path, { recursive: true, force: true });
-    await run(await this.#hostProgram(), ["network", "down", link]);
+    const mesh = meshNamespace(this.ref.joins ?? this.ref.name);
+    await run(await this.#hostProgram(), ["network", "down", link, mesh]);
     const root = "/sys/fs/cgroup";
     for (const controller of existsSync(root) ? ["", ...readdirSync(root)] : []) {
       const group = join(root, controller, "gvisor-k3s");

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 
@@ -10,9 +11,22 @@ export function machinesIn(home: string): string[] {
   return existsSync(folder) ? readdirSync(folder).sort() : [];
 }
 
+/** What the names of all links to sandboxes begin with. */
+export const LINK_PREFIX = "gk-";
+
+/** At most 15 characters, as the kernel wants it of links; only nodes that join a cluster have longer names than fit. */
+function linkOf(name: string): string {
+  const fitting = name.length <= 12 ? name : createHash("sha256").update(name).digest("hex").slice(0, 12);
+  return LINK_PREFIX + fitting;
+}
+
+/** The network namespace in which the links of a cluster's nodes meet. No link of a sandbox's has a dot in its name. */
+export const meshNamespace = (cluster: string) => `${LINK_PREFIX}${cluster}.nodes`;
+
 /** What the host keeps of a machine, and what it calls things of it. No sandbox sees any of this but its own root. */
 export function hostPaths(name: string, home: string) {
   const state = join(folderOf(home), name);
+  const link = linkOf(name);
   return {
     /** The folder of all that is kept of it, mode 0700. */
     state,
@@ -54,8 +68,8 @@ export function hostPaths(name: string, home: string) {
     quirks: join(state, "quirks.json"),
     /** Manifests that were applied last, where the server does not know itself; see servers/k3s.ts. */
     manifests: join(state, "manifests"),
-    /** The network namespace and the host's end of the link; at most 15 characters, as the kernel wants it of links. */
-    link: `gk-${name}`,
-    networkNamespace: `/run/netns/gk-${name}`,
+    /** The network namespace and the host's end of the link. */
+    link,
+    networkNamespace: `/run/netns/${link}`,
   };
 }

@@ -17,6 +17,8 @@ export interface MachineRecord {
   kind: Kind;
   /** Whose cluster it is: "PROJECT/STACK". Records of version 1 name nobody. */
   owner?: string;
+  /** The cluster that it joins, of a node that does. */
+  joins?: string;
   /**
    * Counts the starts by `up`: 1 is the first. Everything that lives in the machine's memory is done anew when it
    * changes. A sandbox that its supervisor started again has had that done already.

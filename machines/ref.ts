@@ -4,8 +4,10 @@ import type { SshTarget } from "./sshConnection.ts";
 /** What finds a machine, as JSON, in the parameters of every step. */
 export interface MachineRef {
   kind: Kind;
-  /** The cluster's name, which is the node's too. */
+  /** The cluster's name, which is the node's too; of a node that joins a cluster its own. */
   name: string;
+  /** The cluster that it joins. */
+  joins?: string;
   /** The home folder here. */
   home: string;
   /** How the machine is reached, of those that are elsewhere. */

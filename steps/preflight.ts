@@ -3,11 +3,12 @@
  * @module
  */
 import { existsSync, readFileSync, statSync } from "node:fs";
-import { arch } from "node:os";
+import { arch, totalmem } from "node:os";
 import { parseAllDocuments } from "yaml";
 import { entriesOf } from "../artifacts/archive.ts";
 import { knownPatches, patchRefusal } from "../artifacts/artifacts.ts";
 import { readElf } from "../artifacts/elf.ts";
+import { type JoiningNode, joiningNodes } from "../config/nodes.ts";
 import { type Problem, refuse } from "../config/problems.ts";
 import { tlsFiles } from "../config/registries.ts";
 import { CRUN, type StackConfig } from "../config/schema.ts";
@@ -38,6 +39,8 @@ export function preflight(config: StackConfig, owner?: string): void {
     ...driver.problemsOf(config, ref, owner),
     ...patchProblems(config),
     ...distributionOf(config).problemsOf(config),
+    ...joiningNodes(config).flatMap((node) => nodeProblems(node, owner)),
+    ...memoryProblems(config),
     ...versionProblems(lastReady(ref), config),
     ...programProblems(config),
     ...config.images.flatMap(archiveProblem),
@@ -61,6 +64,27 @@ export async function preflightThere(config: StackConfig): Promise<void> {
 export function needMachine(config: StackConfig, observed: Observed): void {
   const driver = driverOf(config);
   refuse(driver.problemsThere(config, driver.refOf(config, homeFolder()), observed));
+}
+
+/** What stands in the way of a further node: as of the server's, but for what the options say of all of them. */
+function nodeProblems({ name, config }: JoiningNode, owner: string | undefined): Problem[] {
+  const driver = driverOf(config);
+  const ref = driver.refOf(config, homeFolder());
+  const own = [...ownerProblems(ref, owner), ...driver.problemsOf(config, ref, owner)];
+  return own
+    .filter(({ option }) => option === "name" || option === "sandbox.subnet")
+    .map((problem) => ({ ...problem, option: "nodes", value: `${name} (${config.sandbox.subnet})` }));
+}
+
+/** MiB that a node takes at least, and the server's. */
+const [NODE_MIB, SERVER_MIB] = [160, 350];
+
+function memoryProblems({ nodes }: StackConfig): Problem[] {
+  const count = nodes.reduce((sum, pool) => sum + pool.count, 0);
+  const [needed, has] = [SERVER_MIB + count * NODE_MIB, Math.floor(totalmem() / 2 ** 20)];
+  if (count === 0 || needed <= has) return [];
+  const message = `so many nodes take at least ${needed} MiB, and this host has ${has} MiB; have fewer of them`;
+  return [{ option: "nodes", value: `${count} nodes`, message }];
 }
 
 function ownerProblems(ref: MachineRef, owner: string | undefined): Problem[] {

@@ -15,10 +15,11 @@ export interface ProxyParams extends OnMachine {
   address: string;
   /** Whether the sandbox's gVisor can filter what pods send. */
   filters: boolean;
+  /** The node's link to other nodes, of a cluster that has such. */
+  mesh?: string;
+  /** Whether it goes by the kubelet's credentials: the server, which has others for it, is on another node. */
+  joined?: boolean;
 }
-
-/** What the proxy notes of itself: its process, and since when every Service is served. */
-const status = `${inSandbox.nodeData}/server/service-proxy.json`;
 
 /** Seconds for the proxy to know every Service. */
 const PATIENCE = 60;
@@ -26,15 +27,18 @@ const PATIENCE = 60;
 /** Has the proxy run, and waits until it knows every Service. */
 export const ensureProxy: Step<ProxyParams> = {
   name: () => "proxy",
-  async run({ server, proxy, link, address, filters }, context) {
+  async run({ server, proxy, link, address, filters, mesh, joined = false }, context) {
     const { machine } = context;
+    // What it notes of itself: its process, and since when every Service is served.
+    const status = `${inSandbox.nodeData}/${joined ? "agent" : "server"}/service-proxy.json`;
     const options = {
-      kubeconfig: openClient(server).proxyKubeconfig,
+      kubeconfig: joined ? `${inSandbox.nodeData}/agent/kubelet.kubeconfig` : openClient(server).proxyKubeconfig,
       node: machine.ref.name,
       link,
       "node-addresses": `${address},127.0.0.1`,
       "host-ports": inSandbox.hostPorts,
       policies: inSandbox.policies,
+      ...(mesh === undefined ? {} : { "nodes-link": mesh }),
       status,
     };
     const words = Object.entries(options).flatMap(([name, value]) => [`-${name}`, value]);

@@ -11,9 +11,11 @@ import { ensureControllers } from "./controllers.ts";
 import { applyFacade } from "./facade.ts";
 import { provideFiles, removeFiles } from "./files.ts";
 import { importImages } from "./images.ts";
+import { joinServer } from "./join.ts";
 import { downloadK3s } from "./k3s.ts";
 import { writeKubeconfig } from "./kubeconfig.ts";
 import { ensureManifest, removeManifest } from "./manifest.ts";
+import { inviteNode, removeNode } from "./member.ts";
 import { ensureNetwork } from "./network.ts";
 import type { PodLogsParams } from "./podLogs.ts";
 import { probeQuirks } from "./probe.ts";
@@ -46,6 +48,9 @@ export const steps = {
   images: importImages,
   manifest: ensureManifest,
   "manifest-remove": removeManifest,
+  member: inviteNode,
+  "member-remove": removeNode,
+  join: joinServer,
 } satisfies Record<string, Step<never, unknown>>;
 
 /** What is done on no machine, or only for clusters that an earlier release made. */

@@ -30,6 +30,8 @@ type Network struct {
 	Node netip.Prefix `json:"node"`
 	// Tap is the way out; without one it is by way of the host.
 	Tap *Tap `json:"tap"`
+	// Mesh is what it shares with the other nodes of its cluster.
+	Mesh *Mesh `json:"mesh"`
 }
 
 // Tap is a device whose far end a process of the host's holds; see package egress.
@@ -57,6 +59,9 @@ func (n Network) Problems() []error {
 	}
 	if n.Host.IsValid() && n.Node.IsValid() && (n.Host.Masked() != n.Node.Masked() || n.Host == n.Node) {
 		wrong("network.host %s and network.node %s: two addresses of one network are needed", n.Host, n.Node)
+	}
+	if n.Mesh != nil {
+		problems = append(problems, n.Mesh.problems()...)
 	}
 	if n.Tap == nil {
 		return problems
@@ -96,6 +101,11 @@ func Up(n Network) error {
 	}
 	if err := n.upHere(); err != nil {
 		return fmt.Errorf("making the link %s: %w", n.Namespace, err)
+	}
+	if n.Mesh != nil {
+		if err := n.joinMesh(); err != nil {
+			return fmt.Errorf("joining the network %s: %w", n.Mesh.Namespace, err)
+		}
 	}
 	_, err := netns.In(File(n.Namespace), func() (any, error) { return nil, n.upInside() })
 	if err != nil {
@@ -156,6 +166,11 @@ func (n Network) upInside() error {
 	}
 	if err := ready(Device, n.Node); err != nil {
 		return err
+	}
+	if n.Mesh != nil {
+		if err := n.Mesh.ready(n.Node); err != nil {
+			return err
+		}
 	}
 	if n.Tap == nil {
 		return defaultRoute(n.Host.Addr(), Device)

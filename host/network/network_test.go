@@ -2,12 +2,14 @@ package network
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -148,6 +150,70 @@ func TestTheLinkConnects(t *testing.T) {
 	routes := inside(t, func() ([]netlink.Route, error) { return netlink.RouteGet(net.ParseIP("192.0.2.1")) })
 	if len(routes) != 1 || !routes[0].Gw.Equal(net.ParseIP("198.51.100.1")) {
 		t.Errorf("the way out is by %v", routes)
+	}
+}
+
+// Two nodes of one cluster reach each other at their addresses, and what they share is gone with the last of them.
+func TestMesh(t *testing.T) {
+	const mesh = "gk-network.nodes"
+	pool := netip.MustParsePrefix("198.51.100.0/24")
+	node := func(namespace, host, node string) Network {
+		return Network{
+			Namespace: namespace, Host: netip.MustParsePrefix(host + "/30"), Node: netip.MustParsePrefix(node + "/30"),
+			Mesh: &Mesh{Namespace: mesh, Device: "eth1", MTU: 65000, Networks: []netip.Prefix{pool}},
+		}
+	}
+	nodes := []Network{node("gk-a", "198.51.100.1", "198.51.100.2"), node("gk-b", "198.51.100.5", "198.51.100.6")}
+	leave := func(n Network) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := errors.Join(Down(ctx, n.Namespace), LeaveMesh(ctx, mesh, n.Namespace)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		for _, n := range nodes {
+			leave(n)
+		}
+	})
+	for range 2 { // as a node that is started again
+		var running sync.WaitGroup
+		problems := make([]error, len(nodes))
+		for i, n := range nodes {
+			if problems := n.Problems(); len(problems) > 0 {
+				t.Fatal(problems)
+			}
+			running.Go(func() { problems[i] = Up(n) })
+		}
+		running.Wait()
+		if err := errors.Join(problems...); err != nil {
+			t.Fatal(err)
+		}
+		listener, err := netns.In(File("gk-a"), func() (net.Listener, error) { return net.Listen("tcp4", "198.51.100.2:80") })
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = netns.In(File("gk-b"), func() (any, error) {
+			conn, err := (&net.Dialer{Timeout: 10 * time.Second}).Dial("tcp4", listener.Addr().String())
+			if err == nil {
+				err = conn.Close()
+			}
+			return nil, err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		listener.Close()
+		leave(nodes[1])
+		if _, err := os.Stat(File(mesh)); err != nil {
+			t.Fatalf("one is there still: %v", err)
+		}
+		leave(nodes[0])
+		leave(nodes[0])
+		if _, err := os.Stat(File(mesh)); err == nil {
+			t.Fatal("the namespace is there still")
+		}
 	}
 }
 

@@ -146,7 +146,7 @@ func (e *egress) command(ctx context.Context) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "egress",
 		"-netns="+network.File(e.spec.Network.Namespace), "-tap="+tap.Device, "-address="+tap.Gateway.String(),
 		"-node="+tap.Address.Addr().String(), "-pods="+e.spec.Egress.Pods.String(), "-mtu="+strconv.Itoa(tap.MTU),
-		"-resolv-conf="+e.spec.Egress.ResolvConf, "-siblings="+e.spec.siblings(), "-parent="+strconv.Itoa(os.Getpid()))
+		"-resolv-conf="+e.spec.Egress.ResolvConf, "-siblings="+e.spec.Egress.Siblings, "-parent="+strconv.Itoa(os.Getpid()))
 	cmd.Args[0] = "gvisor-k3s-host"
 	cmd.Dir, cmd.Env = "/", []string{}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}

@@ -278,6 +278,9 @@ func (s *sandbox) clear() error {
 		fmt.Errorf("it took longer than %s", clearTimeout))
 	defer cancel()
 	problems := []error{s.clearProcesses(ctx), network.Down(ctx, s.spec.Network.Namespace)}
+	if mesh := s.spec.Network.Mesh; mesh != nil {
+		problems = append(problems, network.LeaveMesh(ctx, mesh.Namespace, s.spec.Network.Namespace))
+	}
 	group, err := cgroup.Find(s.spec.Name)
 	if err == nil {
 		problems = append(problems, group.Remove(ctx))

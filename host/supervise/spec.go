@@ -49,16 +49,6 @@ type Spec struct {
 	StopSeconds int `json:"stopSeconds"`
 }
 
-// siblings is what the names of all sandboxes' links begin with: what stands before the sandbox's own in its link's;
-// "" where links are named otherwise.
-func (s Spec) siblings() string {
-	prefix, found := strings.CutSuffix(s.Network.Namespace, s.Name)
-	if !found {
-		return ""
-	}
-	return prefix
-}
-
 // Runsc is how the sandbox is run.
 type Runsc struct {
 	Program string   `json:"program"`
@@ -115,6 +105,8 @@ func (p Ports) MarshalJSON() ([]byte, error) {
 type Egress struct {
 	Pods       netip.Prefix `json:"pods"`
 	ResolvConf string       `json:"resolvConf"`
+	// Siblings is what the names of all sandboxes' links begin with, whose networks it leads nowhere in; "" for none.
+	Siblings string `json:"siblings"`
 }
 
 // readSpec reads a spec, and its hash.

@@ -61,7 +61,7 @@ func TestSpec(t *testing.T) {
 			},
 		},
 		Filter: &Filter{Ports{List: []uint16{5000}}}, Limits: cgroup.Limits{Memory: 4 << 30, CPUs: 1.5},
-		Egress:  &Egress{netip.MustParsePrefix("10.42.0.0/16"), "/etc/resolv.conf"},
+		Egress:  &Egress{netip.MustParsePrefix("10.42.0.0/16"), "/etc/resolv.conf", "gk-"},
 		Restart: true, StopSeconds: 30,
 	}
 	got := wholeSpec(t)

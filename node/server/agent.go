@@ -212,6 +212,7 @@ func runComponents(ctx context.Context, config *Config, input io.Reader, report 
 			components.start(ctx, localStorage, components.localStorage)
 		}
 	}
+	components.start(ctx, "the members' certificates", components.approveMembers)
 	components.start(ctx, "manifests", func(ctx context.Context) error { return deployManifests(ctx, config) })
 	go func() {
 		if components.answer(ctx) {

@@ -117,6 +117,7 @@ func (c *components) apiServer(ctx context.Context) error {
 		"storage-media-type":                 "application/vnd.kubernetes.protobuf",
 		"anonymous-auth":                     "false",
 		"authorization-mode":                 "Node,RBAC",
+		"enable-bootstrap-token-auth":        "true", // by which other nodes join
 		"enable-admission-plugins":           "NodeRestriction",
 		"allow-privileged":                   "true",
 		"profiling":                          "false",
@@ -209,10 +210,17 @@ func (c *components) controllerManager(ctx context.Context) error {
 		"kube-api-burst":                   "400",
 		"root-ca-file":                     pki.cert(serverCA),
 		"service-account-private-key-file": pki.key(serviceKey),
-		"cluster-signing-cert-file":        pki.cert(clientCA),
-		"cluster-signing-key-file":         pki.key(clientCA),
-		"tls-cert-file":                    pki.cert(loopback),
-		"tls-private-key-file":             pki.key(loopback),
+		// Who serves is believed by one authority, and who calls by the other.
+		"cluster-signing-kubelet-serving-cert-file":       pki.cert(serverCA),
+		"cluster-signing-kubelet-serving-key-file":        pki.key(serverCA),
+		"cluster-signing-kubelet-client-cert-file":        pki.cert(clientCA),
+		"cluster-signing-kubelet-client-key-file":         pki.key(clientCA),
+		"cluster-signing-kube-apiserver-client-cert-file": pki.cert(clientCA),
+		"cluster-signing-kube-apiserver-client-key-file":  pki.key(clientCA),
+		"cluster-signing-legacy-unknown-cert-file":        pki.cert(clientCA),
+		"cluster-signing-legacy-unknown-key-file":         pki.key(clientCA),
+		"tls-cert-file":        pki.cert(loopback),
+		"tls-private-key-file": pki.key(loopback),
 	})
 	if err != nil {
 		return err

@@ -61,7 +61,7 @@ func TestKubeletSettings(t *testing.T) {
 	)
 	read := func() *kubeletinternal.KubeletConfiguration {
 		t.Helper()
-		content, err := json.Marshal((&components{config: config, pki: &pki{config: config}}).kubeletSettings())
+		content, err := json.Marshal(kubeletSettings(config, pki{config: config}.kubelet()))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -39,6 +39,8 @@ type Config struct {
 	ResolvConf          string `json:"resolv-conf"`
 	LocalStoragePath    string `json:"default-local-storage-path"` // default storage in data-dir
 	FlannelBackend      string `json:"flannel-backend"`            // only none
+	Server              string `json:"server"`                     // join: the server's address, https://IP:PORT
+	TokenFile           string `json:"token-file"`                 // join: where the token is
 
 	TLSSAN                []string `json:"tls-san"`
 	KubeletArgs           []string `json:"kubelet-arg"`
@@ -270,9 +272,13 @@ func awaitPorts(ctx context.Context, c *Config) (err error) {
 
 // checkPorts tells of every port that the server needs and somebody else has, before anything starts.
 func checkPorts(c *Config) error {
-	needed := map[string]string{"https-listen-port": net.JoinHostPort(c.BindAddress, fmt.Sprint(c.HTTPSListenPort)),
-		"kube-controller-manager-arg secure-port": "127.0.0.1:" + argument(c.ControllerManagerArgs, "secure-port", "10257"),
-		"kube-scheduler-arg secure-port":          "127.0.0.1:" + argument(c.SchedulerArgs, "secure-port", "10259")}
+	needed := map[string]string{}
+	if c.Server == "" {
+		needed["https-listen-port"] = net.JoinHostPort(c.BindAddress, fmt.Sprint(c.HTTPSListenPort))
+		needed["kube-controller-manager-arg secure-port"] =
+			"127.0.0.1:" + argument(c.ControllerManagerArgs, "secure-port", "10257")
+		needed["kube-scheduler-arg secure-port"] = "127.0.0.1:" + argument(c.SchedulerArgs, "secure-port", "10259")
+	}
 	if !c.DisableAgent {
 		needed["kubelet-arg port"] = "0.0.0.0:" + argument(c.KubeletArgs, "port", "10250")
 		needed["kubelet-arg healthz-port"] = "127.0.0.1:" + argument(c.KubeletArgs, "healthz-port", "10248")

@@ -103,6 +103,8 @@ disable-network-policy: true
 disable-helm-controller: true
 disable-cloud-controller: true
 debug: true
+server: https://192.0.2.4:6443
+token-file: /t
 `
 	want := &Config{
 		"/d",
@@ -122,6 +124,8 @@ debug: true
 		"/r.conf",
 		"/s",
 		"none",
+		"https://192.0.2.4:6443",
+		"/t",
 		[]string{"a", "192.0.2.9"},
 		[]string{"v=2"},
 		[]string{"v=3"},

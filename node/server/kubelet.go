@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"os"
 	"strings"
 	"time"
@@ -12,16 +13,41 @@ import (
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
-// kubelet runs the kubelet by its own command, which is the one place where this process's signals are caught a second
-// time. Settings lie in files: ours in 00-gvisor-k3s.conf, and a user's drop-ins in the same folder after it.
+// kubeletIdentity is who a kubelet is, and whom it believes.
+type kubeletIdentity struct {
+	kubeconfig string
+	clientCA   string // who calls it
+	// What it serves with; without them it asks the server for a certificate, and renews it.
+	servingCert, servingKey string
+	provider                string
+	flags                   map[string]string // of the command, beside those of every kubelet
+}
+
 func (c *components) kubelet(ctx context.Context) error {
-	dropIns := c.config.path("agent", "etc", "kubelet.conf.d")
-	for _, folder := range []string{dropIns, c.config.path("agent", "pod-manifests")} {
+	return runKubelet(ctx, c.config, c.pki.kubelet())
+}
+
+// kubelet is who the server's own kubelet is.
+func (p pki) kubelet() kubeletIdentity {
+	return kubeletIdentity{
+		kubeconfig:  p.kubeconfig("kubelet"),
+		clientCA:    p.cert(clientCA),
+		servingCert: p.cert("kubelet-serving"),
+		servingKey:  p.key("kubelet-serving"),
+		provider:    providerID(p.config.NodeName),
+	}
+}
+
+// runKubelet runs the kubelet by its own command, which is the one place where this process's signals are caught a second
+// time. Settings lie in files: ours in 00-gvisor-k3s.conf, and a user's drop-ins in the same folder after it.
+func runKubelet(ctx context.Context, c *Config, identity kubeletIdentity) error {
+	dropIns := c.path("agent", "etc", "kubelet.conf.d")
+	for _, folder := range []string{dropIns, c.path("agent", "pod-manifests")} {
 		if err := os.MkdirAll(folder, 0o700); err != nil {
 			return err
 		}
 	}
-	content, err := json.MarshalIndent(c.kubeletSettings(), "", "  ")
+	content, err := json.MarshalIndent(kubeletSettings(c, identity), "", "  ")
 	if err != nil {
 		return err
 	}
@@ -30,22 +56,23 @@ func (c *components) kubelet(ctx context.Context) error {
 	}
 	flags := map[string]string{
 		"config-dir":        dropIns,
-		"kubeconfig":        c.pki.kubeconfig("kubelet"),
-		"hostname-override": c.config.NodeName,
-		"node-ip":           c.config.NodeIP,
+		"kubeconfig":        identity.kubeconfig,
+		"hostname-override": c.NodeName,
+		"node-ip":           c.NodeIP,
+		"provider-id":       identity.provider,
 		// Without a main config file the kubelet begins with the defaults of its flags, and a zero is left out of a drop-in:
 		// it would answer anybody on 10255.
 		"read-only-port": "0",
 	}
-	flags["provider-id"] = providerID(c.config.NodeName)
-	own, _ := labelsOf(c.config)
+	maps.Copy(flags, identity.flags)
+	own, _ := labelsOf(c)
 	flags["node-labels"] = labelList(own)
-	if len(c.config.NodeTaints) > 0 {
-		flags["register-with-taints"] = strings.Join(c.config.NodeTaints, ",")
+	if len(c.NodeTaints) > 0 {
+		flags["register-with-taints"] = strings.Join(c.NodeTaints, ",")
 	}
 	readGVisorCgroups("/sys/fs/cgroup")
 	if !hasPodTunables() { // which is gVisor
-		if err := unmountLazily(c.config.path("agent", "bin")); err != nil {
+		if err := unmountLazily(c.path("agent", "bin")); err != nil {
 			return err
 		}
 	}
@@ -53,7 +80,7 @@ func (c *components) kubelet(ctx context.Context) error {
 		return err
 	}
 	command := kubelet.NewKubeletCommand(ctx)
-	command.SetArgs(flagList(c.config.KubeletArgs, flags))
+	command.SetArgs(flagList(c.KubeletArgs, flags))
 	command.SilenceErrors = true
 	return command.ExecuteContext(ctx)
 }
@@ -61,22 +88,25 @@ func (c *components) kubelet(ctx context.Context) error {
 // providerID tells the server's own node from others that somebody has made.
 func providerID(node string) string { return "gvisor-k3s://" + node }
 
-func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
+func kubeletSettings(c *Config, identity kubeletIdentity) *kubeletconfig.KubeletConfiguration {
 	yes, no := true, false
+	asks := identity.servingCert == ""
 	settings := &kubeletconfig.KubeletConfiguration{
 		TypeMeta:      metav1.TypeMeta{APIVersion: kubeletconfig.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
-		StaticPodPath: c.config.path("agent", "pod-manifests"),
+		StaticPodPath: c.path("agent", "pod-manifests"),
 		Authentication: kubeletconfig.KubeletAuthentication{
 			Anonymous: kubeletconfig.KubeletAnonymousAuthentication{Enabled: &no},
 			Webhook:   kubeletconfig.KubeletWebhookAuthentication{Enabled: &yes},
-			X509:      kubeletconfig.KubeletX509Authentication{ClientCAFile: c.pki.cert(clientCA)},
+			X509:      kubeletconfig.KubeletX509Authentication{ClientCAFile: identity.clientCA},
 		},
 		Authorization:            kubeletconfig.KubeletAuthorization{Mode: kubeletconfig.KubeletAuthorizationModeWebhook},
-		TLSCertFile:              c.pki.cert("kubelet-serving"),
-		TLSPrivateKeyFile:        c.pki.key("kubelet-serving"),
-		ContainerRuntimeEndpoint: c.config.RuntimeEndpoint,
-		ClusterDNS:               []string{c.config.ClusterDNS},
-		ClusterDomain:            c.config.ClusterDomain,
+		TLSCertFile:              identity.servingCert,
+		TLSPrivateKeyFile:        identity.servingKey,
+		ServerTLSBootstrap:       asks,
+		RotateCertificates:       asks,
+		ContainerRuntimeEndpoint: c.RuntimeEndpoint,
+		ClusterDNS:               []string{c.ClusterDNS},
+		ClusterDomain:            c.ClusterDomain,
 		ContainerLogMaxSize:      "10Mi",
 		CgroupDriver:             "cgroupfs",
 		// gVisor's cgroups are version 1, account, and do not enforce. A pod has a cgroup nevertheless: its own limits and
@@ -97,8 +127,8 @@ func (c *components) kubeletSettings() *kubeletconfig.KubeletConfiguration {
 		NodeStatusUpdateFrequency: metav1.Duration{Duration: 10 * time.Second},
 		EnableServer:              &yes,
 	}
-	if c.config.ResolvConf != "" {
-		settings.ResolverConfig = &c.config.ResolvConf
+	if c.ResolvConf != "" {
+		settings.ResolverConfig = &c.ResolvConf
 	}
 	return settings
 }

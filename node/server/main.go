@@ -7,6 +7,11 @@
 //	gvisor-k3s-node check --config FILE         check the config file only
 //	gvisor-k3s-node ready --config FILE [--stage api|node] [--wait SECONDS]
 //	                                            print the state as JSON; exit code 0 if it is ready
+//	gvisor-k3s-node join --config FILE          run a kubelet that joins the config's server, until SIGTERM; see join.go
+//	gvisor-k3s-node invite --config FILE --node NAME --address IP
+//	                                            let a node join, and print as JSON what it needs to
+//	gvisor-k3s-node forget --config FILE --node NAME
+//	                                            take a node away, with its token
 //	gvisor-k3s-node prune [--imported] [--own PREFIX] [--keep NAME]... [--endpoint SOCKET]
 //	                                            remove images that no container uses, and print them as JSON
 //	gvisor-k3s-node beside --config FILE [--claims]
@@ -35,7 +40,7 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 )
 
-const usage = "usage: gvisor-k3s-node server|check|ready|beside --config FILE | prune ... | kubectl ... | version"
+const usage = "usage: gvisor-k3s-node server|check|ready|beside|join --config FILE | invite|forget ... | prune ... | kubectl ... | version"
 
 func main() {
 	if err := dispatch(os.Args[1:]); err != nil {
@@ -56,13 +61,15 @@ func dispatch(args []string) error {
 		return runKubectl(args)
 	case "prune":
 		return pruneCommand(context.Background(), args[1:], os.Stdout)
+	case "invite", "forget":
+		return membersCommand(context.Background(), args, os.Stdout)
 	case "version":
 		return json.NewEncoder(os.Stdout).Encode(map[string]string{
 			"kubernetes": version.Get().GitVersion,
 			"kine":       moduleVersion("github.com/k3s-io/kine"),
 			"go":         runtime.Version(),
 		})
-	case "server", agentCommand, "check", "ready", "beside":
+	case "server", agentCommand, "check", "ready", "beside", joinCommand:
 	default:
 		return fmt.Errorf("unknown command %q; %s", args[0], usage)
 	}
@@ -90,6 +97,9 @@ func dispatch(args []string) error {
 	}
 	if args[0] == agentCommand {
 		return runAgent(ctx, config, os.Stdin)
+	}
+	if args[0] == joinCommand {
+		return runJoin(ctx, config)
 	}
 	if args[0] == "beside" {
 		return runBeside(ctx, config, *claims)

@@ -153,7 +153,12 @@ type stages struct {
 	noted map[string]any
 }
 
-func stagesFile(c *Config) string { return c.path("server", "stages.json") }
+func stagesFile(c *Config) string {
+	if c.Server != "" {
+		return c.agentPath("stages.json")
+	}
+	return c.path("server", "stages.json")
+}
 
 func newStages(c *Config) *stages {
 	s := &stages{file: stagesFile(c), noted: map[string]any{"pid": os.Getpid()}}

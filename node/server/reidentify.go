@@ -61,6 +61,7 @@ func forgetKeys(c *Config) error {
 		c.path("server", "tls"),
 		c.path("server", "cred"),
 		c.path("server", "stages.json"),
+		c.path("server", "nodes"), // the other cluster's
 		c.WriteKubeconfig,
 	} {
 		problems = append(problems, os.RemoveAll(path))

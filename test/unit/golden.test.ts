@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { parse } from "yaml";
-import { renderConflist } from "../../config/conflist.ts";
+import { podSubnet, renderConflist } from "../../config/conflist.ts";
 import { renderContainerdConfig } from "../../config/containerdToml.ts";
 import { renderCoreDns } from "../../config/coredns.ts";
 import { facadePlan } from "../../config/facade.ts";
@@ -99,7 +99,7 @@ describe.each(Object.entries(stacks))("the %s stack's", (stack, input) => {
       config.mode === "node",
       stack === "custom" ? ["local-storage"] : [],
     ),
-    "10-gvisor-k3s.conflist": renderConflist(config.network, config.node.clusterCidr, address),
+    "10-gvisor-k3s.conflist": renderConflist(config.network, podSubnet(config.node.clusterCidr), address),
     "coredns.yaml": renderCoreDns({ name: "example/coredns:1", program: "/opt/example/coredns" }, config.node),
     "ingress.yaml": renderIngress({ name: "example/traefik:1" }),
     "metrics-server.yaml": renderMetricsServer({

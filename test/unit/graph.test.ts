@@ -43,7 +43,13 @@ const found = ["kernel-tunables", "old-kernel-cri"];
 const outputs = (type: string, name: string, inputs: object) =>
   type === "kubernetes:core/v1:Pod"
     ? { ...inputs, metadata: { name: "testpod", uid: "uid-1" }, status: { phase: "Running" } }
-    : { ...inputs, stdout: name.endsWith("quirks-ask") ? JSON.stringify(found) : `${name} says` };
+    : { ...inputs, stdout: stdoutOf(name) };
+
+const stdoutOf = (name: string) => {
+  if (name.endsWith("quirks-ask")) return JSON.stringify(found);
+  if (name.endsWith("node-member")) return JSON.stringify({ token: "t0ken1.s3cret", serverCA: "s", clientCA: "c" });
+  return `${name} says`;
+};
 
 /** Runs the program with these options and returns what it registers, by name. */
 async function graph(options: Record<string, unknown> = {}): Promise<Record<string, Registration>> {
@@ -346,6 +352,56 @@ function differences(a: Record<string, Registration>, b: Record<string, Registra
   const differing = [...new Set([...keys(a), ...keys(b)])].filter((path) => at(a, path) !== at(b, path));
   return differing.filter((path) => !differing.includes(path.split(".")[0]!) || !path.includes(".")).sort();
 }
+
+describe("further nodes", () => {
+  const pools = (count: number) => ({ nodes: [{ name: "w", count }] });
+
+  it("are all that a node has, and their part in the cluster ends with the server's machine", async () => {
+    const one = await graph(pools(1));
+    const added = Object.keys(one).filter((name) => !(name in plain));
+    expect(added.filter((name) => one[name]!.type.startsWith("command:")).sort()).toEqual(
+      [
+        "containerd-apply",
+        "containerd-registries",
+        "facade-apply",
+        "images-import",
+        "node-join",
+        "node-member",
+        "proxy-apply",
+        "quirks-ask",
+        "runc-build",
+        "runtime-check",
+        "sandbox-process",
+      ].map((name) => `w-1-${name}`),
+    );
+    expect(one["w-1-node-member"]!.deletedWith).toBe("sandbox-process");
+    expect(one["w-1-node-join"]!.deletedWith).toBe("w-1-sandbox-process");
+    expect([...awaited(one, "w-1-node-member")]).toEqual(
+      expect.arrayContaining(["node-server", "w-1-sandbox-process"]),
+    );
+    expect([...awaited(one, "w-1-node-join")]).toEqual(
+      expect.arrayContaining(["w-1-node-member", "w-1-containerd-apply"]),
+    );
+    expect(awaited(one, "w-1-containerd-apply"), "what needs no server begins beside it").not.toContain("node-server");
+    expect(awaited(one, "testpod-pod"), "what the test pod does not need").not.toContain("w-1-node-join");
+  });
+
+  it("keep by what a node joins a secret", async () => {
+    const one = await graph(pools(1));
+    expect(one["w-1-node-member"]!.secretOutputs).toContain("stdout");
+    const secret = JSON.stringify(one["w-1-node-join"]!.inputs);
+    expect(secret).toContain("t0ken1.s3cret");
+    const shown = { ...one["w-1-node-join"]!.inputs, environment: undefined };
+    expect(JSON.stringify(shown)).not.toContain("t0ken1.s3cret");
+  });
+
+  it("change nothing of the others: one more is what is new", async () => {
+    const [one, two] = [await graph(pools(1)), await graph(pools(2))];
+    for (const name of Object.keys(one)) expect(two[name], name).toEqual(one[name]);
+    const added = Object.keys(two).filter((name) => !(name in one));
+    expect(added.every((name) => name.startsWith("w-2-"))).toBe(true);
+  });
+});
 
 describe("an update touches only what an option is about", () => {
   it.each<[Record<string, unknown>, string[]]>([

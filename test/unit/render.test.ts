@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { parse as parseToml } from "smol-toml";
 import { describe, expect, it } from "vitest";
 import { parse as parseYaml } from "yaml";
-import { renderConflist } from "../../config/conflist.ts";
+import { podSubnet, renderConflist } from "../../config/conflist.ts";
 import { renderContainerdConfig } from "../../config/containerdToml.ts";
 import { facadePlan } from "../../config/facade.ts";
 import { linkAddresses } from "../../config/network.ts";
@@ -35,7 +35,7 @@ function render(config: StackConfig, found: QuirkId[]): string[] {
   return [
     renderContainerdConfig(config.containerd, files, containerdKeysFor(found)),
     renderNodeConfig(config.name, address, config.node, config.mode === "node"),
-    renderConflist(config.network, config.node.clusterCidr, address),
+    renderConflist(config.network, podSubnet(config.node.clusterCidr), address),
     JSON.stringify([facadePlan(config.name, facadeFor(found)), specOf(config)]),
   ];
 }
@@ -171,7 +171,9 @@ describe("any valid configuration", () => {
   it("gives the network its options as they are", () => {
     fc.assert(
       fc.property(configs, ({ network, node }) => {
-        const conflist = JSON.parse(renderConflist(network, node.clusterCidr, "10.107.0.2")) as { plugins: unknown[] };
+        const conflist = JSON.parse(renderConflist(network, podSubnet(node.clusterCidr), "10.107.0.2")) as {
+          plugins: unknown[];
+        };
         expect(conflist.plugins).toEqual([
           expect.objectContaining({
             bridge: network.bridge,

@@ -36,7 +36,7 @@ describe("each bad input has its own message", () => {
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
   const options =
     "allowed here: name, mode, external, quirks, target, from, ssh, kubernetes, distribution, k3s, sandbox, runtime, " +
-    "containerd, registries, proxy, node, network, egress, addons, ports, manifests, images, pod";
+    "containerd, registries, proxy, node, network, egress, addons, nodes, ports, manifests, images, pod";
   const rules =
     "one of {dropNamespace: TYPE}, {dropMaskedPath: PATH}, {dropMount: PATH}, {unset: FIELD}, {set: " +
     "FIELD, value: JSON}, {sysctls: show} is allowed";

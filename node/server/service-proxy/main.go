@@ -39,6 +39,7 @@ type options struct {
 	hostPorts     hostPorts
 	policies      string
 	noFilter      bool
+	nodesLink     string
 	status        string
 }
 
@@ -57,6 +58,8 @@ func main() {
 			"without it network policies are not enforced")
 	flag.BoolVar(&o.noFilter, "no-filter", false,
 		"the sandbox cannot filter what pods send: each network policy gets an event that says so")
+	flag.StringVar(&o.nodesLink, "nodes-link", "",
+		"the node's link to the cluster's other nodes, which gets the routes to their pods; without it there are none")
 	flag.StringVar(&o.status, "status", "", "a file for the process's id and the time when Services are served, as JSON")
 	flag.Parse()
 	for _, text := range strings.Split(*addresses, ",") {
@@ -118,6 +121,11 @@ func run(ctx context.Context, o options) error {
 	})
 	if err != nil {
 		return err
+	}
+	if o.nodesLink != "" {
+		if err := proxy.routeNodes(ctx, client, o.nodesLink); err != nil {
+			return fmt.Errorf("the other nodes: %w", err)
+		}
 	}
 	if o.hostPorts != "" {
 		if err := watchFolder(ctx, string(o.hostPorts), proxy.wake); err != nil {

@@ -64,6 +64,8 @@ type proxy struct {
 	recorder      events.EventRecorder
 	// allows tells whether network policies let a client have an endpoint.
 	allows func(protocol v1.Protocol, client netip.Addr, endpoint netip.AddrPort) bool
+	// nodes are the cluster's others.
+	nodes otherNodes
 	// known is what is served, for others than the loop.
 	known atomic.Pointer[map[frontend]*pool]
 	// extra are the Services' addresses that are on the node, or about to come or go.
@@ -243,7 +245,7 @@ func (p *proxy) serviceAddresses() map[netip.Addr]bool {
 	for _, service := range p.services {
 		ips := append(append(service.ExternalIPs(), service.LoadBalancerVIPs()...), service.ClusterIP())
 		for _, address := range ipv4(ips...) {
-			if !slices.Contains(p.nodeAddresses, address) {
+			if !slices.Contains(p.nodeAddresses, address) && !p.nodes.has(address) {
 				all[address] = true
 			}
 		}

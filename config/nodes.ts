@@ -1,0 +1,26 @@
+import { defaultSubnet, meshOf, type StackConfig } from "./schema.ts";
+
+/** A node that joins a cluster's server. */
+export interface JoiningNode {
+  /** Its name in the cluster, which is its machine's too. */
+  name: string;
+  labels: Record<string, string>;
+  taints: string[];
+  /** The options of the cluster, with what is the node's own in its place. */
+  config: StackConfig;
+}
+
+/** The nodes of a cluster beside the server's, in the order of their pools. */
+export function joiningNodes(config: StackConfig): JoiningNode[] {
+  const taken = [config.sandbox.subnet];
+  return config.nodes.flatMap(({ name: pool, count, memory, cpus, labels, taints }) =>
+    Array.from({ length: count }, (_, i) => {
+      const name = `${config.name}-${pool}-${i + 1}`;
+      const subnet = defaultSubnet(name, taken);
+      taken.push(subnet);
+      const sandbox = { ...config.sandbox, subnet, memory, cpus, hostPorts: [] };
+      const own = { name, sandbox, nodes: [], ports: [], from: undefined, joins: meshOf(config)! };
+      return { name, labels, taints, config: { ...config, ...own } };
+    }),
+  );
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+)
+
+// A node that joins another one's server runs a kubelet alone. It comes with the server's address, a token, and the two
+// authorities, and asks the server for certificates of its own, which the kubelet renews. Who serves Services on the
+// node calls the API server by the kubelet's kubeconfig.
+
+const (
+	joinCommand   = "join"
+	podsNote      = "pods" // the network of the node's pods, as the controller manager gives it
+	joinLookEvery = 200 * time.Millisecond
+)
+
+func (c *Config) agentPath(name string) string { return c.path("agent", name) }
+
+func runJoin(ctx context.Context, c *Config) error {
+	if c.Server == "" || c.TokenFile == "" {
+		return errors.New("server and token-file: both are needed to join")
+	}
+	if err := awaitPorts(ctx, c); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.agentPath("pki"), 0o700); err != nil {
+		return err
+	}
+	if err := forgetOtherServer(c); err != nil {
+		return err
+	}
+	if err := writeBootstrap(c); err != nil {
+		return err
+	}
+	stages := newStages(c)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	components := newComponents(c, nil, cancel)
+	components.start(ctx, "kubelet", func(ctx context.Context) error {
+		return runKubelet(ctx, c, kubeletIdentity{
+			kubeconfig: c.agentPath("kubelet.kubeconfig"),
+			clientCA:   c.agentPath("client-ca.crt"),
+			provider:   "gvisor-k3s-agent://" + c.NodeName,
+			flags: map[string]string{
+				"bootstrap-kubeconfig": c.agentPath("bootstrap.kubeconfig"),
+				"cert-dir":             c.agentPath("pki"),
+			},
+		})
+	})
+	go noteJoined(ctx, c, stages)
+	<-ctx.Done()
+	components.wait()
+	return endOf(ctx)
+}
+
+// forgetOtherServer takes away what the node has of a server that is no more: another authority is another cluster.
+func forgetOtherServer(c *Config) error {
+	authority, err := os.ReadFile(c.agentPath("server-ca.crt"))
+	if err != nil {
+		return err
+	}
+	hash := sha256.Sum256(authority)
+	now := hex.EncodeToString(hash[:])
+	before, err := os.ReadFile(c.agentPath("joined"))
+	if err == nil && string(before) == now {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, path := range []string{"pki", "kubelet.kubeconfig"} {
+		if err := os.RemoveAll(c.agentPath(path)); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(c.agentPath("pki"), 0o700); err != nil {
+		return err
+	}
+	return writePrivate(c.agentPath("joined"), []byte(now))
+}
+
+// writeBootstrap writes by what the kubelet asks for its first certificate.
+func writeBootstrap(c *Config) error {
+	token, err := os.ReadFile(c.TokenFile)
+	if err != nil {
+		return err
+	}
+	content, err := clientcmd.Write(clientcmdapi.Config{
+		Clusters: map[string]*clientcmdapi.Cluster{
+			"server": {Server: c.Server, CertificateAuthority: c.agentPath("server-ca.crt")},
+		},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"token": {Token: strings.TrimSpace(string(token))}},
+		Contexts:       map[string]*clientcmdapi.Context{"server": {Cluster: "server", AuthInfo: "token"}},
+		CurrentContext: "server",
+	})
+	if err != nil {
+		return err
+	}
+	return writePrivate(c.agentPath("bootstrap.kubeconfig"), content)
+}
+
+// noteJoined notes when the node has its pods' network, and when it is Ready since this start.
+func noteJoined(ctx context.Context, c *Config, stages *stages) {
+	started := time.Now().Unix()
+	noted := ""
+	_ = wait.PollUntilContextCancel(ctx, joinLookEvery, true, func(ctx context.Context) (bool, error) {
+		node, err := ownNode(ctx, c)
+		if err != nil {
+			return false, nil
+		}
+		if node.Spec.PodCIDR != "" && node.Spec.PodCIDR != noted {
+			noted = node.Spec.PodCIDR
+			stages.note(podsNote, noted)
+		}
+		for _, condition := range node.Status.Conditions {
+			isNew := condition.LastHeartbeatTime.Unix() >= started // times there have no fraction of a second
+			if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue && isNew {
+				stages.reached(stageNames[stageNode])
+				return true, nil
+			}
+		}
+		return false, nil
+	})
+}
+
+func ownNode(ctx context.Context, c *Config) (*corev1.Node, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", c.agentPath("kubelet.kubeconfig"))
+	if err != nil {
+		return nil, err
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, answer)
+	defer cancel()
+	node, err := client.CoreV1().Nodes().Get(ctx, c.NodeName, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("the node %s: %w", c.NodeName, err)
+	}
+	return node, nil
+}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+// otherNodes are the cluster's other nodes: where each is, by the network of its pods.
+type otherNodes struct {
+	known atomic.Pointer[map[netip.Prefix]netip.Addr]
+	all   atomic.Pointer[map[netip.Addr]bool]
+}
+
+// has tells whether an address is another node's. What is served there is served by that node: here it would take the
+// node's place.
+func (n *otherNodes) has(address netip.Addr) bool {
+	all := n.all.Load()
+	return all != nil && (*all)[address]
+}
+
+// find finds out who they are.
+func (n *otherNodes) find(own string, nodes []*v1.Node) map[netip.Prefix]netip.Addr {
+	pods, all := map[netip.Prefix]netip.Addr{}, map[netip.Addr]bool{}
+	for _, node := range nodes {
+		address, ok := addressOf(node)
+		if node.Name == own || !ok {
+			continue
+		}
+		all[address] = true
+		if network, err := netip.ParsePrefix(node.Spec.PodCIDR); err == nil && network.Addr().Is4() {
+			pods[network.Masked()] = address
+		}
+	}
+	n.all.Store(&all)
+	n.known.Store(&pods)
+	return pods
+}
+
+func addressOf(node *v1.Node) (netip.Addr, bool) {
+	for _, address := range node.Status.Addresses {
+		if parsed, err := netip.ParseAddr(address.Address); err == nil && address.Type == v1.NodeInternalIP && parsed.Is4() {
+			return parsed, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// routeNodes has the pods of other nodes reached by way of these, from now on and until the context ends.
+func (p *proxy) routeNodes(ctx context.Context, client kubernetes.Interface, link string) error {
+	// Nodes tell how they are again and again, and take much memory for it.
+	slim := informers.WithTransform(func(object any) (any, error) {
+		if node, ok := object.(*v1.Node); ok {
+			node.ManagedFields, node.Status.Images, node.Annotations = nil, nil, nil
+		}
+		return object, nil
+	})
+	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, slim)
+	nodes := factory.Core().V1().Nodes()
+	changed := newChanges()
+	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { changed.wake() },
+		UpdateFunc: func(any, any) { changed.wake() },
+		DeleteFunc: func(any) { changed.wake() },
+	})
+	if err != nil {
+		return err
+	}
+	factory.Start(ctx.Done())
+	if !cache.WaitForCacheSync(ctx.Done(), nodes.Informer().HasSynced) {
+		return nil
+	}
+	sync := func() time.Duration { return p.syncNodes(nodes.Lister(), link) }
+	sync() // before a Service's address is taken for none of a node's
+	go changed.follow(ctx, sync)
+	return nil
+}
+
+func (p *proxy) syncNodes(nodes corelisters.NodeLister, link string) (again time.Duration) {
+	list, err := nodes.List(labels.Everything())
+	if err == nil {
+		err = keepRoutes(link, p.nodes.find(p.node, list))
+	}
+	p.wake() // what is a Service's address, and what a node's
+	if err != nil {
+		klog.ErrorS(err, "the routes to other nodes' pods", "retryIn", retry)
+		return retry
+	}
+	return 0
+}
+
+// keepRoutes has exactly these routes on a link, of those that lead by way of another node.
+func keepRoutes(name string, wanted map[netip.Prefix]netip.Addr) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	there, err := netlink.RouteList(link, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("listing the routes of %s: %w", name, err)
+	}
+	has := map[netip.Prefix]bool{}
+	var problems []error
+	for _, route := range there {
+		gateway, by := netip.AddrFromSlice(route.Gw.To4())
+		network, ok := prefixOf(route.Dst)
+		if !by || !ok {
+			continue
+		}
+		if wanted[network] == gateway {
+			has[network] = true
+		} else if err := netlink.RouteDel(&route); err != nil && !errors.Is(err, unix.ESRCH) {
+			problems = append(problems, fmt.Errorf("removing the route to %s: %w", network, err))
+		}
+	}
+	for network, gateway := range wanted {
+		if has[network] {
+			continue
+		}
+		err := netlink.RouteAdd(&netlink.Route{
+			LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice(),
+			Dst: &net.IPNet{IP: network.Addr().AsSlice(), Mask: net.CIDRMask(network.Bits(), network.Addr().BitLen())},
+		})
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			problems = append(problems, fmt.Errorf("adding the route to %s by %s: %w", network, gateway, err))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func prefixOf(network *net.IPNet) (netip.Prefix, bool) {
+	if network == nil {
+		return netip.Prefix{}, false
+	}
+	address, ok := netip.AddrFromSlice(network.IP.To4())
+	bits, _ := network.Mask.Size()
+	return netip.PrefixFrom(address, bits), ok
+}

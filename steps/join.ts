@@ -1,0 +1,74 @@
+import type { Wanted } from "../artifacts/artifacts.ts";
+import { conflistPath, renderConflist } from "../config/conflist.ts";
+import { contains, parseNetwork } from "../config/network.ts";
+import { inSandbox } from "../config/paths.ts";
+import type { StackConfig } from "../config/schema.ts";
+import { ensureService, serviceGives } from "../machines/services.ts";
+import type { Invitation } from "./member.ts";
+import { provideTo } from "./runtime.ts";
+import type { OnMachine, Step } from "./step.ts";
+import { writeFiles } from "./write.ts";
+
+export interface JoinParams extends OnMachine {
+  /** The program with the kubelet in it, by its path on the machine. */
+  program: string;
+  takes: { artifacts: Wanted[]; own: { source: string; name: string }[] };
+  invitation: Invitation;
+  network: StackConfig["network"];
+  clusterCidr: string;
+  /** The node's address. */
+  address: string;
+}
+
+/** What the kubelet's process notes of its start; see node/server/join.go. */
+const stages = `${inSandbox.nodeData}/agent/stages.json`;
+
+/** Seconds for the node to be registered, and to be Ready. */
+const PATIENCE = 120;
+
+/**
+ * Has a kubelet run that joins the server of its config (the content), gives its pods the network that the server chose,
+ * and waits until the node is Ready.
+ * @throws Error with the end of the kubelet's log if it is not
+ */
+export const joinServer: Step<JoinParams> = {
+  name: () => "join",
+  async run({ program, takes, invitation, network, clusterCidr, address }, context) {
+    const { machine, content: config, repairs, say } = context;
+    await provideTo(machine, takes, say);
+    const agent = `${inSandbox.nodeData}/agent`;
+    const files = [
+      { path: inSandbox.nodeConfig, content: config, mode: 0o600 },
+      { path: inSandbox.joinToken, content: `${invitation.token}\n`, mode: 0o600 },
+      { path: `${agent}/server-ca.crt`, content: invitation.serverCA, mode: 0o600 },
+      { path: `${agent}/client-ca.crt`, content: invitation.clientCA, mode: 0o600 },
+    ];
+    await writeFiles(context, "join", files, "agent");
+    const command = (verb: string) => [program, verb, "--config", inSandbox.nodeConfig];
+    await ensureService(machine, {
+      name: "agent",
+      command: command("join"),
+      check: command("check"),
+      config: `${files.map(({ content }) => content).join()}${repairs}`,
+      stopSeconds: 15,
+    });
+    await serviceGives(machine, "agent", { file: stages, key: "pods" }, PATIENCE);
+    const pods = podNetworkIn(await machine.read(stages), clusterCidr);
+    const conflist = { path: conflistPath, content: renderConflist(network, pods, address), mode: 0o644 };
+    await writeFiles(context, "join", [...files, conflist], "agent");
+    await serviceGives(machine, "agent", { file: stages, key: "nodeReady" }, PATIENCE);
+  },
+};
+
+/**
+ * The network of the node's pods, of what its kubelet's process has noted.
+ * @throws Error if that is none within the cluster's
+ */
+function podNetworkIn(noted: string | undefined, clusterCidr: string): string {
+  const { pods } = JSON.parse(noted ?? "{}") as { pods?: unknown };
+  const network = typeof pods === "string" ? parseNetwork(pods) : undefined;
+  if (network === undefined || !contains(parseNetwork(clusterCidr)!, pods!.toString().split("/")[0]!)) {
+    throw new Error(`the network that the server gave the node for its pods is none of ${clusterCidr}`);
+  }
+  return network.cidr;
+}

@@ -1,0 +1,108 @@
+import { X509Certificate } from "node:crypto";
+import { inSandbox } from "../config/paths.ts";
+import type { Machine } from "../machines/machine.ts";
+import { CommandError, lastLines } from "../system/run.ts";
+import type { OnMachine, Step } from "./step.ts";
+
+export interface MemberParams extends OnMachine {
+  /** The embedded server by its path on the machine. */
+  program: string;
+  /** The node that joins. */
+  node: string;
+  /** Where it is. */
+  address: string;
+}
+
+/** What a node needs to join; as node/server/members.go prints it. */
+export interface Invitation {
+  token: string;
+  serverCA: string;
+  clientCA: string;
+}
+
+/** Seconds that a node's pods have to move before it is removed. */
+const DRAIN = 120;
+
+/** Seconds after which a pod that should have ended is not waited for: its node may be gone. */
+const OVERDUE = 30;
+
+/**
+ * Has the server let a node join, and prints what the node needs to: what comes from the machine is taken for a token and
+ * two certificates, and nothing else.
+ */
+export const inviteNode: Step<MemberParams, Invitation> = {
+  name: ({ node }) => `member-${node}`,
+  async run({ program, node, address }, { machine }) {
+    const { stdout } = await machine.exec(
+      [program, "invite", "--config", inSandbox.nodeConfig, "--node", node, "--address", address],
+      { timeout: 60_000 },
+    );
+    return invitationIn(stdout);
+  },
+};
+
+/**
+ * Takes an invitation out of what a machine printed.
+ * @throws Error that says what of it is none
+ */
+export function invitationIn(text: string): Invitation {
+  const { token, serverCA, clientCA } = JSON.parse(text) as Record<keyof Invitation, unknown>;
+  if (typeof token !== "string" || !/^[a-z0-9]{6}\.[a-z0-9]{16}$/.test(token)) {
+    throw new Error("the server printed no token by which a node could join");
+  }
+  const certificate = (what: string, pem: unknown) => {
+    try {
+      return new X509Certificate(String(pem)).toString();
+    } catch (error) {
+      throw new Error(`the server printed no ${what}: ${(error as Error).message}`, { cause: error });
+    }
+  };
+  return { token, serverCA: certificate("server CA", serverCA), clientCA: certificate("client CA", clientCA) };
+}
+
+/**
+ * Drains a node and has the server forget it. Its volumes are told: what is on them ends with it.
+ * @throws Error with what keeps it from being drained; it is cordoned then, and its pods live on
+ */
+export const removeNode: Step<MemberParams> = {
+  name: ({ node }) => `member-${node}`,
+  async run({ program, node }, { machine, say }) {
+    const kubectl = (args: string[], seconds = 30) =>
+      machine.exec([program, "kubectl", ...args], { timeout: seconds * 1000 });
+    const found = await kubectl(["get", "node", node, "--ignore-not-found", "--output=name"]);
+    if (found.stdout.trim() !== "") {
+      await tellVolumes(machine, program, node, say);
+      const drain = [
+        "drain",
+        node,
+        "--ignore-daemonsets",
+        "--delete-emptydir-data",
+        "--force",
+        `--timeout=${DRAIN}s`,
+        `--skip-wait-for-delete-timeout=${OVERDUE}`,
+      ];
+      await kubectl(drain, DRAIN + 30).catch((error: unknown) => {
+        const said = error instanceof CommandError ? lastLines(error.output, 10) : (error as Error).message;
+        throw new Error(
+          `node ${node} is not drained within ${DRAIN} s, so it is not removed: ${said}\n` +
+            "remove what holds it (a PodDisruptionBudget, say), or the pods, and run it again; " +
+            `\`kubectl uncordon ${node}\` has it take pods again`,
+          { cause: error },
+        );
+      });
+    }
+    await machine.exec([program, "forget", "--config", inSandbox.nodeConfig, "--node", node], { timeout: 60_000 });
+  },
+};
+
+async function tellVolumes(machine: Machine, program: string, node: string, say: (line: string) => void) {
+  const terms = "{.spec.nodeAffinity.required.nodeSelectorTerms[*].matchExpressions[*].values[*]}";
+  const path = `--output=jsonpath={range .items[*]}{.metadata.name} ${terms}{"\\n"}{end}`;
+  const { stdout } = await machine.exec([program, "kubectl", "get", "persistentvolumes", path], { timeout: 30_000 });
+  const volumes = stdout
+    .split("\n")
+    .map((line) => line.trim().split(/\s+/))
+    .filter(([, ...nodes]) => nodes.includes(node))
+    .map(([name]) => name!);
+  if (volumes.length > 0) say(lastLines(`node ${node} goes, and with it what is on ${volumes.join(", ")}`, 1));
+}

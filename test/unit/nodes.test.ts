@@ -1,0 +1,157 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import fc from "fast-check";
+import { afterAll, describe, expect, it } from "vitest";
+import { conflistPath } from "../../config/conflist.ts";
+import { overlap, parseNetwork } from "../../config/network.ts";
+import { joiningNodes } from "../../config/nodes.ts";
+import { inSandbox } from "../../config/paths.ts";
+import { parseStackConfig } from "../../config/schema.ts";
+import { FakeMachine } from "../../machines/fake.ts";
+import { hostPaths } from "../../machines/paths.ts";
+import { joinServer } from "../../steps/join.ts";
+import { invitationIn, removeNode } from "../../steps/member.ts";
+import { CommandError } from "../../system/run.ts";
+
+const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-nodes-"));
+afterAll(() => rmSync(home, { recursive: true }));
+
+describe("the nodes of the options", () => {
+  it("are called by cluster, pool and number, and have limits and a network of their own", () => {
+    const nodes = [
+      { name: "w", count: 2, memory: "1Gi" },
+      { name: "gpu", taints: ["gpu=yes:NoSchedule"] },
+    ];
+    const config = parseStackConfig({ name: "dev", nodes, ports: ["8080:80"], sandbox: { hostPorts: [5000] } });
+    const joining = joiningNodes(config);
+    expect(joining.map(({ name }) => name)).toEqual(["dev-w-1", "dev-w-2", "dev-gpu-1"]);
+    const [first, , gpu] = joining;
+    expect(first!.config).toMatchObject({ name: "dev-w-1", ports: [], sandbox: { memory: "1Gi", hostPorts: [] } });
+    expect(first!.config.joins).toEqual({ cluster: "dev", server: config.sandbox.subnet });
+    expect(gpu!.taints).toEqual(["gpu=yes:NoSchedule"]);
+  });
+
+  it("have networks that share no address, whatever they are called", () => {
+    const name = fc.string({ unit: fc.constantFrom(..."abc"), minLength: 1, maxLength: 12 });
+    fc.assert(
+      fc.property(name, fc.integer({ min: 1, max: 20 }), (cluster, count) => {
+        const config = parseStackConfig({ name: cluster, nodes: [{ name: "w", count }] });
+        const subnets = [config.sandbox.subnet, ...joiningNodes(config).map((node) => node.config.sandbox.subnet)];
+        const networks = subnets.map((subnet) => parseNetwork(subnet)!);
+        for (const [i, a] of networks.entries())
+          for (const b of networks.slice(i + 1)) expect(overlap(a, b)).toBe(false);
+      }),
+    );
+  });
+
+  it("have links whose names the kernel takes, each its own", () => {
+    const names = ["dev", "dev-w-1", "a-long-name", "a-long-name-workers-1", "a-long-name-workers-2"];
+    const links = names.map((name) => hostPaths(name, home).link);
+    expect(new Set(links).size).toBe(names.length);
+    for (const link of links) expect(link).toMatch(/^gk-.{1,12}$/);
+  });
+});
+
+describe("an invitation", () => {
+  it.each([
+    ["no token", { token: "a b", serverCA: "", clientCA: "" }, "no token"],
+    ["a program in its place", { token: "$(reboot)abc.0123456789abcdef" }, "no token"],
+    ["no certificate", { token: "abcdef.0123456789abcdef", serverCA: "-----BEGIN", clientCA: "" }, "no server CA"],
+  ])("with %s is refused", (_, printed, refusal) => {
+    expect(() => invitationIn(JSON.stringify(printed))).toThrow(refusal);
+  });
+});
+
+const context = (machine: FakeMachine, content = "") => ({
+  machine,
+  content,
+  incarnation: 1,
+  repairs: 0,
+  say: (line: string) => said.push(line),
+});
+let said: string[] = [];
+
+describe("a node that joins", () => {
+  const params = (machine: FakeMachine) => ({
+    machine: machine.ref,
+    program: "/opt/node",
+    takes: { artifacts: [], own: [] },
+    invitation: { token: "abcdef.0123456789abcdef", serverCA: "server", clientCA: "client" },
+    network: parseStackConfig({ name: "a" }).network,
+    clusterCidr: "10.42.0.0/16",
+    address: "10.107.0.2",
+  });
+  const joining = (pods: unknown) =>
+    new FakeMachine(
+      { kind: "managed", name: `a-w-${said.length}`, home },
+      {
+        starts: (_, machine) => {
+          machine.files.set(`${inSandbox.nodeData}/agent/stages.json`, JSON.stringify({ pid: 1, pods, nodeReady: 1 }));
+          return true;
+        },
+      },
+    );
+
+  it("gives its pods the network that the server chose, and keeps the token from others", async () => {
+    const machine = joining("10.42.7.0/24");
+    await joinServer.run(params(machine), context(machine, "config"));
+    expect(machine.files.get(conflistPath)).toContain('"10.42.7.0/24"');
+    expect(machine.files.get(inSandbox.joinToken)).toBe("abcdef.0123456789abcdef\n");
+    expect(machine.files.get(inSandbox.nodeConfig)).toBe("config");
+  });
+
+  it.each([["10.43.0.0/24"], ["../../etc"], [7], [undefined]])("takes no %s for it", async (pods) => {
+    const machine = joining(pods);
+    await expect(joinServer.run(params(machine), context(machine))).rejects.toThrow("is none of 10.42.0.0/16");
+    expect(machine.files.has(conflistPath)).toBe(false);
+  });
+});
+
+describe("a node that is removed", () => {
+  const remove = async (answers: (args: readonly string[]) => string) => {
+    said = [];
+    const ran: string[] = [];
+    const runs = (args: readonly string[]) => {
+      ran.push(args.slice(1, 3).join(" "));
+      return answers(args);
+    };
+    const machine = new FakeMachine({ kind: "managed", name: "a", home }, { runs });
+    const params = { machine: machine.ref, program: "/opt/node", node: "a-w-1", address: "10.107.0.6" };
+    return { ran, done: removeNode.run(params, context(machine)) };
+  };
+
+  it("is drained first, and its volumes are told", async () => {
+    const { ran, done } = await remove((args) =>
+      args.includes("persistentvolumes") ? "pvc-1 a\npvc-2 a-w-1\n" : args.includes("get") ? "node/a-w-1\n" : "",
+    );
+    await done;
+    expect(ran).toEqual(["kubectl get", "kubectl get", "kubectl drain", "forget --config"]);
+    expect(said).toEqual(["node a-w-1 goes, and with it what is on pvc-2"]);
+  });
+
+  it("that the server does not know is only forgotten", async () => {
+    const { ran, done } = await remove(() => "");
+    await done;
+    expect(ran).toEqual(["kubectl get", "forget --config"]);
+  });
+
+  it("stays if something keeps it from being drained, which is told with what to do", async () => {
+    const { ran, done } = await remove((args) => {
+      if (args.includes("drain")) {
+        throw new CommandError({
+          escapedCommand: "kubectl drain",
+          exitCode: 1,
+          stderr: "Cannot evict pod db-0",
+          timedOut: false,
+          isMaxBuffer: false,
+        });
+      }
+      return "node/a-w-1";
+    });
+    await expect(done).rejects.toThrow(
+      /a-w-1 is not drained within 120 s.*Cannot evict pod db-0[\s\S]*PodDisruptionBudget/,
+    );
+    expect(ran).not.toContain("forget --config");
+  });
+});
