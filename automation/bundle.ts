@@ -16,6 +16,7 @@ import { filesBelow } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
 import { run, worked } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
+import { nodesOf } from "./nodes.ts";
 import type { NamedConfig } from "./options.ts";
 import { isTelling, secretsOf } from "./secrets.ts";
 import { status } from "./status.ts";
@@ -95,19 +96,8 @@ export async function writeBundle(
       ),
     );
     await put("options.yaml", stringify(config));
-    if (config.mode !== "external") {
-      const machine = openMachine(refOf(config));
-      for (const path of [inSandbox.containerdConfig, inSandbox.nodeConfig, conflistPath]) {
-        const text = await machine.read(path).catch(problemOf);
-        if (text !== undefined) await put(`files${path}`, text);
-      }
-      const own = hostPaths(config.name, homeFolder()).logs;
-      for (const file of filesBelow(own)) await put(join("logs/host", relative(own, file)), readFileSync(file, "utf8"));
-      const listed = await machine.list(inSandbox.logs).catch(() => []);
-      for (const file of listed.filter((name) => /^\w[\w.-]{0,100}$/.test(name)).slice(0, MOST_LOGS)) {
-        const text = await machine.read(join(inSandbox.logs, file), { tail: TAIL }).catch(problemOf);
-        await put(join("logs", file), text ?? "");
-      }
+    for (const node of config.mode === "external" ? [] : nodesOf(config)) {
+      await putNode(node, (file, text) => put(node.joins ? join("nodes", node.name, file) : file, text));
     }
     if (existsSync(kubeconfigOf(config))) {
       const [program, ...args] = await kubectl(config, say);
@@ -129,6 +119,22 @@ export async function writeBundle(
     return files;
   } finally {
     rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/** The rendered files of a node, and the ends of its logs. */
+async function putNode(config: NamedConfig, put: (file: string, text: string) => Promise<void>): Promise<void> {
+  const machine = openMachine(refOf(config));
+  for (const path of [inSandbox.containerdConfig, inSandbox.nodeConfig, conflistPath]) {
+    const text = await machine.read(path).catch(problemOf);
+    if (text !== undefined) await put(`files${path}`, text);
+  }
+  const own = hostPaths(config.name, homeFolder()).logs;
+  for (const file of filesBelow(own)) await put(join("logs/host", relative(own, file)), readFileSync(file, "utf8"));
+  const listed = await machine.list(inSandbox.logs).catch(() => []);
+  for (const file of listed.filter((name) => /^\w[\w.-]{0,100}$/.test(name)).slice(0, MOST_LOGS)) {
+    const text = await machine.read(join(inSandbox.logs, file), { tail: TAIL }).catch(problemOf);
+    await put(join("logs", file), text ?? "");
   }
 }
 

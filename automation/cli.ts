@@ -327,12 +327,14 @@ program
 program
   .command("exec")
   .description("run a program in a cluster's sandbox, beside the node")
-  .usage("[-c NAME] PROGRAM ARGUMENT…")
+  .usage("[-c NAME] [-n NODE] PROGRAM ARGUMENT…")
   .addOption(cluster())
+  .option("-n, --node <node>", "in which node's; default: the server's")
   .argument("<program...>")
   .passThroughOptions()
-  .action(async (args: string[], { cluster: name }: { cluster: string }) => {
-    const machine = await (await load.cluster()).needRunning(await configOf(name));
+  .action(async (args: string[], { cluster: name, node }: { cluster: string; node?: string }) => {
+    const { nodeOf } = await import("./nodes.ts");
+    const machine = await (await load.cluster()).needRunning(nodeOf(await configOf(name), node));
     if (process.stdin.isTTY && process.stdout.isTTY) {
       const [file, ...rest] = await machine.terminalCommand(args);
       return await become(file!, rest);
@@ -456,7 +458,7 @@ const sizeOf = ({ files }: { files: Record<string, { size: number }> }) =>
 const images = program.command("images").description("the images of a node that runs: import, prune");
 images
   .command("import")
-  .description("import archives: OCI layouts or docker save's, as they are or compressed by gzip or zstd")
+  .description("import archives, on every node: OCI layouts or docker save's, also compressed by gzip or zstd")
   .addOption(cluster())
   .argument("<archives...>")
   .action(async (archives: string[], { cluster: name }: { cluster: string }) => {

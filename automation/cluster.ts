@@ -44,6 +44,7 @@ import { homeFolder } from "../system/folders.ts";
 import { type Change, changeOf, isSecret } from "./changes.ts";
 import { forget } from "./kubeconfig.ts";
 import { machineOf, machinesOf } from "./list.ts";
+import { nodesOf } from "./nodes.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 import { isWork, nameOf, type Progress } from "./progress.ts";
 import { checkStackConfig, isLast, openStack, readConfig, setOption } from "./workspace.ts";
@@ -367,7 +368,7 @@ async function kubectlProgram(config: StackConfig, say: (line: string) => void):
 }
 
 /**
- * Imports archives into a node that runs.
+ * Imports archives into every node of a cluster that runs.
  * @throws InputError that names every file that is no archive of images
  */
 export async function importArchives(
@@ -377,22 +378,17 @@ export async function importArchives(
 ): Promise<void> {
   const files = archives.map((path) => resolve(path));
   refuse(files.flatMap(archiveProblem));
-  const machine = await needRunning(config);
+  const machines = await Promise.all(nodesOf(config).map(needRunning));
   const say = (line: string) => progress.say(line);
   const ctr = pathInSandbox({ name: "containerd" }, "ctr");
-  const { ref } = machine;
   for (const path of files) {
-    const params = {
-      machine: ref,
-      ctr,
-      takes: [],
-      programs: [],
-      labels: [PINNED],
-      archives: [{ path, sha256: fileDigest(path) }],
-    };
-    const context = { machine, content: "", incarnation: 0, repairs: 0, say };
-    const lock = { what: importImages.name(params), alone: false, say };
-    await whileLocked(machine, lock, () => importImages.run(params, context));
+    const archives = [{ path, sha256: fileDigest(path) }];
+    for (const machine of machines) {
+      const params = { machine: machine.ref, ctr, takes: [], programs: [], labels: [PINNED], archives };
+      const context = { machine, content: "", incarnation: 0, repairs: 0, say };
+      const lock = { what: importImages.name(params), alone: false, say };
+      await whileLocked(machine, lock, () => importImages.run(params, context));
+    }
     progress.say(`${path} is imported`);
   }
 }
@@ -406,12 +402,22 @@ export interface Pruned {
 }
 
 /**
- * Removes the images that no container uses from a node that runs. What was imported from archives stays, and so do the
+ * Removes the images that no container uses from every node of a cluster that runs. What was imported from archives stays, and so do the
  * node's own images but those of an earlier release.
  * @param imported removes what was imported from archives as well
  * @throws Error with the names of those that cannot be removed
  */
-export async function pruneImages(config: StackConfig, imported: boolean, progress: Progress): Promise<Pruned> {
+export async function pruneImages(config: NamedConfig, imported: boolean, progress: Progress): Promise<Pruned> {
+  const pruned: Pruned[] = [];
+  for (const node of nodesOf(config)) pruned.push(await pruneNode(node, imported, progress));
+  const freed = pruned.map((one) => one.freed).filter((bytes) => bytes !== undefined);
+  return {
+    images: pruned.flatMap(({ images }) => images),
+    ...(freed.length === pruned.length ? { freed: freed.reduce((sum, bytes) => sum + bytes) } : {}),
+  };
+}
+
+async function pruneNode(config: NamedConfig, imported: boolean, progress: Progress): Promise<Pruned> {
   const machine = await needRunning(config);
   const say = (line: string) => progress.say(line);
   const server = { name: serverOf(config.kubernetes) };
@@ -443,5 +449,6 @@ export async function needRunning(config: NamedConfig): Promise<Machine> {
   const { state } = await machine.observe();
   if (state === "running") return machine;
   const how = state === "silent" ? "does not answer" : "does not run";
-  throw new Error(`${name} ${how}; run \`gvisor-k3s up ${name}\` first`);
+  const what = config.joins ? `${config.name} of ${name}` : name;
+  throw new Error(`${what} ${how}; run \`gvisor-k3s up ${name}\` first`);
 }

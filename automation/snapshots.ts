@@ -210,6 +210,10 @@ async function withMachine<T>(
     const message = "only a sandbox that gvisor-k3s makes on this machine can be saved: target: managed";
     refuse([{ option: config.mode === "external" ? "mode" : "target", value: config.target, message }]);
   }
+  if (config.nodes.length > 0 && what !== "snapshot-delete") {
+    const message = "a cluster of several nodes is neither saved nor paused: the others would go on by themselves";
+    refuse([{ option: "nodes", value: config.nodes.map((pool) => pool.name), message }]);
+  }
   const record = readRecord(ref.name, ref.home);
   if (record === undefined) throw new Error(`${name} is not there; run \`gvisor-k3s up ${name}\` first`);
   if (record.version === 1) throw new Error(`${name} is of an earlier release; run \`gvisor-k3s up ${name}\` first`);

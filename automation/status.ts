@@ -16,6 +16,7 @@ import { filesBelow } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
 import { oneLine, printable, run } from "../system/run.ts";
 import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
+import { nodesOf } from "./nodes.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 
 /** What `status` prints with `--json`. */
@@ -40,7 +41,9 @@ export interface Status {
   /** What is on its disk, in bytes, and what the host keeps of its logs; of a machine that runs and can tell. */
   disk?: DiskUsage & { hostLogs: number };
   services: Record<string, ServiceState>;
-  node?: { name: string; ready: boolean; version: string };
+  node?: NodeState;
+  /** The nodes that have joined it. */
+  joined: NodeState[];
   pods: { ready: number; waiting: string[] };
   /** Files that were edited or removed by hand. */
   drift: Drift[];
@@ -51,6 +54,13 @@ export interface Status {
   kubeconfigPath: string;
   /** Everything that is not as it should be; none: the cluster is well. */
   problems: string[];
+}
+
+/** How a node is. */
+export interface NodeState {
+  name: string;
+  ready: boolean;
+  version: string;
 }
 
 interface KubernetesNode {
@@ -83,6 +93,7 @@ export async function status(config: NamedConfig, say: (line: string) => void = 
     target,
     state: "running",
     services: {},
+    joined: [],
     pods: { ready: 0, waiting: [] },
     drift: [],
     limits: mode === "external" ? "the cluster's own" : LIMITS,
@@ -91,6 +102,7 @@ export async function status(config: NamedConfig, say: (line: string) => void = 
     problems: [],
   };
   const reached = mode === "external" || (await ofMachine(config, found));
+  for (const node of nodesOf(config).slice(1)) found.problems.push(...(await joinedProblems(node)));
   if (reached) await kubernetes(config, found, say);
   return found;
 }
@@ -146,11 +158,31 @@ async function services(config: StackConfig, machine: Machine, found: Status): P
     return;
   }
   const expected = ["server", ...(config.mode === "node" ? ["containerd", "limits", "proxy"] : [])];
-  for (const service of expected) {
-    const state = found.services[service];
-    if (!state) found.problems.push(`${service} was never started`);
-    else if (state.pid === 0) found.problems.push(`${service} does not run; it ended with ${state.lastExit}`);
+  found.problems.push(...missing(expected, found.services));
+}
+
+/** What is said of services that should run and do not. */
+function missing(expected: readonly string[], services: Record<string, ServiceState>): string[] {
+  return expected.flatMap((service) => {
+    const state = services[service];
+    if (!state) return [`${service} was never started`];
+    return state.pid === 0 ? [`${service} does not run; it ended with ${state.lastExit}`] : [];
+  });
+}
+
+/** What is wrong with the machine of a node that has joined. */
+async function joinedProblems(config: StackConfig): Promise<string[]> {
+  const machine = openMachine(refOf(config));
+  const { state, drift, problems } = await machine.observe();
+  const own = [...problems, ...drift.map(({ file, what }) => `${file} was ${what} by hand`)];
+  if (state === "absent") own.push("it is not there");
+  if (state === "stopped") own.push("the sandbox's process is gone");
+  if (state === "running") {
+    const services = await serviceStates(machine).catch((error: Error) => error);
+    if (services instanceof Error) own.push(`the sandbox does not answer: ${services.message}`);
+    else own.push(...missing(["agent", "containerd", "limits", "proxy"], services));
   }
+  return own.map((problem) => `node ${config.name}: ${problem}`);
 }
 
 async function disk({ name }: StackConfig, machine: Machine, found: Status): Promise<void> {
@@ -193,18 +225,23 @@ async function kubernetes(config: StackConfig, found: Status, say: (line: string
 }
 
 function nodeState(config: StackConfig, found: Status, nodes: readonly KubernetesNode[]): void {
-  const node = nodes.find(({ metadata }) => metadata.name === config.name);
-  if (!node) {
-    found.problems.push("the node is not registered");
-    return;
-  }
-  const ready = node.status.conditions.find(({ type }) => type === "Ready");
-  const version = node.status.nodeInfo.kubeletVersion;
-  found.node = { name: node.metadata.name, ready: ready?.status === "True", version };
-  if (!found.node.ready) found.problems.push(`the node is not Ready: ${ready?.message ?? "no condition"}`);
   const wanted = distributionOf(config).refOf(config).version;
-  if (wanted !== undefined && version !== wanted)
-    found.problems.push(`the node runs ${version}, and ${wanted} is configured`);
+  for (const { name, joins } of nodesOf(config)) {
+    const what = joins ? `the node ${name}` : "the node";
+    const node = nodes.find(({ metadata }) => metadata.name === name);
+    if (!node) {
+      found.problems.push(`${what} is not registered`);
+      continue;
+    }
+    const ready = node.status.conditions.find(({ type }) => type === "Ready");
+    const version = node.status.nodeInfo.kubeletVersion;
+    const state = { name, ready: ready?.status === "True", version };
+    if (joins) found.joined.push(state);
+    else found.node = state;
+    if (!state.ready) found.problems.push(`${what} is not Ready: ${ready?.message ?? "no condition"}`);
+    if (wanted !== undefined && version !== wanted)
+      found.problems.push(`${what} runs ${version}, and ${wanted} is configured`);
+  }
 }
 
 /** What a pod waits for; undefined if it is ready, or done. */
@@ -269,8 +306,12 @@ function serviceRows({ services }: Status): Row[] {
   });
 }
 
-function kubernetesRows({ state, node, pods, limits, lacks, kubeconfigPath }: Status): Row[] {
-  const rows: Row[] = node ? [["node", `${node.ready ? "Ready" : "not Ready"}, ${node.version}`]] : [];
+function kubernetesRows({ state, node, joined, pods, limits, lacks, kubeconfigPath }: Status): Row[] {
+  const told = ({ ready, version }: NodeState) => `${ready ? "Ready" : "not Ready"}, ${version}`;
+  const rows: Row[] = [
+    ...(node ? [["node", told(node)] as Row] : []),
+    ...joined.map((other): Row => [other.name, told(other)]),
+  ];
   if (state !== "running") return rows;
   const waiting = pods.waiting.length === 0 ? "" : `, ${pods.waiting.length} not: ${pods.waiting.join("; ")}`;
   return [

@@ -86,7 +86,8 @@ const images: Image[] = [
     names: [`${e2e}/sample-apiserver:1.29.2`],
     files: { "/sample-apiserver": "sample-apiserver" },
     modes: { "/tmp": 0o1777, "/sample-apiserver": 0o755 },
-    entrypoint: ["/sample-apiserver"],
+    // It is of Kubernetes 1.37, and asks its cluster for what there is since 1.36: without that it is never ready.
+    entrypoint: ["/sample-apiserver", "--disable-admission-plugins=MutatingAdmissionPolicy"],
   },
   {
     names: ["registry.k8s.io/etcd:3.7.0-0"],

@@ -152,8 +152,8 @@ func TestConfigRefuses(t *testing.T) {
 		"container-runtime-endpoint, data-dir, debug, default-local-storage-path, disable, disable-agent, " +
 		"disable-cloud-controller, disable-helm-controller, disable-kube-proxy, disable-network-policy, " +
 		"flannel-backend, https-listen-port, kube-apiserver-arg, kube-controller-manager-arg, kube-scheduler-arg, " +
-		"kubelet-arg, node-ip, node-label, node-name, node-taint, resolv-conf, service-cidr, " +
-		"service-node-port-range, tls-san, write-kubeconfig, write-kubeconfig-mode"
+		"kubelet-arg, node-ip, node-label, node-name, node-taint, resolv-conf, server, service-cidr, " +
+		"service-node-port-range, tls-san, token-file, write-kubeconfig, write-kubeconfig-mode"
 	address := ": an IPv4 address is needed"
 	noSuchPart := " = false: only true is allowed: this server has no such part\n"
 	cases := []struct{ name, content, want string }{

@@ -50,6 +50,9 @@ type enforcer struct {
 	recorder events.EventRecorder
 	// serves are the endpoints of what the node serves at an address, and whether it serves there.
 	serves func(v1.Protocol, netip.AddrPort) ([]netip.AddrPort, bool)
+	// node is the node's name, and otherNode tells the addresses of others.
+	node      string
+	otherNode func(netip.Addr) bool
 	// nodeAddresses are the node's own.
 	nodeAddresses func() (map[netip.Addr]bool, error)
 	// applied is called after each change of the rules.
@@ -117,7 +120,7 @@ func enforce(ctx context.Context, o options, client kubernetes.Interface, proxy 
 	watched := newWatched(client)
 	e := &enforcer{
 		network: portNetwork{o.link}, links: podLinks(filepath.Join(o.policies, "links")),
-		recorder: proxy.recorder, serves: proxy.serves,
+		recorder: proxy.recorder, serves: proxy.serves, node: proxy.node, otherNode: proxy.nodes.has,
 		nodeAddresses: proxy.ownAddresses, applied: proxy.wake, listed: watched.listed, changes: newChanges(),
 		filtered: map[string]*member{},
 	}
@@ -269,16 +272,29 @@ func (e *enforcer) sync() error {
 	if err != nil {
 		return err
 	}
-	addresses := map[netip.Addr]types.NamespacedName{}
+	addresses := elsewhere(e.node, pods)
 	for _, link := range links {
 		addresses[link.Address] = link.pod()
 		delete(node, link.Address) // whatever a Service has put on the node
 	}
 	e.open, e.opening = false, false
-	e.rules.Store(policy.NewRules(policies, pods, namespaces, addresses, node))
+	e.rules.Store(policy.NewRules(policies, pods, namespaces, addresses, node, e.otherNode))
 	err = errors.Join(e.forgetOthers(links), e.filterAll(links))
 	e.announce()
 	return err
+}
+
+// elsewhere are the addresses of pods on other nodes, whose links nobody tells of here.
+func elsewhere(node string, pods []*v1.Pod) map[netip.Addr]types.NamespacedName {
+	addresses := map[netip.Addr]types.NamespacedName{}
+	for _, pod := range pods {
+		ended := pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed // another may have its address
+		address, err := netip.ParseAddr(pod.Status.PodIP)
+		if err == nil && !ended && !pod.Spec.HostNetwork && pod.Spec.NodeName != node {
+			addresses[address] = types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}
+		}
+	}
+	return addresses
 }
 
 func (e *enforcer) announce() {
@@ -412,7 +428,11 @@ func onlyWhatRulesNeed(object any) (any, error) {
 	}
 	switch object := object.(type) {
 	case *v1.Pod:
-		pod := &v1.Pod{ObjectMeta: about(object.ObjectMeta)}
+		pod := &v1.Pod{
+			ObjectMeta: about(object.ObjectMeta),
+			Spec:       v1.PodSpec{NodeName: object.Spec.NodeName, HostNetwork: object.Spec.HostNetwork},
+			Status:     v1.PodStatus{Phase: object.Status.Phase, PodIP: object.Status.PodIP},
+		}
 		for _, container := range append(object.Spec.InitContainers, object.Spec.Containers...) {
 			pod.Spec.Containers = append(pod.Spec.Containers, v1.Container{Ports: container.Ports})
 		}
@@ -469,7 +489,8 @@ func matters(before, after any) bool {
 	switch before := before.(type) {
 	case *v1.Pod:
 		after := after.(*v1.Pod)
-		return !maps.Equal(before.Labels, after.Labels) || !equality.Semantic.DeepEqual(before.Spec, after.Spec)
+		return !maps.Equal(before.Labels, after.Labels) || !equality.Semantic.DeepEqual(before.Spec, after.Spec) ||
+			before.Status.PodIP != after.Status.PodIP || before.Status.Phase != after.Status.Phase
 	case *v1.Namespace:
 		return !maps.Equal(before.Labels, after.(*v1.Namespace).Labels)
 	case *networkingv1.NetworkPolicy:

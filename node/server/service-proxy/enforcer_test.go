@@ -20,6 +20,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/events"
@@ -86,6 +87,8 @@ func newPoliced(t *testing.T) *policed {
 		network: p.fakeNetwork, links: podLinks(t.TempDir()), recorder: p.events,
 		serves:        func(v1.Protocol, netip.AddrPort) ([]netip.AddrPort, bool) { return nil, false },
 		nodeAddresses: func() (map[netip.Addr]bool, error) { return nil, nil },
+		node:          "own",
+		otherNode:     func(address netip.Addr) bool { return address == netip.MustParseAddr("10.107.0.6") },
 		applied:       func() { p.applied++ },
 		listed: func() ([]*networkingv1.NetworkPolicy, []*v1.Pod, []*v1.Namespace, bool) {
 			return p.policies, p.pods, nil, !p.unknown
@@ -265,6 +268,34 @@ func TestAnswersThePlugin(t *testing.T) {
 	expect(t, "not placed", ask("veth2"), "no; room\n")
 	info, err := os.Stat(socket)
 	expect(t, "who may ask", fmt.Sprint(info.Mode().Perm(), err), "-rw------- <nil>")
+}
+
+// Pods of other nodes are known by what the API tells, and what comes from another node by way of a Service has been
+// asked for there.
+func TestPodsOfOtherNodes(t *testing.T) {
+	p := newPoliced(t)
+	p.deny(`{"podSelector":{"matchLabels":{"app":"b"}},"policyTypes":["Ingress"],
+		"ingress":[{"from":[{"podSelector":{"matchLabels":{"app":"a"}}}]}]}`)
+	pod := func(name, app, node, address string, phase v1.PodPhase) *v1.Pod {
+		return &v1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: name, Labels: map[string]string{"app": app}},
+			Spec:       v1.PodSpec{NodeName: node}, Status: v1.PodStatus{PodIP: address, Phase: phase},
+		}
+	}
+	p.pods = []*v1.Pod{
+		pod("pod-veth1", "b", "own", "10.42.0.2", v1.PodRunning),
+		pod("a", "a", "other", "10.42.1.2", v1.PodRunning),
+		pod("c", "c", "other", "10.42.1.3", v1.PodRunning),
+		pod("ended", "a", "other", "10.42.1.3", v1.PodSucceeded),
+	}
+	p.link("veth1", "10.42.0.2")
+	expect(t, "the pod", p.place("veth1"), nil)
+	for source, want := range map[string]bool{
+		"10.42.1.2": true, "10.42.1.3": false, "10.107.0.6": true, "10.107.0.10": false,
+	} {
+		got := p.allowsEndpoint(v1.ProtocolTCP, netip.MustParseAddr(source), netip.MustParseAddrPort("10.42.0.2:80"))
+		expect(t, source, got, want)
+	}
 }
 
 // Where there is no policy no pod is kept in memory.

@@ -27,7 +27,9 @@ type Flow struct {
 type Rules struct {
 	// node are the node's own addresses: what comes from them, or goes to them, is always allowed, as the kubelet asks
 	// pods.
-	node       map[netip.Addr]bool
+	node map[netip.Addr]bool
+	// vetted tells the addresses of other nodes: what comes from there to a pod has been asked for by the proxy there.
+	vetted     func(netip.Addr) bool
 	pods       map[netip.Addr]*pod
 	namespaces map[string]labels.Set
 }
@@ -62,13 +64,13 @@ type peer struct {
 	pods, namespaces labels.Selector
 }
 
-// NewRules compiles what there is: addresses are those of this node's pods, also of those that the API does not know
-// yet. A policy that cannot be understood allows nothing, and still isolates.
+// NewRules compiles what there is: addresses are the pods', also of those of this node that the API does not know yet. A
+// policy that cannot be understood allows nothing, and still isolates.
 func NewRules(
 	policies []*networkingv1.NetworkPolicy, pods []*v1.Pod, namespaces []*v1.Namespace,
-	addresses map[netip.Addr]types.NamespacedName, node map[netip.Addr]bool,
+	addresses map[netip.Addr]types.NamespacedName, node map[netip.Addr]bool, vetted func(netip.Addr) bool,
 ) *Rules {
-	r := &Rules{node: node, pods: map[netip.Addr]*pod{}, namespaces: map[string]labels.Set{}}
+	r := &Rules{node: node, vetted: vetted, pods: map[netip.Addr]*pod{}, namespaces: map[string]labels.Set{}}
 	for _, namespace := range namespaces {
 		r.namespaces[namespace.Name] = namespace.Labels
 	}
@@ -115,7 +117,7 @@ func (r *Rules) Allows(flow Flow) bool {
 		!r.anyAllows(source.egress.rules, flow, flow.Destination, destination, destination) {
 		return false
 	}
-	return destination == nil || !destination.ingress.isolated || r.node[flow.Source] ||
+	return destination == nil || !destination.ingress.isolated || r.node[flow.Source] || r.vetted(flow.Source) ||
 		r.anyAllows(destination.ingress.rules, flow, flow.Source, source, destination)
 }
 
