@@ -571,8 +571,7 @@ export const stackSchema = z.strictObject({
       "Further nodes, in pools: each is a sandbox of its own on this host, with a kubelet, containerd, a service proxy " +
         "and a way out, and options of `sandbox`, `runtime` and `containerd` are theirs too. The first of them restarts " +
         "the server's sandbox once, which gets a link to the network that the nodes share; others change nothing there. " +
-        "One that leaves the list is drained (two minutes) and removed, with all that is on it. Claims of " +
-        "`local-path` stay on the server's node.",
+        "One that leaves the list is drained (two minutes) and removed, with all that is on it, volumes of claims included.",
     ),
   ports: z
     .array(

@@ -62,6 +62,7 @@ func runJoin(ctx context.Context, c *Config) error {
 			},
 		})
 	})
+	components.start(ctx, "volumes", func(ctx context.Context) error { return keepOwnVolumes(ctx, c) })
 	go noteJoined(ctx, c, stages)
 	<-ctx.Done()
 	components.wait()
@@ -138,12 +139,32 @@ func noteJoined(ctx context.Context, c *Config, stages *stages) {
 	})
 }
 
-func ownNode(ctx context.Context, c *Config) (*corev1.Node, error) {
+// keepOwnVolumes begins once the node has joined.
+func keepOwnVolumes(ctx context.Context, c *Config) error {
+	volumes := &nodeVolumes{folder: c.LocalStoragePath, node: c.NodeName, noted: c.agentPath("volumes")}
+	var client kubernetes.Interface
+	err := wait.PollUntilContextCancel(ctx, joinLookEvery, true, func(context.Context) (bool, error) {
+		var err error
+		client, err = joinedClient(c)
+		return err == nil, nil
+	})
+	if err != nil {
+		return nil // the context has ended
+	}
+	return volumes.keep(ctx, client)
+}
+
+// joinedClient calls the API server as the kubelet does, which has credentials once the node has joined.
+func joinedClient(c *Config) (*kubernetes.Clientset, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", c.agentPath("kubelet.kubeconfig"))
 	if err != nil {
 		return nil, err
 	}
-	client, err := kubernetes.NewForConfig(config)
+	return kubernetes.NewForConfig(config)
+}
+
+func ownNode(ctx context.Context, c *Config) (*corev1.Node, error) {
+	client, err := joinedClient(c)
 	if err != nil {
 		return nil, err
 	}

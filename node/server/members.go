@@ -155,12 +155,16 @@ func applyToken(ctx context.Context, client kubernetes.Interface, node string, m
 // the rights to renew theirs and to serve Services and network policies as the server's node does.
 func letNodesJoin(ctx context.Context, client kubernetes.Interface) error {
 	const renew = "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient"
-	var problems []error
+	const volumesRole = "gvisor-k3s:volumes"
+	volumes := rbac.PolicyRule().WithAPIGroups("").WithResources("persistentvolumes").WithVerbs("list", "watch")
+	_, err := client.RbacV1().ClusterRoles().Apply(ctx, rbac.ClusterRole(volumesRole).WithRules(volumes), applied)
+	problems := []error{err}
 	for name, binding := range map[string][2]string{
 		"gvisor-k3s:nodes-join":     {"system:node-bootstrapper", membersGroup},
 		"gvisor-k3s:nodes-renew":    {renew, nodesGroup},
 		"gvisor-k3s:nodes-proxy":    {"system:node-proxier", nodesGroup},
 		"gvisor-k3s:nodes-policies": {proxyRole, nodesGroup},
+		"gvisor-k3s:nodes-volumes":  {volumesRole, nodesGroup},
 	} {
 		const group = "rbac.authorization.k8s.io"
 		role := rbac.RoleRef().WithAPIGroup(group).WithKind("ClusterRole").WithName(binding[0])

@@ -200,7 +200,7 @@ func TestCommandLine(t *testing.T) {
 	}
 	for line, want := range map[string]string{
 		"":                                   usage,
-		"join":                               `unknown command "join"; ` + usage,
+		"fly":                                `unknown command "fly"; ` + usage,
 		"check --config /no/such/file":       "open /no/such/file: no such file or directory",
 		"check --config " + config:           "",
 		"ready --stage x --config " + config: `--stage "x": api, agent and node are allowed`,

@@ -65,18 +65,17 @@ func (l *localVolumes) Provision(
 		return nil, controller.ProvisioningFinished, fmt.Errorf("a selector is not allowed: volumes are made, not found")
 	}
 	path := filepath.Join(l.folder, strings.Join([]string{options.PVName, claim.Namespace, claim.Name}, "_"))
-	if err := os.MkdirAll(path, 0o777); err != nil {
-		return nil, controller.ProvisioningFinished, err
-	}
-	// Whoever the pod's user is, and whatever the umask.
-	if err := os.Chmod(path, 0o777); err != nil {
+	node := l.node
+	if options.SelectedNodeName != "" && options.SelectedNodeName != l.node {
+		node = options.SelectedNodeName // which makes the folder; see nodevolumes.go
+	} else if err := makeVolume(path); err != nil {
 		return nil, controller.ProvisioningFinished, err
 	}
 	kind, filesystem := corev1.HostPathDirectoryOrCreate, corev1.PersistentVolumeFilesystem
 	hostname := corev1.NodeSelectorRequirement{
 		Key:      corev1.LabelHostname,
 		Operator: corev1.NodeSelectorOpIn,
-		Values:   []string{l.node},
+		Values:   []string{node},
 	}
 	return &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: options.PVName},
@@ -97,12 +96,41 @@ func (l *localVolumes) Provision(
 	}, controller.ProvisioningFinished, nil
 }
 
+// makeVolume makes a folder for whoever the pod's user is, and whatever the umask.
+func makeVolume(path string) error {
+	if err := os.MkdirAll(path, 0o777); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o777)
+}
+
 // Delete removes the folder of a volume, if it is one of ours: the path is the user's to write.
 func (l *localVolumes) Delete(_ context.Context, volume *corev1.PersistentVolume) error {
-	if volume.Spec.HostPath == nil || filepath.Dir(filepath.Clean(volume.Spec.HostPath.Path)) != filepath.Clean(l.folder) {
+	if !isIn(l.folder, volume) {
 		return &controller.IgnoredError{Reason: "it is no folder in " + l.folder}
 	}
+	if !isOn(l.node, volume) {
+		return nil // its node removes it
+	}
 	return os.RemoveAll(volume.Spec.HostPath.Path)
+}
+
+func isIn(folder string, volume *corev1.PersistentVolume) bool {
+	path := volume.Spec.HostPath
+	return path != nil && filepath.Dir(filepath.Clean(path.Path)) == filepath.Clean(folder)
+}
+
+// isOn tells whether a volume is on a node, or on any.
+func isOn(node string, volume *corev1.PersistentVolume) bool {
+	affinity := volume.Spec.NodeAffinity
+	if affinity == nil || affinity.Required == nil {
+		return true
+	}
+	return slices.ContainsFunc(affinity.Required.NodeSelectorTerms, func(term corev1.NodeSelectorTerm) bool {
+		return slices.ContainsFunc(term.MatchExpressions, func(one corev1.NodeSelectorRequirement) bool {
+			return one.Key == corev1.LabelHostname && slices.Contains(one.Values, node)
+		})
+	})
 }
 
 // writeLocalStorage puts the StorageClass among the manifests.

@@ -320,7 +320,7 @@ export function traces(home: string, ...names: string[]) {
     processes: processesOf(home).map((pid) => said(pid, "cmdline").join(" ")),
     mounts: mountPoints().filter((target) => target.startsWith(home) || links.includes(basename(target))),
     links: entriesOf("/sys/class/net").filter((device) => links.includes(device)),
-    namespaces: entriesOf("/run/netns").filter((name) => links.includes(name)),
+    namespaces: entriesOf("/run/netns").filter((name) => links.includes(name.replace(/\.nodes$/, ""))),
     cgroups: ["/sys/fs/cgroup/gvisor-k3s", ...cgroups].flatMap((folder) =>
       entriesOf(folder).filter((name) => names.includes(name)),
     ),

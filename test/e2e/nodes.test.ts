@@ -1,0 +1,257 @@
+/** A cluster of several nodes, on real parts, in one order: each test goes on where the one before it stopped. */
+import { rmSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { imageName } from "../../artifacts/artifacts.ts";
+import { waitFor } from "../../system/wait.ts";
+import {
+  cli,
+  endAll,
+  entriesOf,
+  identity,
+  inside,
+  killProcess,
+  killSandbox,
+  kubectl,
+  kubectlProcess,
+  optionsFile,
+  ownHome,
+  printed,
+  refused,
+  setOptions,
+  shellImage,
+  supervised,
+  traces,
+} from "./harness.ts";
+
+const home = await ownHome();
+const name = "e2e-nodes";
+const [first, second] = [`${name}-w-1`, `${name}-w-2`];
+const image = "nodes.test/shell:1";
+const archive = join(home, "shell.tar");
+const base = { pod: { enabled: false }, images: [archive], addons: { metricsServer: { enabled: false } } };
+const pools = (count: number) => ({ ...base, nodes: [{ name: "w", count, labels: { tier: "w" } }] });
+let before: ReturnType<typeof traces>;
+
+/** Seconds for what takes the cluster some rounds. */
+const PATIENCE = 60;
+
+/** A pod on a node, which answers with its name at port 8080. */
+const pod = (pod: string, node: string, more: object = {}) => ({
+  apiVersion: "v1",
+  kind: "Pod",
+  metadata: { name: pod, labels: { app: pod } },
+  spec: {
+    nodeName: node,
+    terminationGracePeriodSeconds: 0,
+    containers: [{ name: "main", image: imageName("testpod"), imagePullPolicy: "Never", ...more }],
+  },
+});
+
+const service = (service: string, nodePort: number, spec: object = {}) => ({
+  apiVersion: "v1",
+  kind: "Service",
+  metadata: { name: `${service}s` },
+  spec: { type: "NodePort", selector: { app: service }, ports: [{ port: 80, targetPort: 8080, nodePort }], ...spec },
+});
+
+const apply = (...objects: object[]) =>
+  kubectlProcess(name, ["apply", "-f", "-"], {
+    input: JSON.stringify({ apiVersion: "v1", kind: "List", items: objects }),
+  });
+
+const of = (kind: string, object: string, path: string) => kubectl(name, "get", kind, object, `-o=jsonpath={${path}}`);
+const addressOf = (pod: string) => of("pod", pod, ".status.podIP");
+const nodeAddress = (node: string) => of("node", node, ".status.addresses[0].address");
+
+async function ready(...pods: string[]): Promise<void> {
+  for (const one of pods) await kubectl(name, "wait", `pod/${one}`, "--for=condition=Ready", "--timeout=60s");
+}
+
+/** What a pod hears at an address: the name of the pod that answers, or "" if nobody does. */
+async function hears(pod: string, address: string): Promise<string> {
+  const asking = ["exec", pod, "--", "/testpod", "get", `http://${address}/`];
+  const { exitCode, stdout } = await kubectlProcess(name, asking, { reject: false, timeout: 10_000 });
+  return exitCode === 0 ? String(stdout).split(" ")[0]! : "";
+}
+
+const becomes = (what: string, pod: string, address: string, whom: string) =>
+  waitFor(what, PATIENCE, async () => (await hears(pod, address)) === whom || undefined);
+
+/** What the host hears. */
+const hostHears = async (address: string) => (await (await fetch(`http://${address}/`)).text()).split(" ")[0];
+
+beforeAll(async () => {
+  before = { ...traces(home, name, first, second), files: [] };
+  await shellImage(image, archive, "id");
+});
+
+afterAll(async () => {
+  rmSync(optionsFile(name), { force: true });
+  await endAll(home, name);
+});
+
+async function up(nodes: number): Promise<void> {
+  setOptions(name, pools(nodes));
+  const { exitCode, all } = await cli("up", name);
+  expect(exitCode, all).toBe(0);
+}
+
+it("has a second node that joins, and pods on both reach each other, by Services and names too", async () => {
+  await up(1);
+  const nodes = await kubectl(name, "get", "nodes", "-o=jsonpath={range .items[*]}{.metadata.name}{' '}{end}");
+  expect(nodes.trim()).toBe(`${name} ${first}`);
+  expect(await of("node", first, ".metadata.labels.tier")).toBe("w");
+  await apply(pod("a", name), pod("b", first), service("a", 30081), service("b", 30080));
+  await ready("a", "b");
+  const [a, b] = [await addressOf("a"), await addressOf("b")];
+  expect(await hears("a", `${b}:8080`)).toBe("b");
+  expect(await hears("b", `${a}:8080`)).toBe("a");
+  await becomes("the Service is served at the other node", "a", "bs", "b");
+  await becomes("and at the server's", "b", "as", "a");
+  for (const node of [name, first]) {
+    const address = await nodeAddress(node);
+    for (const asking of ["a", "b"]) expect(await hears(asking, `${address}:30081`), `${asking}, ${node}`).toBe("a");
+    expect(await hostHears(`${address}:30080`)).toBe("b");
+  }
+  expect(await kubectl(name, "logs", "b")).toContain("is running on kernel");
+});
+
+it("gives a node nothing by its token but what is its own, and the server no stranger", async () => {
+  const ask = async (node: string, csr: string) => {
+    const token = (await inside(node, "/bin/cat", "/etc/rancher/k3s/token")).trim();
+    const api = `https://${await nodeAddress(name)}:6443`;
+    const options = [`--server=${api}`, `--token=${token}`, "--insecure-skip-tls-verify"];
+    return kubectlProcess(name, ["--kubeconfig=/dev/null", ...options, ...csr.split(" ")], { reject: false });
+  };
+  for (const question of ["get secrets -A", "get nodes", "get pods -A"])
+    expect(String((await ask(first, question)).stderr), question).toContain("Forbidden");
+  const stranger = ["--kubeconfig=/dev/null", "--token=abcdef.0123456789abcdef", "--insecure-skip-tls-verify"];
+  const server = `--server=https://${await nodeAddress(name)}:6443`;
+  const { stderr } = await kubectlProcess(name, [...stranger, server, "get", "nodes"], { reject: false });
+  expect(stderr).toContain("Unauthorized");
+});
+
+it("has a policy hold for a pod of one node and a client on another", async () => {
+  await apply(pod("c", name), {
+    apiVersion: "networking.k8s.io/v1",
+    kind: "NetworkPolicy",
+    metadata: { name: "only-a" },
+    spec: {
+      podSelector: { matchLabels: { app: "b" } },
+      ingress: [{ from: [{ podSelector: { matchLabels: { app: "a" } } }] }],
+    },
+  });
+  await ready("c");
+  const b = `${await addressOf("b")}:8080`;
+  await becomes("others are refused", "c", b, "");
+  const port = `${await nodeAddress(first)}:30080`;
+  for (const address of [b, "bs", port]) {
+    expect(await hears("a", address), address).toBe("b");
+    expect(await hears("c", address), address).toBe("");
+  }
+  await kubectl(name, "delete", "networkpolicy", "only-a");
+  await becomes("without the policy they are not", "c", b, "b");
+});
+
+it("binds a claim on the node of its pod, for whoever the pod's user is, and removes the folder with it", async () => {
+  const spec = {
+    accessModes: ["ReadWriteOnce"],
+    resources: { requests: { storage: "1Mi" } },
+  };
+  const shell = { image, command: ["sh", "-c", "id > /data/who; sleep 10000"] };
+  const claiming = pod("claiming", first, {
+    ...shell,
+    securityContext: { runAsUser: 1000 },
+    volumeMounts: [{ name: "data", mountPath: "/data" }],
+  });
+  const { nodeName: _, ...free } = claiming.spec; // the scheduler is who binds claims
+  await apply(
+    { apiVersion: "v1", kind: "PersistentVolumeClaim", metadata: { name: "data" }, spec },
+    {
+      ...claiming,
+      spec: {
+        ...free,
+        nodeSelector: { tier: "w" },
+        volumes: [{ name: "data", persistentVolumeClaim: { claimName: "data" } }],
+      },
+    },
+  );
+  await ready("claiming");
+  expect(await of("pod", "claiming", ".spec.nodeName")).toBe(first);
+  const folders = () => inside(first, "/bin/busybox", "ls", "/var/lib/rancher/k3s/storage");
+  const folder = (await folders()).trim();
+  const who = `/var/lib/rancher/k3s/storage/${folder}/who`;
+  await waitFor(
+    "the pod has written",
+    PATIENCE,
+    async () => (await inside(first, "/bin/cat", who).catch(() => "")).includes("uid=1000") || undefined,
+  );
+  await kubectl(name, "delete", "pod/claiming", "pvc/data");
+  await waitFor("the folder is gone", PATIENCE, async () => (await folders()).trim() === "" || undefined);
+});
+
+it("tells of each node, runs programs on each, and refuses what takes one node", async () => {
+  const told = JSON.parse(await printed("status", name, "--json")) as { joined: object[]; problems: string[] };
+  expect(told.problems).toEqual([]);
+  expect(told.joined).toMatchObject([{ name: first, ready: true }]);
+  expect((await printed("exec", "-c", name, "-n", first, "--", "/bin/hostname")).trim()).toBe(first);
+  expect(await refused("exec", "-c", name, "-n", "other", "--", "/bin/hostname")).toContain(`${name}, ${first}`);
+  expect(await refused("pause", name)).toContain("several nodes");
+  expect(await printed("list")).not.toContain(first);
+});
+
+it("brings back a node that died, and one whose server did, with their pods", async () => {
+  const before = await identity(name, "b");
+  await killProcess(supervised(first).sandbox!);
+  await waitFor("its pod runs again", 2 * PATIENCE, async () => {
+    const now = await identity(name, "b");
+    return (now !== before && (await of("pod", "b", ".status.containerStatuses[0].ready")) === "true") || undefined;
+  });
+  await becomes("it is reached", "a", `${await addressOf("b")}:8080`, "b");
+  await killProcess(supervised(name).sandbox!);
+  await waitFor(
+    "the server answers",
+    2 * PATIENCE,
+    async () => (await kubectl(name, "get", "nodes").catch(() => "")).includes(first) || undefined,
+  );
+  await ready("b");
+  await waitFor(
+    "a runs again",
+    2 * PATIENCE,
+    async () => (await hears("b", `${await addressOf("a")}:8080`)) === "a" || undefined,
+  );
+});
+
+it("heals a node by the next up, where its supervisor is gone as well", async () => {
+  await killSandbox(first);
+  const told = await cli("status", name);
+  expect(told.exitCode).toBe(3);
+  expect(told.all).toContain(`node ${first}: `);
+  await up(1);
+  await ready("b");
+  await becomes("its pod is reached", "a", `${await addressOf("b")}:8080`, "b");
+});
+
+it("shows one node more as that node's resources and nothing else, and one less as their end, after a drain", async () => {
+  setOptions(name, pools(2));
+  const added = JSON.parse(await printed("preview", name, "--json")) as { resource: string; operation: string }[];
+  expect(added.length).toBeGreaterThan(0);
+  for (const { resource, operation } of added) expect(`${operation} ${resource}`).toMatch(/^create w-2-/);
+  await up(2);
+  await apply(pod("d", second));
+  await ready("d");
+  await becomes("the two that have joined reach each other", "d", `${await addressOf("b")}:8080`, "b");
+  await up(1);
+  expect(await kubectl(name, "get", "nodes")).not.toContain(second);
+  expect(await kubectl(name, "get", "pods")).not.toMatch(/^d /m);
+  expect(await kubectl(name, "get", "secrets", "--namespace=kube-system")).toContain("bootstrap-token");
+  expect(entriesOf(join(home, "sandboxes"))).toEqual([name, first]);
+  expect(await inside(name, "/bin/busybox", "ls", "/var/lib/rancher/k3s/server/nodes")).toBe(`${first}.json\n`);
+});
+
+it("leaves nothing", async () => {
+  const { exitCode, all } = await cli("destroy", name);
+  expect(exitCode, all).toBe(0);
+  expect({ ...traces(home, name, first, second), files: [] }).toEqual(before);
+});
