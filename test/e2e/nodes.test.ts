@@ -247,7 +247,7 @@ it("shows one node more as that node's resources and nothing else, and one less 
   expect(await kubectl(name, "get", "pods")).not.toMatch(/^d /m);
   expect(await kubectl(name, "get", "secrets", "--namespace=kube-system")).toContain("bootstrap-token");
   expect(entriesOf(join(home, "sandboxes"))).toEqual([name, first]);
-  expect(await inside(name, "/bin/busybox", "ls", "/var/lib/rancher/k3s/server/nodes")).toBe(`${first}.json\n`);
+  expect(await inside(name, "/bin/busybox", "ls", "/var/lib/rancher/k3s/server/nodes")).toBe(`${first}.json`);
 });
 
 it("leaves nothing", async () => {
