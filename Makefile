@@ -17,7 +17,7 @@ SOURCES := index.ts lib.ts config system artifacts machines servers steps compon
 GO_FLAGS := GOFLAGS=-trimpath CGO_ENABLED=0
 SERVER_FLAGS := GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1
 
-.PHONY: api audit help bootstrap build release up preview destroy status doctor bench profile growth conformance check unit \
+.PHONY: api audit help bootstrap build release up preview destroy status doctor bench profile growth nodes conformance check unit \
 	go-lint go-test e2e versions workloads runtimes docs test
 
 	workloads go-lint go-test e2e runtimes docs test
@@ -51,6 +51,9 @@ bench: build ## measure the same node in gVisor and natively (bench/README.md); 
 
 profile: build ## show where the time of an up goes: a table, and a picture in .state/profile.html
 	@node bench/profile.ts
+
+nodes: build ## measure clusters of two, five and ten nodes (bench/README.md)
+	@node bench/nodes.ts
 
 growth: build ## measure a node with 10, 25, 50 and 100 pods and Services (bench/README.md)
 	@node bench/growth.ts

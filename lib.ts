@@ -44,6 +44,7 @@ export { ContainerdConfig, type ContainerdConfigArgs } from "./components/contai
 export { Crun, type CrunArgs } from "./components/crun.ts";
 export { Images, type ImagesArgs } from "./components/images.ts";
 export { Ingress } from "./components/ingress.ts";
+export { JoiningNode, type JoiningNodeArgs } from "./components/joiningNode.ts";
 export { K3sNode, type K3sNodeArgs } from "./components/k3sNode.ts";
 export { KernelFacade } from "./components/kernelFacade.ts";
 export { Manifest, type ManifestArgs } from "./components/manifest.ts";

@@ -48,7 +48,9 @@ function docsIn(object: z.ZodObject, prefix: string): OptionDoc[] {
     const inner = unwrap(schema);
     if (inner instanceof z.ZodObject && schema.description === undefined) return docsIn(inner, `${prefix}${key}.`);
     const doc = linked(schema.description ?? inner.description ?? "");
-    return [{ option: `${prefix}${key}`, fallback: defaultOf(schema), doc }];
+    const element = inner instanceof z.ZodArray ? unwrap(inner.element as z.ZodType) : undefined;
+    const fields = element instanceof z.ZodObject ? docsIn(element, `${prefix}${key}[].`) : [];
+    return [{ option: `${prefix}${key}`, fallback: defaultOf(schema), doc }, ...fields];
   });
 }
 

@@ -21,7 +21,8 @@ import (
 // host has no address there and forwards nothing, so that none of it reaches the host, or another cluster. The first
 // node makes it, and it goes with the last.
 //
-// A node has its own address on that link too: for the others it is where it is for the host.
+// A node has its own address on that link too: for the others it is where it is for the host. The bridge learns nothing
+// of what nodes send, which may be frames in millions of names: it knows the one name of each, and keeps no more.
 type Mesh struct {
 	// Namespace is the name of the bridge's network namespace.
 	Namespace string `json:"namespace"`
@@ -78,7 +79,7 @@ func (n Network) joinMesh() error {
 		return err
 	}
 	defer own.Close()
-	_, err = netns.In(mesh, func() (any, error) {
+	port, err := netns.In(mesh, func() (netlink.Link, error) {
 		bridge, err := ensureBridge(n.Mesh.MTU)
 		if err != nil {
 			return nil, err
@@ -94,13 +95,25 @@ func (n Network) joinMesh() error {
 			return nil, err
 		}
 		port, err := netlink.LinkByName(n.Namespace)
-		if err == nil {
-			err = netlink.LinkSetMaster(port, bridge)
-		}
 		if err != nil {
 			return nil, err
 		}
-		return nil, netlink.LinkSetUp(port)
+		return port, errors.Join(netlink.LinkSetMaster(port, bridge), netlink.LinkSetLearning(port, false),
+			netlink.LinkSetFlood(port, false))
+	})
+	if err != nil {
+		return err
+	}
+	device, err := netns.In(File(n.Namespace), func() (netlink.Link, error) { return netlink.LinkByName(n.Mesh.Device) })
+	if err != nil {
+		return err
+	}
+	_, err = netns.In(mesh, func() (any, error) {
+		name := &netlink.Neigh{
+			LinkIndex: port.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP,
+			HardwareAddr: device.Attrs().HardwareAddr,
+		}
+		return nil, errors.Join(netlink.NeighAdd(name), netlink.LinkSetUp(port))
 	})
 	return err
 }
@@ -115,7 +128,11 @@ func isNamespace(file string) bool {
 func ensureBridge(mtu int) (netlink.Link, error) {
 	bridge, err := netlink.LinkByName(meshBridge)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: meshBridge, MTU: mtu}}); err != nil {
+		snooping := false // it would keep what nodes say of the groups that they are in
+		made := &netlink.Bridge{
+			LinkAttrs: netlink.LinkAttrs{Name: meshBridge, MTU: mtu}, MulticastSnooping: &snooping,
+		}
+		if err := netlink.LinkAdd(made); err != nil {
 			return nil, err
 		}
 		if err := distrust(meshBridge); err != nil {

@@ -205,6 +205,22 @@ func TestMesh(t *testing.T) {
 			t.Fatal(err)
 		}
 		listener.Close()
+		// What a node sends in others' names is kept by nobody.
+		known := func() int {
+			count, err := netns.In(File(mesh), func() (int, error) {
+				list, err := netlink.NeighList(0, unix.AF_BRIDGE)
+				return len(list), err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return count
+		}
+		before := known()
+		sendInOthersNames(t, "gk-b", "eth1", 100)
+		if after := known(); after != before {
+			t.Errorf("the bridge knew %d names, and %d after a node has sent in others'", before, after)
+		}
 		leave(nodes[1])
 		if _, err := os.Stat(File(mesh)); err != nil {
 			t.Fatalf("one is there still: %v", err)
@@ -214,6 +230,33 @@ func TestMesh(t *testing.T) {
 		if _, err := os.Stat(File(mesh)); err == nil {
 			t.Fatal("the namespace is there still")
 		}
+	}
+}
+
+// sendInOthersNames sends frames to everybody from a device, each from another address.
+func sendInOthersNames(t *testing.T, namespace, device string, count int) {
+	t.Helper()
+	_, err := netns.In(File(namespace), func() (any, error) {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			return nil, err
+		}
+		socket, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(socket)
+		for i := range count {
+			frame := make([]byte, 60)
+			copy(frame, []byte{255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, byte(i), 0x88, 0xb5})
+			if err := unix.Sendto(socket, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}); err != nil {
+				return nil, err
+			}
+		}
+		return nil, nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
