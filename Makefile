@@ -58,8 +58,8 @@ nodes: build ## measure clusters of two, five and ten nodes (bench/README.md)
 growth: build ## measure a node with 10, 25, 50 and 100 pods and Services (bench/README.md)
 	@node bench/growth.ts
 
-conformance: build ## run Kubernetes' own conformance tests (conformance/README.md); GROUPS=all, K3S=FILE, VERSION=1.36
-	@node conformance/run.ts $(if $(GROUPS),--groups '$(GROUPS)') $(if $(PROCS),--procs '$(PROCS)') \
+conformance: build ## run Kubernetes' own conformance tests (conformance/README.md); GROUPS=all, NODES=2, K3S=FILE, VERSION=1.36
+	@node conformance/run.ts $(if $(GROUPS),--groups '$(GROUPS)') $(if $(PROCS),--procs '$(PROCS)') $(if $(NODES),--nodes '$(NODES)') \
 		$(if $(K3S),--k3s '$(K3S)') $(if $(VERSION),--kubernetes '$(VERSION)')
 
 check: bootstrap ## types, lint, layout, the arrows between the folders, and the documentation of the library

@@ -18,7 +18,7 @@ export function joiningNodes(config: StackConfig): JoiningNode[] {
       const name = `${config.name}-${pool}-${i + 1}`;
       const subnet = defaultSubnet(name, taken);
       taken.push(subnet);
-      const sandbox = { ...config.sandbox, subnet, memory, cpus, hostPorts: [] };
+      const sandbox = { ...config.sandbox, subnet, memory, cpus };
       const own = { name, sandbox, nodes: [], ports: [], from: undefined, joins: meshOf(config)! };
       return { name, labels, taints, config: { ...config, ...own } };
     }),

@@ -34,15 +34,19 @@ export interface Run {
   results: Result[];
 }
 
-/** What is built in, of the newest Kubernetes and of each that is older, and k3s. */
-const SERVERS = ["embedded", ...olderKubernetes.map((minor) => `embedded ${minor}`), "k3s"];
+/** What is built in, of the newest Kubernetes, on one node and on two, and of each that is older, and k3s. */
+const SERVERS = ["embedded", "embedded, 2 nodes", ...olderKubernetes.map((minor) => `embedded ${minor}`), "k3s"];
 
 /** What a node's server is called here. */
-export const serverName = ({ k3s, kubernetes }: { k3s?: string; kubernetes?: string }) =>
-  k3s !== undefined ? "k3s" : kubernetes === undefined ? "embedded" : `embedded ${kubernetes}`;
+export function serverName({ k3s, kubernetes, nodes }: { k3s?: string; kubernetes?: string; nodes: number }): string {
+  const server = k3s !== undefined ? "k3s" : kubernetes === undefined ? "embedded" : `embedded ${kubernetes}`;
+  return nodes === 1 ? server : `${server}, ${nodes} nodes`;
+}
 
-const fileOf = (server: string) =>
-  join(import.meta.dirname, `results${server === "embedded" ? "" : `-${server.split(" ").at(-1)}`}.json`);
+function fileOf(server: string): string {
+  const which = server.replace(/^embedded,? ?/, "").replaceAll(" ", "-");
+  return join(import.meta.dirname, which === "" ? "results.json" : `results-${which}.json`);
+}
 
 /** Keeps a run in place of the last one of that server, or of one group in place of what the last one has of that. */
 export function keep(run: Run, groups: string): void {

@@ -3,7 +3,8 @@
  * names, results and reasons are kept in conformance/results.json (of k3s and of an older Kubernetes, in results-*.json),
  * and the table in conformance/README.md; of one of the network policies these.
  *
- *   node conformance/run.ts [--groups services,dns | --groups all] [--procs 4] [--k3s FILE | --kubernetes 1.36] [--list]
+ *   node conformance/run.ts [--groups services,dns | --groups all] [--procs 4] [--nodes 2]
+ *     [--k3s FILE | --kubernetes 1.36] [--list]
  * @module
  */
 import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -14,7 +15,8 @@ import { execa } from "execa";
 import { artifactFolder, goArch } from "../artifacts/artifacts.ts";
 import { openStack } from "../automation/workspace.ts";
 import { linkAddresses } from "../config/network.ts";
-import { defaultSubnet } from "../config/schema.ts";
+import { joiningNodes } from "../config/nodes.ts";
+import { parseStackConfig } from "../config/schema.ts";
 import { withTable } from "../docs/tables.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { homeFolder } from "../system/folders.ts";
@@ -42,12 +44,15 @@ const { values: options } = parseArgs({
   options: {
     groups: { type: "string" },
     procs: { type: "string", default: "4" },
+    nodes: { type: "string", default: "1" },
     k3s: { type: "string" },
     kubernetes: { type: "string" },
     list: { type: "boolean", default: false },
   },
 });
 const chosenGroups = groupsOf(options.groups);
+const nodes = Number(options.nodes);
+if (!(nodes >= 1 && nodes <= 20)) throw new Error(`--nodes ${options.nodes}: 1 to 20 is allowed`);
 const work = mkdtempSync(join(tmpdir(), "gvisor-k3s-conformance-"));
 const stackName = "conform";
 const registryPort = 5000;
@@ -123,7 +128,11 @@ async function inCluster(
   const folder = join(work, "images");
   mkdirSync(folder);
   const images = await makeImages(folder, say);
-  const registry = `${linkAddresses(defaultSubnet(stackName)).host}:${registryPort}`;
+  // Each node reaches the host at its own link.
+  const cluster = parseStackConfig({ name: stackName, nodes: [{ name: "n", count: nodes - 1 }] });
+  const machines = [cluster, ...joiningNodes(cluster).map(({ config }) => config)];
+  const addresses = machines.map(({ sandbox }) => `${linkAddresses(sandbox.subnet).host}:${registryPort}`);
+  const endpoint = addresses.map((address) => `http://${address}`);
   const stack = await openStack(stackName, say);
   await stack.setAllConfig({
     images: { value: JSON.stringify([...images.values()]) },
@@ -134,20 +143,23 @@ async function inCluster(
       k3s: { value: JSON.stringify({ path: resolve(options.k3s) }) },
     }),
     ...(options.kubernetes && { kubernetes: { value: options.kubernetes } }),
-    registries: { value: JSON.stringify({ mirrors: { "registry.k8s.io": { endpoint: [`http://${registry}`] } } }) },
+    ...(nodes > 1 && { nodes: { value: JSON.stringify(cluster.nodes) } }),
+    registries: { value: JSON.stringify({ mirrors: { "registry.k8s.io": { endpoint } } }) },
   });
   try {
     say("up");
     await stack.up();
-    say(`the registry, at ${registry}`);
-    await startRegistry(join(work, "registry"), registry); // its address is there only once the sandbox is
-    for (const [name, archive] of images) {
-      const [repository, tag] = name.replace("registry.k8s.io/", "").split(":") as [string, string];
-      await pushArchive(work, registry, repository, archive, tag);
+    for (const [i, registry] of addresses.entries()) {
+      say(`the registry, at ${registry}`);
+      await startRegistry(join(work, `registry-${i}`), registry); // its address is there only once the sandbox is
+      for (const [name, archive] of images) {
+        const [repository, tag] = name.replace("registry.k8s.io/", "").split(":") as [string, string];
+        await pushArchive(work, registry, repository, archive, tag);
+      }
     }
     const { stdout } = await execa(kubectl, ["--kubeconfig", kubeconfig, "get", "--raw", "/version"]);
     const kubernetes = (JSON.parse(stdout) as { gitVersion: string }).gitVersion.replace("v", "");
-    return { ran: await use((spec) => !reasonOf(nameOf(spec), releases, kubernetes)), kubernetes };
+    return { ran: await use((spec) => !reasonOf(nameOf(spec), releases, kubernetes, nodes)), kubernetes };
   } finally {
     say("destroy");
     await stopRegistries();
@@ -177,7 +189,7 @@ async function runTests(specs: Spec[]): Promise<Spec[]> {
     `--kubeconfig=${kubeconfig}`,
     `--kubectl-path=${kubectl}`,
     "--provider=skeleton",
-    "--num-nodes=1",
+    `--num-nodes=${nodes}`,
     "--dns-domain=cluster.local",
     `--node-os-arch=${goArch()}`,
     "--node-schedulable-timeout=1m",
@@ -206,7 +218,7 @@ async function runTests(specs: Spec[]): Promise<Spec[]> {
 function report({ ran, kubernetes }: { ran: Spec[]; kubernetes: string }, chosen: Spec[]): boolean {
   const results = chosen.map(resultOf(ran, kubernetes));
   const run: Run = {
-    server: serverName(options),
+    server: serverName({ ...options, nodes }),
     date: new Date().toISOString().slice(0, 10),
     minutes: Math.round((Date.now() - began) / 60_000),
     procs: Number(options.procs),
@@ -233,7 +245,7 @@ function resultOf(ran: Spec[], kubernetes: string): (spec: Spec) => Result {
       ?.slice(0, 300);
   return (spec) => {
     const [own, common] = [byName.get(nameOf(spec)), { group: groupOf(nameOf(spec)), name: nameOf(spec) }];
-    const notTried = reasonOf(nameOf(spec), releases, kubernetes);
+    const notTried = reasonOf(nameOf(spec), releases, kubernetes, nodes);
     if (notTried !== undefined) return { ...common, state: "skipped", reason: notTried };
     const seconds = Math.round((own?.RunTime ?? 0) / 1e8) / 10;
     if (own?.State === "passed") return { ...common, state: "passed", seconds };

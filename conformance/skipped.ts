@@ -5,10 +5,11 @@
 import { parse } from "yaml";
 
 /** What no node alone can do, or none in gVisor. */
-const leftOut: { match: RegExp; reason: string }[] = [
+const leftOut: { match: RegExp; reason: string; nodes?: number }[] = [
   {
     match: /should have at least two untainted nodes|Daemon set should rollback without unnecessary restarts/,
     reason: "needs two nodes",
+    nodes: 2,
   },
   { match: /\[Feature:SCTPConnectivity\]/, reason: "needs SCTP, which gVisor does not have" },
 ];
@@ -30,10 +31,16 @@ export function releasesOf(text: string): Map<string, number> {
  * Why a test is not tried; undefined if it is.
  * @param test its full name on one line
  * @param kubernetes the version of the server; without one, every version's tests are tried
+ * @param has how many nodes there are
  */
-export function reasonOf(test: string, releases: Map<string, number>, kubernetes?: string): string | undefined {
+export function reasonOf(
+  test: string,
+  releases: Map<string, number>,
+  kubernetes?: string,
+  has = 1,
+): string | undefined {
   const [since, minor] = [releases.get(test), /^1\.(\d+)/.exec(kubernetes ?? "")?.[1]];
   if (since !== undefined && minor !== undefined && since > Number(minor))
     return `part of conformance since Kubernetes 1.${since}`;
-  return leftOut.find(({ match }) => match.test(test))?.reason;
+  return leftOut.find(({ match, nodes = Number.POSITIVE_INFINITY }) => match.test(test) && has < nodes)?.reason;
 }

@@ -57,6 +57,7 @@ describe("a test", () => {
   it("that needs another node is tried nowhere", () => {
     const test = "[sig-apps] Daemon set should rollback without unnecessary restarts [Conformance] [Serial]";
     expect(reasonOf(test, releases, "1.37.2")).toBe("needs two nodes");
+    expect(reasonOf(test, releases, "1.37.2", 2)).toBeUndefined();
   });
 });
 

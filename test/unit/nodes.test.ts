@@ -27,7 +27,7 @@ describe("the nodes of the options", () => {
     const joining = joiningNodes(config);
     expect(joining.map(({ name }) => name)).toEqual(["dev-w-1", "dev-w-2", "dev-gpu-1"]);
     const [first, , gpu] = joining;
-    expect(first!.config).toMatchObject({ name: "dev-w-1", ports: [], sandbox: { memory: "1Gi", hostPorts: [] } });
+    expect(first!.config).toMatchObject({ name: "dev-w-1", ports: [], sandbox: { memory: "1Gi", hostPorts: [5000] } });
     expect(first!.config.joins).toEqual({ cluster: "dev", server: config.sandbox.subnet });
     expect(gpu!.taints).toEqual(["gpu=yes:NoSchedule"]);
   });
