@@ -542,13 +542,13 @@ export const stackSchema = z.strictObject({
         memory: quantity
           .nullable()
           .default(null)
-          .describe("What each node may use at most, from 256Mi; `null` for no limit. Changing it restarts nothing."),
+          .describe("What each node may use at most, from 256Mi; `null` for no limit. It changes while the node runs."),
         cpus: z
           .number()
           .min(0.1, "a number from 0.1 is allowed")
           .nullable()
           .default(null)
-          .describe("How many CPUs' worth of time each may use; `null` for no limit. Changing it restarts nothing."),
+          .describe("How many CPUs' worth of time each may use; `null` for no limit. It changes while the node runs."),
         labels: z
           .record(z.string(), z.string())
           .default({})

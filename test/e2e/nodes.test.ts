@@ -14,6 +14,7 @@ import {
   killSandbox,
   kubectl,
   kubectlProcess,
+  limits,
   optionsFile,
   ownHome,
   printed,
@@ -231,6 +232,17 @@ it("heals a node by the next up, where its supervisor is gone as well", async ()
   await up(1);
   await ready("b");
   await becomes("its pod is reached", "a", `${await addressOf("b")}:8080`, "b");
+});
+
+it("takes another limit of memory while it runs", async () => {
+  const { sandbox } = supervised(first);
+  setOptions(name, { ...base, nodes: [{ ...pools(1).nodes[0]!, memory: "600Mi" }] });
+  const { exitCode, all } = await cli("up", name);
+  expect(exitCode, all).toBe(0);
+  expect(all).toMatch(/^resources +\d+ same, 1 update$/m);
+  expect(limits(first).memory).toBe(600 * 2 ** 20);
+  expect(supervised(first).sandbox).toEqual(sandbox);
+  await up(1);
 });
 
 it("shows one node more as that node's resources and nothing else, and one less as their end, after a drain", async () => {
