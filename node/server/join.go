@@ -38,9 +38,6 @@ func runJoin(ctx context.Context, c *Config) error {
 	if err := awaitPorts(ctx, c); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(c.agentPath("pki"), 0o700); err != nil {
-		return err
-	}
 	if err := forgetOtherServer(c); err != nil {
 		return err
 	}
@@ -78,14 +75,12 @@ func forgetOtherServer(c *Config) error {
 	hash := sha256.Sum256(authority)
 	now := hex.EncodeToString(hash[:])
 	before, err := os.ReadFile(c.agentPath("joined"))
-	if err == nil && string(before) == now {
-		return nil
-	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	for _, path := range []string{"pki", "kubelet.kubeconfig"} {
-		if err := os.RemoveAll(c.agentPath(path)); err != nil {
+	if string(before) != now {
+		err := errors.Join(os.RemoveAll(c.agentPath("pki")), os.RemoveAll(c.agentPath("kubelet.kubeconfig")))
+		if err != nil {
 			return err
 		}
 	}

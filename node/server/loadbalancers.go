@@ -28,6 +28,7 @@ import (
 // then.
 type loadBalancers struct {
 	client   kubernetes.Interface
+	node     string // whose address it is
 	address  string
 	ports    map[nodePort]string // what the node itself has, by who has it
 	recorder events.EventRecorder
@@ -60,6 +61,7 @@ func (c *components) loadBalancers(ctx context.Context) error {
 	kubelet := argument(c.config.KubeletArgs, "port", "10250")
 	return serveWishes(ctx, client, newWishes(c.config.NodeName, askKernel(), recorder), &loadBalancers{
 		client:  client,
+		node:    c.config.NodeName,
 		address: c.config.NodeIP,
 		ports: map[nodePort]string{
 			{int32(c.config.HTTPSListenPort), corev1.ProtocolTCP}: "the API server",
@@ -185,7 +187,7 @@ func (l *loadBalancers) taken(services []*corev1.Service, pods []*corev1.Pod) ma
 		}
 	}
 	for _, pod := range pods {
-		if pod.Spec.NodeName == "" || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+		if pod.Spec.NodeName != l.node || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
 			continue
 		}
 		for _, container := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {

@@ -39,7 +39,7 @@ func startWishing(t *testing.T, kernel kernel) *wishing {
 	ended := make(chan error)
 	go func() {
 		ended <- serveWishes(ctx, client, newWishes("n", kernel, recorder), &loadBalancers{
-			client: client, address: balancerAddress, recorder: recorder,
+			client: client, node: "n", address: balancerAddress, recorder: recorder,
 			ports: map[nodePort]string{{6443, corev1.ProtocolTCP}: "the API server"},
 		})
 	}()

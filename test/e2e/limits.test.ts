@@ -511,7 +511,9 @@ describe("a machine whose memory is used up", () => {
 
 describe("a node that has lost /run", () => {
   it("starts again by itself, with its pods", async () => {
-    await create(pod("stays", [{ command: ["/bin/sleep", "infinity"] }]));
+    // With a request it is scheduled also where the test before has left the node short of memory, for five minutes.
+    const resources = { requests: { memory: "16Mi" } };
+    await create(pod("stays", [{ command: ["/bin/sleep", "infinity"], resources }]));
     await ready("stays");
     const [uid, { starts }] = [await ask("stays", ".metadata.uid"), supervised(name).sandbox!];
     await inside(name, "/bin/busybox", "umount", "-l", "/run").catch(() => undefined); // it may end with the sandbox
