@@ -17,9 +17,9 @@ import (
 	"gvisor-k3s/host/netns"
 )
 
-// Mesh is where the nodes of one cluster meet: a bridge in a network namespace of its own, to which each has a link. The
-// host has no address there and forwards nothing, so that none of it reaches the host, or another cluster. The first
-// node makes it, and it goes with the last.
+// Mesh is where the nodes of one cluster meet: a bridge in a network namespace of its own, to which each has a link.
+// The host has no address there and forwards nothing, so that none of it reaches the host, or another cluster. The
+// first node makes it, and it goes with the last.
 //
 // A node has its own address on that link too: for the others it is where it is for the host. The bridge learns nothing
 // of what nodes send, which may be frames in millions of names: it knows the one name of each, and keeps no more.

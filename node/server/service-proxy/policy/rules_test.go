@@ -119,7 +119,8 @@ func TestRules(t *testing.T) {
 				}
 				policies = append(policies, policy)
 			}
-			rules := NewRules(policies, pods(t), namespaces(), addresses, map[netip.Addr]bool{ip("10.42.0.1"): true}, func(netip.Addr) bool { return false })
+			node, vetted := map[netip.Addr]bool{ip("10.42.0.1"): true}, func(netip.Addr) bool { return false }
+			rules := NewRules(policies, pods(t), namespaces(), addresses, node, vetted)
 			for question, want := range test.want {
 				if got := rules.Allows(flow(t, question)); got != want {
 					t.Errorf("%s: %v, not %v", question, got, want)
