@@ -72,7 +72,9 @@ func TestWhatMembersGet(t *testing.T) {
 	}{
 		{"its own certificate to call with", client, true, func(*request, *spec) {}},
 		{"another node's", client, false, func(r *request, _ *spec) { r.Subject.CommonName = "system:node:a" }},
-		{"its own by another one's token", client, false, func(_ *request, s *spec) { s.Username = "system:bootstrap:fedcba" }},
+		{"its own by another one's token", client, false, func(_ *request, s *spec) {
+			s.Username = "system:bootstrap:fedcba"
+		}},
 		{"one by a name that looks like a token's", client, false, func(_ *request, s *spec) { s.Groups = nil }},
 		{"a master's", client, false, func(r *request, _ *spec) { r.Subject.Organization = []string{"system:masters"} }},
 		{"a node's and a master's", client, false, func(r *request, _ *spec) {

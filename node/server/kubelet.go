@@ -38,8 +38,8 @@ func (p pki) kubelet() kubeletIdentity {
 	}
 }
 
-// runKubelet runs the kubelet by its own command, which is the one place where this process's signals are caught a second
-// time. Settings lie in files: ours in 00-gvisor-k3s.conf, and a user's drop-ins in the same folder after it.
+// runKubelet runs the kubelet by its own command, which is the one place where this process's signals are caught a
+// second time. Settings lie in files: ours in 00-gvisor-k3s.conf, and a user's drop-ins in the same folder after it.
 func runKubelet(ctx context.Context, c *Config, identity kubeletIdentity) error {
 	dropIns := c.path("agent", "etc", "kubelet.conf.d")
 	for _, folder := range []string{dropIns, c.path("agent", "pod-manifests")} {

@@ -40,7 +40,8 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 )
 
-const usage = "usage: gvisor-k3s-node server|check|ready|beside|join --config FILE | invite|forget ... | prune ... | kubectl ... | version"
+const usage = "usage: gvisor-k3s-node server|check|ready|beside|join --config FILE | " +
+	"invite|forget ... | prune ... | kubectl ... | version"
 
 func main() {
 	if err := dispatch(os.Args[1:]); err != nil {

@@ -132,7 +132,10 @@ func newMember() member {
 		_, _ = rand.Read(content) // it never fails
 		return hex.EncodeToString(content)
 	}
-	return member{ID: random(bootstrapapi.BootstrapTokenIDBytes / 2), Secret: random(bootstrapapi.BootstrapTokenSecretBytes / 2)}
+	return member{
+		ID:     random(bootstrapapi.BootstrapTokenIDBytes / 2),
+		Secret: random(bootstrapapi.BootstrapTokenSecretBytes / 2),
+	}
 }
 
 var applied = metav1.ApplyOptions{FieldManager: "gvisor-k3s", Force: true}

@@ -81,7 +81,10 @@ func TestANodeJoinsAnotherServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	has := func(name string) bool { _, err := os.Stat(config.agentPath(name)); return err == nil }
+	has := func(name string) bool {
+		_, err := os.Stat(config.agentPath(name))
+		return err == nil
+	}
 	write("server-ca.crt", "one")
 	for _, c := range []struct {
 		authority string

@@ -50,7 +50,8 @@ func TestVolumesOfANodeThatHasJoined(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(os.MkdirAll(n.noted, 0o700), os.WriteFile(filepath.Join(n.noted, "gone"), nil, 0o600)); err != nil {
+	note := filepath.Join(n.noted, "gone")
+	if err := errors.Join(os.MkdirAll(n.noted, 0o700), os.WriteFile(note, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	client, watched := watchedClient(t, "persistentvolumes")

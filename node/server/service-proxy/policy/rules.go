@@ -64,8 +64,8 @@ type peer struct {
 	pods, namespaces labels.Selector
 }
 
-// NewRules compiles what there is: addresses are the pods', also of those of this node that the API does not know yet. A
-// policy that cannot be understood allows nothing, and still isolates.
+// NewRules compiles what there is: addresses are the pods', also of those of this node that the API does not know yet.
+// A policy that cannot be understood allows nothing, and still isolates.
 func NewRules(
 	policies []*networkingv1.NetworkPolicy, pods []*v1.Pod, namespaces []*v1.Namespace,
 	addresses map[netip.Addr]types.NamespacedName, node map[netip.Addr]bool, vetted func(netip.Addr) bool,
