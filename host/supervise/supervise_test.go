@@ -33,7 +33,8 @@ const whole = `{
 	"network": {"namespace": "gk-dev", "host": "10.107.1.1/30", "node": "10.107.1.2/30", "tap":
 		{"device": "tap0", "address": "169.254.77.2/30", "gateway": "169.254.77.1/30", "mtu": 65000}},
 	"filter": {"ports": [5000]}, "limits": {"memory": 4294967296, "cpus": 1.5},
-	"egress": {"pods": "10.42.0.0/16", "resolvConf": "/etc/resolv.conf"}, "restart": true, "stopSeconds": 30
+	"egress": {"pods": "10.42.0.0/16", "resolvConf": "/etc/resolv.conf", "siblings": "gk-"},
+	"restart": true, "stopSeconds": 30
 }`
 
 func wholeSpec(t *testing.T) Spec {

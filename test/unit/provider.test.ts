@@ -21,11 +21,11 @@ const { types, resources } = packageSchema("1.2.3") as {
 const { inputProperties, properties } = resources["gvisor-k3s:index:Cluster"]!;
 const named = (ref = "") => types[ref.replace("#/types/", "")];
 
-/** The property by an option's full name, and whatever it may be. */
+/** The property by an option's full name, and whatever it may be; `[]` is what a list has. */
 function option(name: string): Spec | undefined {
-  const [first, ...rest] = name.split(".");
+  const [first, ...rest] = name.split(/\.|(?=\[\])/);
   let spec = inputProperties[first!];
-  for (const key of rest) spec = named(spec?.$ref)?.properties?.[key];
+  for (const key of rest) spec = key === "[]" ? spec?.items : named(spec?.$ref)?.properties?.[key];
   return spec;
 }
 
