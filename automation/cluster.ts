@@ -402,8 +402,8 @@ export interface Pruned {
 }
 
 /**
- * Removes the images that no container uses from every node of a cluster that runs. What was imported from archives stays, and so do the
- * node's own images but those of an earlier release.
+ * Removes the images that no container uses from every node of a cluster that runs. What was imported from archives
+ * stays, and so do the node's own images but those of an earlier release.
  * @param imported removes what was imported from archives as well
  * @throws Error with the names of those that cannot be removed
  */

@@ -139,10 +139,13 @@ async function ofMachine(config: StackConfig, found: Status): Promise<boolean> {
     memoryLimit: limit,
   };
   found.drift = drift;
-  found.problems.push(...drift.map(({ file, what }) => `${file} was ${what} by hand`));
+  found.problems.push(...drift.map(driftProblem));
   if (record.version === 1) found.problems.push("an earlier gvisor-k3s made it: the next `up` brings it to this one");
   if (state === "silent" || record.version === 1) return false;
-  await services(config, machine, found);
+  const expected = ["server", ...(config.mode === "node" ? ["containerd", "limits", "proxy"] : [])];
+  const services = await servicesOf(machine, expected);
+  found.services = services.states;
+  found.problems.push(...services.problems);
   await disk(config, machine, found);
   return !cutOff;
 }
@@ -150,38 +153,32 @@ async function ofMachine(config: StackConfig, found: Status): Promise<boolean> {
 /** How often its supervisor has started it again. */
 const restartsOf = ({ healed }: Observed) => (healed === undefined ? 0 : Math.max(0, healed.starts - 1));
 
-async function services(config: StackConfig, machine: Machine, found: Status): Promise<void> {
-  try {
-    found.services = await serviceStates(machine);
-  } catch (error) {
-    found.problems.push(`the sandbox does not answer: ${(error as Error).message}`);
-    return;
-  }
-  const expected = ["server", ...(config.mode === "node" ? ["containerd", "limits", "proxy"] : [])];
-  found.problems.push(...missing(expected, found.services));
-}
+const driftProblem = ({ file, what }: Drift) => `${file} was ${what} by hand`;
 
-/** What is said of services that should run and do not. */
-function missing(expected: readonly string[], services: Record<string, ServiceState>): string[] {
-  return expected.flatMap((service) => {
-    const state = services[service];
+/** The services of a machine that runs, and what is wrong with those that should. */
+async function servicesOf(
+  machine: Machine,
+  expected: readonly string[],
+): Promise<{ states: Record<string, ServiceState>; problems: string[] }> {
+  const states = await serviceStates(machine).catch((error: Error) => error);
+  if (states instanceof Error) return { states: {}, problems: [`the sandbox does not answer: ${states.message}`] };
+  const problems = expected.flatMap((service) => {
+    const state = states[service];
     if (!state) return [`${service} was never started`];
     return state.pid === 0 ? [`${service} does not run; it ended with ${state.lastExit}`] : [];
   });
+  return { states, problems };
 }
 
 /** What is wrong with the machine of a node that has joined. */
 async function joinedProblems(config: StackConfig): Promise<string[]> {
   const machine = openMachine(refOf(config));
   const { state, drift, problems } = await machine.observe();
-  const own = [...problems, ...drift.map(({ file, what }) => `${file} was ${what} by hand`)];
+  const own = [...problems, ...drift.map(driftProblem)];
   if (state === "absent") own.push("it is not there");
   if (state === "stopped") own.push("the sandbox's process is gone");
-  if (state === "running") {
-    const services = await serviceStates(machine).catch((error: Error) => error);
-    if (services instanceof Error) own.push(`the sandbox does not answer: ${services.message}`);
-    else own.push(...missing(["agent", "containerd", "limits", "proxy"], services));
-  }
+  if (state === "running")
+    own.push(...(await servicesOf(machine, ["agent", "containerd", "limits", "proxy"])).problems);
   return own.map((problem) => `node ${config.name}: ${problem}`);
 }
 

@@ -3,37 +3,26 @@
  * each other beside two pods on one. Everything is in bench/nodes.json; the table goes into bench/README.md.
  * @module
  */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { loadavg, tmpdir } from "node:os";
-import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { AppsV1Api, CoreV1Api, KubeConfig, type V1Node } from "@kubernetes/client-node";
-import { artifactFolder, imageName } from "../artifacts/artifacts.ts";
-import { openStack } from "../automation/workspace.ts";
-import { markdown, putTable } from "../docs/markdown.ts";
-import { hostPaths } from "../machines/paths.ts";
-import { run } from "../system/run.ts";
+import { AppsV1Api, CoreV1Api, type V1Node } from "@kubernetes/client-node";
+import { imageName } from "../artifacts/artifacts.ts";
+import { markdown } from "../docs/markdown.ts";
 import { waitFor } from "../system/wait.ts";
 import { readUsage } from "./cgroup.ts";
-import { percentile } from "./table.ts";
+import { type ClusterBench, clusterBench, configOf, halfAndMost, type Measurement, measured } from "./clusterBench.ts";
 
-/** How many nodes there are, one after the other: the first two begin with nothing. */
+const NAME = "nodes";
+/** How many nodes the clusters have, each of which begins with nothing. */
 const [TWO, FIVE, TEN] = [2, 5, 10];
 /** Pods that are spread over five nodes. */
 const PODS = 100;
 /** Seconds that a cluster is left alone before it is read, and over which it is. */
 const SETTLE = 10;
 
-/** As `measurement` in node/images/testpod. */
-interface Measurement {
-  milliseconds: number[];
-  bytesPerSecond: number;
-}
-
 /** A cluster of so many nodes. */
 interface Figures {
   nodes: number;
-  /** Seconds of the `up` that made it: from nothing, or from the cluster before. */
+  /** Seconds of the `up` that made it from nothing. */
   up: number;
   /** Seconds from the first node's Ready to the last one's, as the API tells them. */
   lastReady: number;
@@ -43,56 +32,37 @@ interface Figures {
   idleCpu: number;
 }
 
-const began = Date.now();
-const say = (line: string) => console.log(`[${((Date.now() - began) / 1000).toFixed(0)} s] ${line}`);
-const load = loadavg()[0]!;
-const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-nodes-"));
-process.env.GVISOR_K3S_HOME = home;
-const name = "nodes";
-const interruption = new AbortController();
-for (const signal of ["SIGINT", "SIGTERM"] as const)
-  process.on(signal, () => interruption.abort(new Error(`ended by ${signal}`)));
-
-const stack = await openStack(name, say);
-await stack.setConfig("pod", { value: JSON.stringify({ enabled: false }) });
-try {
-  const two = await measure(TWO);
-  const between = await compare();
+await clusterBench(NAME, async (bench) => {
+  const { stack } = bench;
+  await stack.setConfig("pod", { value: JSON.stringify({ enabled: false }) });
+  const two = await measure(bench, TWO);
+  const between = await compare(bench);
   await stack.destroy();
-  const five = await measure(FIVE);
-  const spread = await spreadPods();
-  const ten = await measure(TEN);
-  const all = { date: new Date().toISOString(), load, figures: [two, five, ten], between, spread };
-  writeFileSync(join(import.meta.dirname, "nodes.json"), `${JSON.stringify(all, null, 2)}\n`);
-  const readme = join(import.meta.dirname, "README.md");
-  writeFileSync(readme, putTable(readFileSync(readme, "utf8"), "nodes", table([two, five, ten], between, spread)));
-} finally {
-  await stack.destroy();
-  rmSync(home, { recursive: true, force: true });
-}
+  const five = await measure(bench, FIVE);
+  const spread = await spreadPods(bench);
+  await stack.destroy(); // or what it counts of ten has had pods
+  const ten = await measure(bench, TEN);
+  const figures = [two, five, ten];
+  return { figures: { figures, between, spread }, table: table(figures, between, spread) };
+});
 
-function clients() {
-  const config = new KubeConfig();
-  config.loadFromFile(hostPaths(name, home).kubeconfig);
-  return { core: config.makeApiClient(CoreV1Api), apps: config.makeApiClient(AppsV1Api) };
-}
-
-async function measure(nodes: number): Promise<Figures> {
+async function measure(bench: ClusterBench, nodes: number): Promise<Figures> {
+  const { stack, signal, say } = bench;
   say(`${nodes} nodes`);
-  interruption.signal.throwIfAborted();
+  signal.throwIfAborted();
   await stack.setConfig("nodes", { value: JSON.stringify([{ name: "n", count: nodes - 1 }]) });
   const start = performance.now();
   await stack.up();
   const up = (performance.now() - start) / 1000;
-  const { items } = await clients().core.listNode();
+  const { items } = await configOf(bench).makeApiClient(CoreV1Api).listNode();
   const ready = items.map(readySince);
   const names = items.map(({ metadata }) => metadata!.name!);
-  await sleep(SETTLE * 1000, undefined, { signal: interruption.signal });
+  await sleep(SETTLE * 1000, undefined, { signal });
   const cpu = () => names.reduce((sum, node) => sum + readUsage(node).cpuSeconds, 0);
   const before = cpu();
-  await sleep(SETTLE * 1000, undefined, { signal: interruption.signal });
+  await sleep(SETTLE * 1000, undefined, { signal });
   const idleCpu = (cpu() - before) / SETTLE;
-  const memory = names.filter((node) => node !== name).map((node) => readUsage(node).memory.used);
+  const memory = names.filter((node) => node !== NAME).map((node) => readUsage(node).memory.used);
   return { nodes, up, lastReady: (Math.max(...ready) - Math.min(...ready)) / 1000, memory, idleCpu };
 }
 
@@ -101,9 +71,9 @@ function readySince({ status }: V1Node): number {
 }
 
 /** What a pod has of another one on its node, and of one on another node. */
-async function compare(): Promise<{ same: Measurement; other: Measurement }> {
-  const { core } = clients();
-  const pods = { here: name, same: name, other: `${name}-n-1` };
+async function compare(bench: ClusterBench): Promise<{ same: Measurement; other: Measurement }> {
+  const core = configOf(bench).makeApiClient(CoreV1Api);
+  const pods = { here: NAME, same: NAME, other: `${NAME}-n-1` };
   for (const [pod, nodeName] of Object.entries(pods)) {
     const container = { name: "main", image: imageName("testpod"), imagePullPolicy: "Never" };
     const body = { metadata: { name: pod }, spec: { nodeName, containers: [container] } };
@@ -115,22 +85,14 @@ async function compare(): Promise<{ same: Measurement; other: Measurement }> {
       return status?.phase === "Running" ? status.podIP : undefined;
     });
   await addressOf("here");
-  const from = async (pod: string) => {
-    const url = `http://${await addressOf(pod)}:8080`;
-    const { kubeconfig } = hostPaths(name, home);
-    const { stdout } = await run(
-      join(artifactFolder({ name: "server" }), "gvisor-k3s-node"),
-      ["kubectl", `--kubeconfig=${kubeconfig}`, "exec", "here", "--", "/testpod", "measure", url],
-      { timeout: 120_000 },
-    );
-    return JSON.parse(stdout) as Measurement;
-  };
+  const from = async (pod: string) => await measured(bench, "here", `http://${await addressOf(pod)}:8080`);
   return { same: await from("same"), other: await from("other") };
 }
 
 /** Seconds until pods that are spread over all nodes are Ready, and how many each node has. */
-async function spreadPods(): Promise<{ seconds: number; pods: number[] }> {
-  const { core, apps } = clients();
+async function spreadPods(bench: ClusterBench): Promise<{ seconds: number; pods: number[] }> {
+  const config = configOf(bench);
+  const [core, apps] = [config.makeApiClient(CoreV1Api), config.makeApiClient(AppsV1Api)];
   const labels = { app: "spread" };
   const constraint = { maxSkew: 1, topologyKey: "kubernetes.io/hostname", whenUnsatisfiable: "DoNotSchedule" };
   const start = performance.now();
@@ -153,14 +115,13 @@ async function spreadPods(): Promise<{ seconds: number; pods: number[] }> {
     },
   });
   await waitFor(`${PODS} pods are Ready`, 600, async () => {
-    interruption.signal.throwIfAborted();
+    bench.signal.throwIfAborted();
     const { status } = await apps.readNamespacedDeployment({ namespace: "default", name: "spread" });
     return status?.readyReplicas === PODS || undefined;
   });
   const seconds = (performance.now() - start) / 1000;
   const { items } = await core.listNamespacedPod({ namespace: "default", labelSelector: "app=spread" });
   const pods = Object.values(Object.groupBy(items, ({ spec }) => spec!.nodeName!)).map((list) => list!.length);
-  await apps.deleteNamespacedDeployment({ namespace: "default", name: "spread" });
   return { seconds, pods };
 }
 
@@ -172,23 +133,21 @@ function table(
   const reached = (so: boolean) => (so ? "yes" : "**no**");
   const [two, five] = figures as [Figures, Figures];
   const largest = (memory: number[]) => Math.max(...memory) / 1e6;
-  const both = ({ milliseconds }: Measurement) =>
-    [0.5, 0.95].map((share) => percentile(milliseconds, share)[0]!.toFixed(2)).join(" / ");
-  const rows: [string, (one: Figures, i: number) => string][] = [
-    ["the `up`, s", ({ up }, i) => `${up.toFixed(1)}${i < 2 ? ", from nothing" : `, from ${FIVE} nodes`}`],
+  const rows: [string, (one: Figures) => string][] = [
+    ["the `up`, from nothing, s", ({ up }) => up.toFixed(1)],
     ["the first node Ready → the last, s", ({ lastReady }) => lastReady.toFixed(0)],
     ["memory of one that has joined, without pods, at most, MB", ({ memory }) => largest(memory).toFixed(0)],
     ["CPUs in use when idle, all nodes", ({ idleCpu }) => idleCpu.toFixed(2)],
   ];
-  const network = (title: string, measured: Measurement) => [
+  const network = (title: string, has: Measurement) => [
     title,
-    both(measured),
-    (measured.bytesPerSecond / 1e6).toFixed(0),
+    halfAndMost(has.milliseconds, 2),
+    (has.bytesPerSecond / 1e6).toFixed(0),
   ];
   return [
     markdown(
       ["", ...figures.map(({ nodes }) => `${nodes} nodes`)],
-      rows.map(([label, cell]) => [label, ...figures.map(cell)]),
+      rows.map(([label, cell]) => [label, ...figures.map((one) => cell(one))]),
       true,
     ),
     "",

@@ -6,8 +6,8 @@ import type { StackConfig } from "./schema.ts";
 export const conflistPath = `${inSandbox.cniConfig}/10-gvisor-k3s.conflist`;
 
 /**
- * The addresses of the pods of the server's node: the first /24 of the cluster's network, which is what the controller manager gives
- * the first node.
+ * The addresses of the pods of the server's node: the first /24 of the cluster's network, which is what the controller
+ * manager gives the first node.
  */
 export function podSubnet(clusterCidr: string): string {
   return `${addressAt(parseNetwork(clusterCidr)!, 0)}/24`;

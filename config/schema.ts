@@ -39,6 +39,13 @@ const wholeNumber = (least: number, most: number) => {
   return z.int(allowed).min(least, allowed).max(most, allowed);
 };
 const port = wholeNumber(1, 65535);
+const cpuTime = z.number().min(0.1, "a number from 0.1 is allowed");
+const shortName = z
+  .string()
+  .regex(
+    /^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$/,
+    "up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last",
+  );
 const dnsLabel = z
   .string()
   .regex(
@@ -65,16 +72,10 @@ const componentArguments = (program: string) =>
  * Values are checked one by one here, and against each other in {@link parseStackConfig}.
  */
 export const stackSchema = z.strictObject({
-  name: z
-    .string()
-    .regex(
-      /^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$/,
-      "up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last",
-    )
-    .describe(
-      "The sandbox's name, one per machine; also the node's name. Default: the stack's name. Changing " +
-        "it replaces the sandbox, and the cluster in it is lost.",
-    ),
+  name: shortName.describe(
+    "The sandbox's name, one per machine; also the node's name. Default: the stack's name. Changing " +
+      "it replaces the sandbox, and the cluster in it is lost.",
+  ),
   mode: z
     .enum(["node", "control-plane", "external"])
     .default("node")
@@ -224,9 +225,7 @@ export const stackSchema = z.strictObject({
           "What the whole sandbox may use at most, from 512Mi; `null` for no limit. Changing it restarts nothing; what " +
             "the node counts as its own memory follows at the sandbox's next start.",
         ),
-      cpus: z
-        .number()
-        .min(0.1, "a number from 0.1 is allowed")
+      cpus: cpuTime
         .nullable()
         .default(null)
         .describe(
@@ -529,13 +528,7 @@ export const stackSchema = z.strictObject({
   nodes: z
     .array(
       z.strictObject({
-        name: z
-          .string()
-          .regex(
-            /^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$/,
-            "up to 12 lower-case letters, digits and dashes are allowed, a letter first, no dash last",
-          )
-          .describe("What the pool is called: its nodes are CLUSTER-POOL-1, CLUSTER-POOL-2 and so on."),
+        name: shortName.describe("What the pool is called: its nodes are CLUSTER-POOL-1, CLUSTER-POOL-2 and so on."),
         count: wholeNumber(0, 20)
           .default(1)
           .describe("How many nodes it has. One that is taken off is drained first; it is the last one."),
@@ -543,9 +536,7 @@ export const stackSchema = z.strictObject({
           .nullable()
           .default(null)
           .describe("What each node may use at most, from 256Mi; `null` for no limit. It changes while the node runs."),
-        cpus: z
-          .number()
-          .min(0.1, "a number from 0.1 is allowed")
+        cpus: cpuTime
           .nullable()
           .default(null)
           .describe("How many CPUs' worth of time each may use; `null` for no limit. It changes while the node runs."),

@@ -149,13 +149,13 @@ async function inCluster(
   try {
     say("up");
     await stack.up();
-    for (const [i, registry] of addresses.entries()) {
+    for (const registry of addresses) {
       say(`the registry, at ${registry}`);
-      await startRegistry(join(work, `registry-${i}`), registry); // its address is there only once the sandbox is
-      for (const [name, archive] of images) {
-        const [repository, tag] = name.replace("registry.k8s.io/", "").split(":") as [string, string];
-        await pushArchive(work, registry, repository, archive, tag);
-      }
+      await startRegistry(join(work, "registry"), registry); // its address is there only once the sandbox is
+    }
+    for (const [name, archive] of images) {
+      const [repository, tag] = name.replace("registry.k8s.io/", "").split(":") as [string, string];
+      await pushArchive(work, addresses[0]!, repository, archive, tag);
     }
     const { stdout } = await execa(kubectl, ["--kubeconfig", kubeconfig, "get", "--raw", "/version"]);
     const kubernetes = (JSON.parse(stdout) as { gitVersion: string }).gitVersion.replace("v", "");

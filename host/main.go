@@ -7,7 +7,8 @@
 //	gvisor-k3s-host thaw SPEC_FILE           have a sandbox go on that a save has stopped, if that is killed
 //	gvisor-k3s-host egress …                 be the way out of a sandbox (see package egress)
 //	gvisor-k3s-host filter …                 keep a sandbox from the host's services (see package linkfilter)
-//	gvisor-k3s-host network down NAMESPACE [MESH]   remove a sandbox's network, and its link to other nodes
+//	gvisor-k3s-host network down NAMESPACE [MESH]
+//	                                         remove a sandbox's network, and its link to other nodes
 //	gvisor-k3s-host read ROOT PATH           print a regular file beneath a folder: [--tail BYTES] [--limit BYTES]
 //	gvisor-k3s-host list ROOT PATH           print the names of the regular files of a folder beneath a folder
 //	gvisor-k3s-host remove PATH              remove a folder with all that a sandbox has put in it

@@ -1,7 +1,6 @@
 import { X509Certificate } from "node:crypto";
 import { inSandbox } from "../config/paths.ts";
-import type { Machine } from "../machines/machine.ts";
-import { CommandError, lastLines } from "../system/run.ts";
+import { CommandError, lastLines, type Output } from "../system/run.ts";
 import type { OnMachine, Step } from "./step.ts";
 
 export interface MemberParams extends OnMachine {
@@ -71,7 +70,7 @@ export const removeNode: Step<MemberParams> = {
       machine.exec([program, "kubectl", ...args], { timeout: seconds * 1000 });
     const found = await kubectl(["get", "node", node, "--ignore-not-found", "--output=name"]);
     if (found.stdout.trim() !== "") {
-      await tellVolumes(machine, program, node, say);
+      await tellVolumes(kubectl, node, say);
       const drain = [
         "drain",
         node,
@@ -95,10 +94,14 @@ export const removeNode: Step<MemberParams> = {
   },
 };
 
-async function tellVolumes(machine: Machine, program: string, node: string, say: (line: string) => void) {
+async function tellVolumes(
+  kubectl: (args: string[]) => Promise<Output>,
+  node: string,
+  say: (line: string) => void,
+): Promise<void> {
   const terms = "{.spec.nodeAffinity.required.nodeSelectorTerms[*].matchExpressions[*].values[*]}";
   const path = `--output=jsonpath={range .items[*]}{.metadata.name} ${terms}{"\\n"}{end}`;
-  const { stdout } = await machine.exec([program, "kubectl", "get", "persistentvolumes", path], { timeout: 30_000 });
+  const { stdout } = await kubectl(["get", "persistentvolumes", path]);
   const volumes = stdout
     .split("\n")
     .map((line) => line.trim().split(/\s+/))

@@ -217,13 +217,5 @@ func lockMeshes() (unlock func(), err error) {
 		return nil, err
 	}
 	// Not the folder of the namespaces itself, by whose lock addNamespace takes turns.
-	folder, err := os.Open(filepath.Dir(namespaces))
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
-		folder.Close()
-		return nil, err
-	}
-	return func() { folder.Close() }, nil
+	return lockFolder(filepath.Dir(namespaces))
 }

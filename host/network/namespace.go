@@ -51,14 +51,11 @@ func makeFolder(path string) error {
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return err
 	}
-	folder, err := os.Open(path)
+	unlock, err := lockFolder(path)
 	if err != nil {
 		return err
 	}
-	defer folder.Close()
-	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
-		return err
-	}
+	defer unlock()
 	share := func() error { return unix.Mount("", path, "none", unix.MS_SHARED|unix.MS_REC, "") }
 	if err := share(); err != unix.EINVAL { // it is no mount
 		return err
@@ -67,6 +64,19 @@ func makeFolder(path string) error {
 		return err
 	}
 	return share()
+}
+
+// lockFolder has who works on something take turns, until unlock is called or the process ends.
+func lockFolder(path string) (unlock func(), err error) {
+	folder, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
+		folder.Close()
+		return nil, err
+	}
+	return func() { folder.Close() }, nil
 }
 
 // Down removes the namespace and the link, also half-made ones; that there is neither is no error. The kernel takes a

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"strings"
@@ -48,6 +47,7 @@ func runJoin(ctx context.Context, c *Config) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	components := newComponents(c, nil, cancel)
+	started := time.Now()
 	components.start(ctx, "kubelet", func(ctx context.Context) error {
 		return runKubelet(ctx, c, kubeletIdentity{
 			kubeconfig: c.agentPath("kubelet.kubeconfig"),
@@ -59,8 +59,15 @@ func runJoin(ctx context.Context, c *Config) error {
 			},
 		})
 	})
-	components.start(ctx, "volumes", func(ctx context.Context) error { return keepOwnVolumes(ctx, c) })
-	go noteJoined(ctx, c, stages)
+	components.start(ctx, "volumes", func(ctx context.Context) error {
+		client := joinedClient(ctx, c)
+		if client == nil {
+			return nil
+		}
+		go noteJoined(ctx, client, c.NodeName, started, stages)
+		volumes := &nodeVolumes{folder: c.LocalStoragePath, node: c.NodeName, noted: c.agentPath("volumes")}
+		return volumes.keep(ctx, client)
+	})
 	<-ctx.Done()
 	components.wait()
 	return endOf(ctx)
@@ -111,11 +118,12 @@ func writeBootstrap(c *Config) error {
 }
 
 // noteJoined notes when the node has its pods' network, and when it is Ready since this start.
-func noteJoined(ctx context.Context, c *Config, stages *stages) {
-	started := time.Now().Unix()
+func noteJoined(ctx context.Context, client kubernetes.Interface, name string, started time.Time, stages *stages) {
 	noted := ""
 	_ = wait.PollUntilContextCancel(ctx, joinLookEvery, true, func(ctx context.Context) (bool, error) {
-		node, err := ownNode(ctx, c)
+		ctx, cancel := context.WithTimeout(ctx, answer)
+		defer cancel()
+		node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return false, nil
 		}
@@ -124,7 +132,7 @@ func noteJoined(ctx context.Context, c *Config, stages *stages) {
 			stages.note(podsNote, noted)
 		}
 		for _, condition := range node.Status.Conditions {
-			isNew := condition.LastHeartbeatTime.Unix() >= started // times there have no fraction of a second
+			isNew := condition.LastHeartbeatTime.Unix() >= started.Unix() // times there have no fraction of a second
 			if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue && isNew {
 				stages.reached(stageNames[stageNode])
 				return true, nil
@@ -134,40 +142,18 @@ func noteJoined(ctx context.Context, c *Config, stages *stages) {
 	})
 }
 
-// keepOwnVolumes begins once the node has joined.
-func keepOwnVolumes(ctx context.Context, c *Config) error {
-	volumes := &nodeVolumes{folder: c.LocalStoragePath, node: c.NodeName, noted: c.agentPath("volumes")}
-	var client kubernetes.Interface
-	err := wait.PollUntilContextCancel(ctx, joinLookEvery, true, func(context.Context) (bool, error) {
-		var err error
-		client, err = joinedClient(c)
+// joinedClient calls the API server as the kubelet does, once that has credentials; nil where the context ends before.
+func joinedClient(ctx context.Context, c *Config) (client kubernetes.Interface) {
+	_ = wait.PollUntilContextCancel(ctx, joinLookEvery, true, func(context.Context) (bool, error) {
+		config, err := clientcmd.BuildConfigFromFlags("", c.agentPath("kubelet.kubeconfig"))
+		if err != nil {
+			return false, nil
+		}
+		made, err := kubernetes.NewForConfig(config)
+		if err == nil {
+			client = made
+		}
 		return err == nil, nil
 	})
-	if err != nil {
-		return nil // the context has ended
-	}
-	return volumes.keep(ctx, client)
-}
-
-// joinedClient calls the API server as the kubelet does, which has credentials once the node has joined.
-func joinedClient(c *Config) (*kubernetes.Clientset, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", c.agentPath("kubelet.kubeconfig"))
-	if err != nil {
-		return nil, err
-	}
-	return kubernetes.NewForConfig(config)
-}
-
-func ownNode(ctx context.Context, c *Config) (*corev1.Node, error) {
-	client, err := joinedClient(c)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, answer)
-	defer cancel()
-	node, err := client.CoreV1().Nodes().Get(ctx, c.NodeName, metav1.GetOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("the node %s: %w", c.NodeName, err)
-	}
-	return node, nil
+	return client
 }

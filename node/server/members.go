@@ -138,8 +138,6 @@ func newMember() member {
 	}
 }
 
-var applied = metav1.ApplyOptions{FieldManager: "gvisor-k3s", Force: true}
-
 func applyToken(ctx context.Context, client kubernetes.Interface, node string, m member) error {
 	secret := core.Secret(bootstrapapi.BootstrapTokenSecretPrefix+m.ID, metav1.NamespaceSystem).
 		WithType(corev1.SecretTypeBootstrapToken).
@@ -154,8 +152,8 @@ func applyToken(ctx context.Context, client kubernetes.Interface, node string, m
 	return err
 }
 
-// letNodesJoin gives those with a token the right to ask for a certificate, which [approve] grants or leaves, and nodes
-// the rights to renew theirs and to serve Services and network policies as the server's node does.
+// letNodesJoin gives those with a token the right to ask for a certificate, which the approver grants or leaves, and
+// nodes the rights to renew theirs and to serve Services and network policies as the server's node does.
 func letNodesJoin(ctx context.Context, client kubernetes.Interface) error {
 	const renew = "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient"
 	const volumesRole = "gvisor-k3s:volumes"
@@ -169,12 +167,7 @@ func letNodesJoin(ctx context.Context, client kubernetes.Interface) error {
 		"gvisor-k3s:nodes-policies": {proxyRole, nodesGroup},
 		"gvisor-k3s:nodes-volumes":  {volumesRole, nodesGroup},
 	} {
-		const group = "rbac.authorization.k8s.io"
-		role := rbac.RoleRef().WithAPIGroup(group).WithKind("ClusterRole").WithName(binding[0])
-		subject := rbac.Subject().WithAPIGroup(group).WithKind("Group").WithName(binding[1])
-		_, err := client.RbacV1().ClusterRoleBindings().
-			Apply(ctx, rbac.ClusterRoleBinding(name).WithRoleRef(role).WithSubjects(subject), applied)
-		problems = append(problems, err)
+		problems = append(problems, bindRole(ctx, client, name, binding[0], "Group", binding[1]))
 	}
 	return errors.Join(problems...)
 }

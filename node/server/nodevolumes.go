@@ -43,10 +43,7 @@ func (n *nodeVolumes) keep(ctx context.Context, client kubernetes.Interface) err
 		AddFunc:    told,
 		UpdateFunc: func(_, after any) { told(after) },
 		DeleteFunc: func(object any) {
-			if missed, ok := object.(cache.DeletedFinalStateUnknown); ok {
-				object = missed.Obj
-			}
-			if volume, ok := object.(*corev1.PersistentVolume); ok && n.has(volume) {
+			if volume, ok := lastKnown(object).(*corev1.PersistentVolume); ok && n.has(volume) {
 				n.removed(volume.Name)
 			}
 		},

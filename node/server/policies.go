@@ -40,13 +40,20 @@ func letProxyReadPolicies(ctx context.Context, client kubernetes.Interface) erro
 	role := rbac.ClusterRole(proxyRole).WithRules(
 		read("networking.k8s.io", "networkpolicies"), read("", "pods"), read("", "namespaces"),
 	)
-	options := metav1.ApplyOptions{FieldManager: "gvisor-k3s", Force: true}
-	if _, err := client.RbacV1().ClusterRoles().Apply(ctx, role, options); err != nil {
+	if _, err := client.RbacV1().ClusterRoles().Apply(ctx, role, applied); err != nil {
 		return err
 	}
-	binding := rbac.ClusterRoleBinding(proxyRole).
-		WithRoleRef(rbac.RoleRef().WithAPIGroup("rbac.authorization.k8s.io").WithKind("ClusterRole").WithName(proxyRole)).
-		WithSubjects(rbac.Subject().WithAPIGroup("rbac.authorization.k8s.io").WithKind("User").WithName("system:kube-proxy"))
-	_, err := client.RbacV1().ClusterRoleBindings().Apply(ctx, binding, options)
+	return bindRole(ctx, client, proxyRole, proxyRole, "User", "system:kube-proxy")
+}
+
+// applied is how this program applies what it keeps in the cluster.
+var applied = metav1.ApplyOptions{FieldManager: "gvisor-k3s", Force: true}
+
+// bindRole gives a user or a group a role in the whole cluster.
+func bindRole(ctx context.Context, client kubernetes.Interface, binding, role, kind, subject string) error {
+	const group = "rbac.authorization.k8s.io"
+	_, err := client.RbacV1().ClusterRoleBindings().Apply(ctx, rbac.ClusterRoleBinding(binding).
+		WithRoleRef(rbac.RoleRef().WithAPIGroup(group).WithKind("ClusterRole").WithName(role)).
+		WithSubjects(rbac.Subject().WithAPIGroup(group).WithKind(kind).WithName(subject)), applied)
 	return err
 }

@@ -90,16 +90,21 @@ func (w *wishes) handler() cache.ResourceEventHandler {
 		AddFunc:    w.see,
 		UpdateFunc: func(_, after any) { w.see(after) },
 		DeleteFunc: func(object any) {
-			if missed, ok := object.(cache.DeletedFinalStateUnknown); ok {
-				object = missed.Obj
-			}
-			if pod, ok := object.(*corev1.Pod); ok {
+			if pod, ok := lastKnown(object).(*corev1.Pod); ok {
 				w.mutex.Lock()
 				defer w.mutex.Unlock()
 				delete(w.told, pod.UID)
 			}
 		},
 	}
+}
+
+// lastKnown is an object that an informer tells the end of; one whose end was missed comes wrapped.
+func lastKnown(object any) any {
+	if missed, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		return missed.Obj
+	}
+	return object
 }
 
 // see tells once of a pod that is about to start. One that has started was told of.

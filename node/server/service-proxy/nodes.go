@@ -20,34 +20,32 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// otherNodes are the cluster's other nodes: where each is, by the network of its pods.
+// otherNodes are the addresses of the cluster's other nodes.
 type otherNodes struct {
-	known atomic.Pointer[map[netip.Prefix]netip.Addr]
-	all   atomic.Pointer[map[netip.Addr]bool]
+	addresses atomic.Pointer[map[netip.Addr]bool]
 }
 
 // has tells whether an address is another node's. What is served there is served by that node: here it would take the
 // node's place.
 func (n *otherNodes) has(address netip.Addr) bool {
-	all := n.all.Load()
-	return all != nil && (*all)[address]
+	addresses := n.addresses.Load()
+	return addresses != nil && (*addresses)[address]
 }
 
-// find finds out who they are.
+// find finds out who they are, and returns where each is, by the network of its pods.
 func (n *otherNodes) find(own string, nodes []*v1.Node) map[netip.Prefix]netip.Addr {
-	pods, all := map[netip.Prefix]netip.Addr{}, map[netip.Addr]bool{}
+	pods, addresses := map[netip.Prefix]netip.Addr{}, map[netip.Addr]bool{}
 	for _, node := range nodes {
 		address, ok := addressOf(node)
 		if node.Name == own || !ok {
 			continue
 		}
-		all[address] = true
+		addresses[address] = true
 		if network, err := netip.ParsePrefix(node.Spec.PodCIDR); err == nil && network.Addr().Is4() {
 			pods[network.Masked()] = address
 		}
 	}
-	n.all.Store(&all)
-	n.known.Store(&pods)
+	n.addresses.Store(&addresses)
 	return pods
 }
 
