@@ -128,7 +128,8 @@ func startProcess1(t *testing.T) *process1 {
 	nstest.Tmpfs(t, "/var/lib", "")
 	p := &process1{t: t, log: filepath.Join(t.TempDir(), "log")}
 	p.start()
-	t.Cleanup(func() { p.end(unix.SIGKILL) })
+	// In order, so that no service outlives it and writes into the folder that is removed next.
+	t.Cleanup(func() { p.end(unix.SIGTERM) })
 	return p
 }
 
