@@ -120,6 +120,24 @@ it("lets a pod in that gets the label", async () => {
   await becomes("the stranger is one again", "stranger", service, "");
 });
 
+it("follows changes beside so many Services that gVisor's list of addresses is too long for Go", async () => {
+  const services = Array.from({ length: 110 }, (_, i) => ({
+    apiVersion: "v1",
+    kind: "Service",
+    metadata: { name: `many-${i}`, labels: { many: "yes" } },
+    spec: { selector: { app: "server" }, ports: [{ port: 80, targetPort: "web" }] },
+  }));
+  await apply(...services);
+  await becomes("the last of them is served", "friend", await of("service", "many-109", ".spec.clusterIP"), "server");
+  await kubectl(name, "label", "pod", "stranger", "friend=yes");
+  await becomes("the stranger is a friend", "stranger", service, "server");
+  await kubectl(name, "label", "pod", "stranger", "friend-");
+  await becomes("the stranger is one again", "stranger", service, "");
+  await apply(pod("late"));
+  await ready("late");
+  await kubectl(name, "delete", "service", "--selector=many=yes");
+});
+
 it("holds for a pod from its first packet on", async () => {
   const { spec, ...early } = pod("early", {}, { args: ["get", `http://${server}/`] });
   await apply({ ...early, spec: { ...spec, restartPolicy: "Never" } });

@@ -23,6 +23,7 @@ type podLink struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	Address   net.IP `json:"address"`
+	Gateway   net.IP `json:"gateway"`
 	MAC       string `json:"mac"`
 }
 
@@ -41,7 +42,7 @@ func tellPodLink(conf *pluginConf, port, cniArgs string, result *current.Result)
 	args := cniArguments(cniArgs)
 	err := writeWhole(conf.podLinks(), port, podLink{
 		Namespace: args["K8S_POD_NAMESPACE"], Name: args["K8S_POD_NAME"],
-		Address: result.IPs[0].Address.IP, MAC: result.Interfaces[2].Mac,
+		Address: result.IPs[0].Address.IP, Gateway: result.IPs[0].Gateway, MAC: result.Interfaces[2].Mac,
 	})
 	if err != nil {
 		return fmt.Errorf("telling of the pod's link: %w", err)

@@ -74,7 +74,8 @@ func TestPodLinks(t *testing.T) {
 	})
 	pod, other := n.add("pod"), n.add("other")
 	mac := pod.result.Interfaces[2].Mac
-	want := fmt.Sprintf(`{"namespace":"","name":"","address":%q,"mac":%q}`, pod.ip, mac)
+	gateway := pod.result.IPs[0].Gateway
+	want := fmt.Sprintf(`{"namespace":"","name":"","address":%q,"gateway":%q,"mac":%q}`, pod.ip, gateway, mac)
 	if before[0] != want {
 		t.Errorf("told is %s, not %s", before[0], want)
 	}

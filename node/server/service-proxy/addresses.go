@@ -8,6 +8,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 var errNoLink = errors.New("the pods' link is not there yet")
@@ -32,9 +33,7 @@ func (l *linkAddresses) keep(wanted map[netip.Addr]bool) error {
 		return err
 	}
 	if l.index != link.Attrs().Index {
-		if l.added, err = l.found(link); err != nil {
-			return err
-		}
+		l.added = l.found(link)
 		l.index = link.Attrs().Index
 	}
 	var problems []error
@@ -61,11 +60,13 @@ func (l *linkAddresses) keep(wanted map[netip.Addr]bool) error {
 	return errors.Join(problems...)
 }
 
-// found are the addresses that a process before this one has added.
-func (l *linkAddresses) found(link netlink.Link) (map[netip.Addr]bool, error) {
+// found are the addresses that a process before this one has added. gVisor tells of all addresses in one message, and of
+// more than some 1,400 that is too long to be read (of about 90 already for Go's own net package): then those stay that
+// no Service has any more.
+func (l *linkAddresses) found(link netlink.Link) map[netip.Addr]bool {
 	list, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
-		return nil, fmt.Errorf("listing the addresses of %s: %w", l.link, err)
+		klog.ErrorS(err, "listing the addresses of a process before this one", "link", l.link)
 	}
 	found := map[netip.Addr]bool{}
 	for _, entry := range list {
@@ -74,7 +75,7 @@ func (l *linkAddresses) found(link netlink.Link) (map[netip.Addr]bool, error) {
 			found[address] = true
 		}
 	}
-	return found, nil
+	return found
 }
 
 // only is an address without a network around it.

@@ -53,8 +53,8 @@ type enforcer struct {
 	// node is the node's name, and otherNode tells the addresses of others.
 	node      string
 	otherNode func(netip.Addr) bool
-	// nodeAddresses are the node's own.
-	nodeAddresses func() (map[netip.Addr]bool, error)
+	// nodeAddresses are the node's own, beside those that pods have for their gateways.
+	nodeAddresses []netip.Addr
 	// applied is called after each change of the rules.
 	applied func()
 
@@ -121,7 +121,7 @@ func enforce(ctx context.Context, o options, client kubernetes.Interface, proxy 
 	e := &enforcer{
 		network: portNetwork{o.link}, links: podLinks(filepath.Join(o.policies, "links")),
 		recorder: proxy.recorder, serves: proxy.serves, node: proxy.node, otherNode: proxy.nodes.has,
-		nodeAddresses: proxy.ownAddresses, applied: proxy.wake, listed: watched.listed, changes: newChanges(),
+		nodeAddresses: proxy.nodeAddresses, applied: proxy.wake, listed: watched.listed, changes: newChanges(),
 		filtered: map[string]*member{},
 	}
 	proxy.allows = e.allowsEndpoint
@@ -262,24 +262,22 @@ func (e *enforcer) sync() error {
 		return nil // the plugin has each new port placed, and removes those of pods that end
 	}
 	links, err := e.links.read()
-	if err != nil {
-		return err
-	}
 	if len(policies) == 0 {
-		return e.openAll(links)
+		return errors.Join(err, e.openAll(links))
 	}
-	node, err := e.nodeAddresses()
-	if err != nil {
-		return err
+	// From here on nothing that fails leaves the rules of before, which may allow what a new policy forbids.
+	node := map[netip.Addr]bool{}
+	for _, address := range e.nodeAddresses {
+		node[address] = true
 	}
 	addresses := elsewhere(e.node, pods)
 	for _, link := range links {
 		addresses[link.Address] = link.pod()
-		delete(node, link.Address) // whatever a Service has put on the node
+		node[link.Gateway] = true
 	}
 	e.open, e.opening = false, false
 	e.rules.Store(policy.NewRules(policies, pods, namespaces, addresses, node, e.otherNode))
-	err = errors.Join(e.forgetOthers(links), e.filterAll(links))
+	err = errors.Join(err, e.forgetOthers(links), e.filterAll(links))
 	e.announce()
 	return err
 }
@@ -385,21 +383,6 @@ func (e *enforcer) join(link podLink) error {
 	e.filtered[link.port] = &member{pod, tap}
 	e.filter.Add(pod)
 	return nil
-}
-
-// interfaceAddresses are those of all of this namespace's links.
-func interfaceAddresses() (map[netip.Addr]bool, error) {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, fmt.Errorf("the node's addresses: %w", err)
-	}
-	all := map[netip.Addr]bool{}
-	for _, entry := range list {
-		if prefix, err := netip.ParsePrefix(entry.String()); err == nil {
-			all[prefix.Addr().Unmap()] = true
-		}
-	}
-	return all, nil
 }
 
 // watched hears of policies, and, from the first of them on, of pods and namespaces: most clusters have none, and need

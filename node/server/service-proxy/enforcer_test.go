@@ -85,11 +85,10 @@ func newPoliced(t *testing.T) *policed {
 	p := &policed{fakeNetwork: &fakeNetwork{T: t, at: map[string]string{}}, events: events.NewFakeRecorder(10)}
 	p.enforcer = &enforcer{
 		network: p.fakeNetwork, links: podLinks(t.TempDir()), recorder: p.events,
-		serves:        func(v1.Protocol, netip.AddrPort) ([]netip.AddrPort, bool) { return nil, false },
-		nodeAddresses: func() (map[netip.Addr]bool, error) { return nil, nil },
-		node:          "own",
-		otherNode:     func(address netip.Addr) bool { return address == netip.MustParseAddr("10.107.0.6") },
-		applied:       func() { p.applied++ },
+		serves:    func(v1.Protocol, netip.AddrPort) ([]netip.AddrPort, bool) { return nil, false },
+		node:      "own",
+		otherNode: func(address netip.Addr) bool { return address == netip.MustParseAddr("10.107.0.6") },
+		applied:   func() { p.applied++ },
 		listed: func() ([]*networkingv1.NetworkPolicy, []*v1.Pod, []*v1.Namespace, bool) {
 			return p.policies, p.pods, nil, !p.unknown
 		},
@@ -106,7 +105,8 @@ func newPoliced(t *testing.T) *policed {
 // link tells of a pod's link, as the CNI plugin does.
 func (p *policed) link(port, address string) {
 	p.Helper()
-	text := fmt.Sprintf(`{"namespace":"x","name":%q,"address":%q,"mac":"02:00:00:00:00:01"}`, "pod-"+port, address)
+	text := fmt.Sprintf(`{"namespace":"x","name":%q,"address":%q,"gateway":"10.42.0.1","mac":"02:00:00:00:00:01"}`,
+		"pod-"+port, address)
 	if err := os.WriteFile(filepath.Join(string(p.links), port), []byte(text), 0o600); err != nil {
 		p.Fatal(err)
 	}
@@ -362,15 +362,33 @@ func TestALinkThatIsMadeAnew(t *testing.T) {
 	expect(t, "is another", p.filtered["veth1"] != first && p.filtered["veth1"] != nil, true)
 }
 
-// What a Service has put on the node does not make a pod the node.
-func TestAPodIsNeverTheNode(t *testing.T) {
+// The node is who has its addresses, which are its own and the pods' gateway.
+func TestTheNodeIsAlwaysAllowed(t *testing.T) {
 	p := newPoliced(t)
+	p.nodeAddresses = []netip.Addr{netip.MustParseAddr("10.107.0.2")}
 	p.deny(denyIngress)
-	pod, node := netip.MustParseAddr("10.42.0.2"), netip.MustParseAddr("10.42.0.1")
-	p.nodeAddresses = func() (map[netip.Addr]bool, error) { return map[netip.Addr]bool{pod: true, node: true}, nil }
 	p.link("veth1", "10.42.0.2")
 	p.link("veth2", "10.42.0.3")
 	p.enforcer.sync()
-	expect(t, "the pod", p.allowsEndpoint("TCP", pod, netip.MustParseAddrPort("10.42.0.3:80")), false)
-	expect(t, "the node", p.allowsEndpoint("TCP", node, netip.MustParseAddrPort("10.42.0.3:80")), true)
+	for address, want := range map[string]bool{"10.42.0.2": false, "10.42.0.1": true, "10.107.0.2": true} {
+		allowed := p.allowsEndpoint("TCP", netip.MustParseAddr(address), netip.MustParseAddrPort("10.42.0.3:80"))
+		expect(t, address, allowed, want)
+	}
+}
+
+// One pod whose link is not told of well does not keep a policy from being enforced for the others.
+func TestUnreadableLink(t *testing.T) {
+	p := newPoliced(t)
+	p.deny(`{"podSelector":{"matchLabels":{"none":"has"}}}`)
+	p.link("veth1", "10.42.0.2")
+	p.link("veth2", "10.42.0.3")
+	p.enforcer.sync()
+	if err := os.WriteFile(filepath.Join(string(p.links), "veth3"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.deny(denyIngress)
+	expect(t, "it is told", strings.Contains(fmt.Sprint(p.enforcer.sync()), "veth3: "), true)
+	client, endpoint := netip.MustParseAddr("10.42.0.2"), netip.MustParseAddrPort("10.42.0.3:80")
+	expect(t, "the new policy holds", p.allowsEndpoint("TCP", client, endpoint), false)
+	p.places("veth1 filter, veth2 filter")
 }

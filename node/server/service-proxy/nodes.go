@@ -25,6 +25,13 @@ type otherNodes struct {
 	addresses atomic.Pointer[map[netip.Addr]bool]
 }
 
+// nodeRoutes are those on a link that lead to the pods of other nodes, by way of these. What is there is asked for once:
+// with all the addresses of many Services gVisor's answer is too long.
+type nodeRoutes struct {
+	link  string
+	there map[netip.Prefix]netip.Addr // nil until it was asked for
+}
+
 // has tells whether an address is another node's. What is served there is served by that node: here it would take the
 // node's place.
 func (n *otherNodes) has(address netip.Addr) bool {
@@ -82,16 +89,17 @@ func (p *proxy) routeNodes(ctx context.Context, client kubernetes.Interface, lin
 	if !cache.WaitForCacheSync(ctx.Done(), nodes.Informer().HasSynced) {
 		return nil
 	}
-	sync := func() time.Duration { return p.syncNodes(nodes.Lister(), link) }
+	routes := &nodeRoutes{link: link}
+	sync := func() time.Duration { return p.syncNodes(nodes.Lister(), routes) }
 	sync() // before a Service's address is taken for none of a node's
 	go changed.follow(ctx, sync)
 	return nil
 }
 
-func (p *proxy) syncNodes(nodes corelisters.NodeLister, link string) (again time.Duration) {
+func (p *proxy) syncNodes(nodes corelisters.NodeLister, routes *nodeRoutes) (again time.Duration) {
 	list, err := nodes.List(labels.Everything())
 	if err == nil {
-		err = keepRoutes(link, p.nodes.find(p.node, list))
+		err = routes.keep(p.nodes.find(p.node, list))
 	}
 	p.wake() // what is a Service's address, and what a node's
 	if err != nil {
@@ -101,43 +109,60 @@ func (p *proxy) syncNodes(nodes corelisters.NodeLister, link string) (again time
 	return 0
 }
 
-// keepRoutes has exactly these routes on a link, of those that lead by way of another node.
-func keepRoutes(name string, wanted map[netip.Prefix]netip.Addr) error {
-	link, err := netlink.LinkByName(name)
+// keep has exactly these routes there.
+func (r *nodeRoutes) keep(wanted map[netip.Prefix]netip.Addr) error {
+	link, err := netlink.LinkByName(r.link)
 	if err != nil {
 		return err
 	}
-	there, err := netlink.RouteList(link, netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("listing the routes of %s: %w", name, err)
+	if r.there == nil {
+		r.there = found(link)
 	}
-	has := map[netip.Prefix]bool{}
 	var problems []error
-	for _, route := range there {
-		gateway, by := netip.AddrFromSlice(route.Gw.To4())
-		network, ok := prefixOf(route.Dst)
-		if !by || !ok {
+	for network, gateway := range r.there {
+		if wanted[network] == gateway {
 			continue
 		}
-		if wanted[network] == gateway {
-			has[network] = true
-		} else if err := netlink.RouteDel(&route); err != nil && !errors.Is(err, unix.ESRCH) {
-			problems = append(problems, fmt.Errorf("removing the route to %s: %w", network, err))
+		if err := netlink.RouteDel(routeBy(link, network, gateway)); err != nil && !errors.Is(err, unix.ESRCH) {
+			problems = append(problems, fmt.Errorf("removing the route to %s by %s: %w", network, gateway, err))
+			continue
 		}
+		delete(r.there, network)
 	}
 	for network, gateway := range wanted {
-		if has[network] {
+		if _, has := r.there[network]; has {
+			continue // or the one of before could not be removed
+		}
+		if err := netlink.RouteAdd(routeBy(link, network, gateway)); err != nil && !errors.Is(err, unix.EEXIST) {
+			problems = append(problems, fmt.Errorf("adding the route to %s by %s: %w", network, gateway, err))
 			continue
 		}
-		err := netlink.RouteAdd(&netlink.Route{
-			LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice(),
-			Dst: &net.IPNet{IP: network.Addr().AsSlice(), Mask: net.CIDRMask(network.Bits(), network.Addr().BitLen())},
-		})
-		if err != nil && !errors.Is(err, unix.EEXIST) {
-			problems = append(problems, fmt.Errorf("adding the route to %s by %s: %w", network, gateway, err))
-		}
+		r.there[network] = gateway
 	}
 	return errors.Join(problems...)
+}
+
+// found are the routes that a process before this one has added.
+func found(link netlink.Link) map[netip.Prefix]netip.Addr {
+	list, err := netlink.RouteList(link, netlink.FAMILY_V4)
+	if err != nil {
+		klog.ErrorS(err, "listing the routes of a process before this one", "link", link.Attrs().Name)
+	}
+	found := map[netip.Prefix]netip.Addr{}
+	for _, route := range list {
+		gateway, by := netip.AddrFromSlice(route.Gw.To4())
+		if network, ok := prefixOf(route.Dst); by && ok {
+			found[network] = gateway
+		}
+	}
+	return found
+}
+
+func routeBy(link netlink.Link, network netip.Prefix, gateway netip.Addr) *netlink.Route {
+	return &netlink.Route{
+		LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice(),
+		Dst: &net.IPNet{IP: network.Addr().AsSlice(), Mask: net.CIDRMask(network.Bits(), network.Addr().BitLen())},
+	}
 }
 
 func prefixOf(network *net.IPNet) (netip.Prefix, bool) {

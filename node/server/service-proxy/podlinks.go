@@ -22,6 +22,7 @@ type podLink struct {
 	Namespace string     `json:"namespace"`
 	Name      string     `json:"name"`
 	Address   netip.Addr `json:"address"`
+	Gateway   netip.Addr `json:"gateway"` // the node's address on their network
 	MAC       string     `json:"mac"`
 
 	port string
@@ -34,11 +35,13 @@ func (l podLink) pod() types.NamespacedName {
 // podLinks is the folder of those files.
 type podLinks string
 
+// read returns those that can be read, and what is wrong with the others.
 func (p podLinks) read() (map[string]podLink, error) {
 	entries, err := os.ReadDir(string(p))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
 	}
+	problems := []error{err}
 	all := map[string]podLink{}
 	for _, entry := range entries {
 		if strings.HasPrefix(entry.Name(), ".") {
@@ -53,11 +56,12 @@ func (p podLinks) read() (map[string]podLink, error) {
 			err = json.Unmarshal(content, &link)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", entry.Name(), err)
+			problems = append(problems, fmt.Errorf("%s: %w", entry.Name(), err))
+			continue
 		}
 		all[link.port] = link
 	}
-	return all, nil
+	return all, errors.Join(problems...)
 }
 
 // The pods' ports are in one of two namespaces: in the CNI plugin's switch, on its bridge with the node, or, while

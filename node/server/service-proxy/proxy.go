@@ -68,8 +68,6 @@ type proxy struct {
 	nodes otherNodes
 	// known is what is served, for others than the loop.
 	known atomic.Pointer[map[frontend]*pool]
-	// extra are the Services' addresses that are on the node, or about to come or go.
-	extra atomic.Pointer[map[netip.Addr]bool]
 
 	serviceChanges *kubeproxy.ServiceChangeTracker
 	sliceChanges   *kubeproxy.EndpointsChangeTracker
@@ -105,16 +103,7 @@ func newProxy(
 		sliceChanges:   kubeproxy.NewEndpointsChangeTracker(v1.IPv4Protocol, node, nil, nil),
 		services:       kubeproxy.ServicePortMap{}, endpoints: kubeproxy.EndpointsMap{},
 		pools: map[poolName]*pool{}, served: map[frontend]served{}, refused: map[refusal]string{}}
-	p.extra.Store(&map[netip.Addr]bool{})
 	return p
-}
-
-// ownAddresses are the node's, without those that it has for Services.
-func (p *proxy) ownAddresses() (map[netip.Addr]bool, error) {
-	services := *p.extra.Load()
-	all, err := interfaceAddresses()
-	maps.DeleteFunc(all, func(address netip.Addr, _ bool) bool { return services[address] })
-	return all, err
 }
 
 func (p *proxy) serviceChanged(before, after *v1.Service) {
@@ -151,18 +140,12 @@ func (p *proxy) sync() (again time.Duration) {
 			delete(p.served, front)
 		}
 	}
-	addresses := p.serviceAddresses()
-	before := p.extra.Load()
-	both := maps.Clone(addresses)
-	maps.Copy(both, *before)
-	p.extra.Store(&both)
-	if err := p.addresses.keep(addresses); err == errNoLink {
+	if err := p.addresses.keep(p.serviceAddresses()); err == errNoLink {
 		return lookForLink
 	} else if err != nil {
 		klog.ErrorS(err, "the Services' addresses", "retryIn", retry)
 		again = retry
 	}
-	p.extra.Store(&addresses)
 	for front, pool := range wanted {
 		if now, ok := p.served[front]; ok {
 			now.server.endpointsChanged()
