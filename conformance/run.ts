@@ -1,7 +1,8 @@
 /**
  * `make conformance`: upstream's own conformance tests on a node of ours, as far as they fit one node. Of a run of all,
  * names, results and reasons are kept in conformance/results.json (of k3s and of an older Kubernetes, in results-*.json),
- * and the table in conformance/README.md; of one of the network policies these.
+ * and the table in conformance/README.md; of one of the network policies these. Of all on two nodes there is, too, what the
+ * CNCF's programme takes.
  *
  *   node conformance/run.ts [--groups services,dns | --groups all] [--procs 4] [--nodes 2]
  *     [--k3s FILE | --kubernetes 1.36] [--list]
@@ -23,6 +24,7 @@ import { homeFolder } from "../system/folders.ts";
 import { pushArchive, startRegistry, stopRegistries } from "../test/e2e/registry.ts";
 import { moduleVersion, root } from "../toolchain/builds.ts";
 import { build } from "../toolchain/make.ts";
+import { type Reports, writeSubmission } from "./cncf.ts";
 import { groupNames, groupOf, groupsOf, labels, NETWORK_POLICIES, usualGroups } from "./groups.ts";
 import { kubernetesSources, makeImages } from "./images.ts";
 import { keep, type Result, type Run, serverName, tableOf } from "./results.ts";
@@ -56,6 +58,7 @@ if (!(nodes >= 1 && nodes <= 20)) throw new Error(`--nodes ${options.nodes}: 1 t
 const work = mkdtempSync(join(tmpdir(), "gvisor-k3s-conformance-"));
 const stackName = "conform";
 const registryPort = 5000;
+const reports: Reports = { log: join(work, "e2e.log"), junit: join(work, "junit_01.xml") };
 process.env.GVISOR_K3S_HOME = join(work, "home");
 await build({ name: "conformance" }, say);
 await build({ name: "registry" }, say);
@@ -72,16 +75,14 @@ const interruption = new AbortController();
 for (const signal of ["SIGINT", "SIGTERM"] as const)
   process.once(signal, () => interruption.abort(new Error(`ended by ${signal}`)));
 
-let failed = false;
 try {
   const all = await conformanceTests();
   const chosen = all.filter((spec) => chosenGroups.includes(groupOf(nameOf(spec))));
   if (options.list) list(all);
-  else failed = report(await inCluster((tried) => runTests(chosen.filter(tried))), chosen);
+  else if (report(await inCluster((tried) => runTests(chosen.filter(tried))), chosen)) process.exitCode = 1;
 } finally {
   rmSync(work, { recursive: true, force: true });
 }
-process.exitCode = failed ? 1 : 0;
 
 function textOf(spec: Spec): string {
   return [...(spec.ContainerHierarchyTexts ?? []), spec.LeafNodeText].join(" ");
@@ -194,13 +195,14 @@ async function runTests(specs: Spec[]): Promise<Spec[]> {
     `--node-os-arch=${goArch()}`,
     "--node-schedulable-timeout=1m",
     "--system-pods-startup-timeout=2m",
+    `--report-dir=${work}`,
     "--disable-log-dump",
     "--dump-logs-on-failure=false",
   ];
   await execa(join(programs, "ginkgo"), [...ginkgo, join(programs, "e2e.test"), "--", ...framework], {
     cwd: work,
     stdin: "ignore",
-    stdout: "inherit",
+    stdout: ["inherit", { file: reports.log }],
     stderr: "inherit",
     reject: false,
     buffer: false,
@@ -231,6 +233,8 @@ function report({ ran, kubernetes }: { ran: Spec[]; kubernetes: string }, chosen
     keep(run, options.groups);
     writeFileSync(join(import.meta.dirname, "README.md"), withTable("conformance/README.md"));
   }
+  // The programme takes all of its tests, of which two need a second node.
+  if (options.groups === "all" && nodes > 1) say(`the CNCF's files are in ${writeSubmission(run, nodes, reports)}`);
   return results.some(({ state }) => state === "failed");
 }
 
