@@ -20,8 +20,6 @@ SERVER_FLAGS := GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extensi
 .PHONY: api audit help bootstrap build release up preview destroy status doctor bench profile growth nodes conformance check unit \
 	go-lint go-test e2e versions workloads runtimes docs test
 
-	workloads go-lint go-test e2e runtimes docs test
-
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 

@@ -150,7 +150,8 @@ function sandboxed(config: StackConfig, scope: Scope, late: LateConfig): Cluster
   const connected = containerd && { sandbox, containerd, network, clusterCidr: options.clusterCidr };
   const runtime = connected && { ...connected, network: new PodNetwork(own("network"), connected, under) };
   const node = new K3sNode(own("node"), { sandbox, runtime, config }, under);
-  for (const joining of joiningNodes(config)) joiningNode(joining, late, scope, { sandbox, node });
+  let last: JoiningNode | undefined;
+  for (const joining of joiningNodes(config)) last = joiningNode(joining, late, scope, { sandbox, node }, last);
   const pod = containerd ? workloads(config, scope, sandbox, probe, containerd, node) : undefined;
   if (!containerd) applyManifests(config, scope, sandbox, node, []);
   const { address } = sandbox;
@@ -164,7 +165,8 @@ function joiningNode(
   late: LateConfig,
   cluster: Scope,
   server: { sandbox: Sandbox; node: K3sNode },
-): void {
+  after: JoiningNode | undefined,
+): JoiningNode {
   const { config } = node;
   const short = node.name.slice(config.joins!.cluster.length + 1);
   const scope = { ...cluster, own: (part: string) => cluster.own(`${short}-${part}`) };
@@ -172,10 +174,11 @@ function joiningNode(
   const sandbox = new Sandbox(own("sandbox"), { config }, under);
   const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
   const containerd = containerRuntime(config, late, scope, sandbox, probe);
-  const joined = new JoiningNode(own("node"), { sandbox, containerd, node, server }, under);
+  const args = { sandbox, containerd, node, server, ...(after ? { after } : {}) };
+  const joined = new JoiningNode(own("node"), args, under);
   images(config, scope, sandbox, containerd);
-  const args = { sandbox, node: server.node, joined, probe, network: config.network };
-  new ServiceProxy(own("proxy"), args, under);
+  new ServiceProxy(own("proxy"), { sandbox, node: server.node, joined, probe, network: config.network }, under);
+  return joined;
 }
 
 /** What runs containers; a control plane alone has none of it. */

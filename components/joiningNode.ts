@@ -1,7 +1,8 @@
 import * as pulumi from "@pulumi/pulumi";
-import { pathInSandbox, serverOf, wanted } from "../artifacts/artifacts.ts";
+import { serverOf, wanted } from "../artifacts/artifacts.ts";
 import type { JoiningNode as Description } from "../config/nodes.ts";
 import { renderJoinConfig } from "../config/nodeYaml.ts";
+import { embedded, embeddedServer } from "../servers/embedded.ts";
 import type { Invitation } from "../steps/member.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
 import type { K3sNode } from "./k3sNode.ts";
@@ -14,6 +15,8 @@ export interface JoiningNodeArgs {
   node: Description;
   /** The cluster's server, and the machine that it is on. */
   server: { node: K3sNode; sandbox: Sandbox };
+  /** The node that joins before it: where kubelets are exchanged, that is done at one after the other. */
+  after?: JoiningNode;
 }
 
 /**
@@ -21,38 +24,54 @@ export interface JoiningNodeArgs {
  * there when the node is Ready. Its removal drains it; where the whole cluster goes, nothing is drained.
  */
 export class JoiningNode extends pulumi.ComponentResource {
+  /** The program with the kubelet in it, by its path on the node's machine. */
+  readonly program: string;
+  /** Done when the node is Ready and takes pods. */
+  readonly ready: pulumi.Resource;
+
   constructor(name: string, args: JoiningNodeArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:JoiningNode", name, {}, options);
-    const { sandbox, containerd, node, server } = args;
+    const { sandbox, containerd, node, server, after } = args;
     const { config } = node;
-    const artifact = { name: serverOf(config.kubernetes) };
-    const program = pathInSandbox(artifact, "gvisor-k3s-node");
+    this.program = embeddedServer(config);
     // On the server's machine, and of that: where both go, nothing is asked of it.
+    const asked = { program: server.node.server.server, node: node.name };
+    const kubelet = node.drain ? { kubelet: embedded.refOf(config).version } : {};
     const member = server.sandbox.step(
       `${name}-member`,
       "disk",
       {
         step: "member",
         undo: "member-remove",
-        params: { program, node: node.name, address: sandbox.address },
+        params: { ...asked, address: sandbox.address, ...kubelet },
         secretOutput: true,
       },
       this,
       server.node,
       sandbox,
+      ...(after ? [after.ready] : []),
     );
     const invitation = pulumi.secret(member.stdout.apply((text) => JSON.parse(text) as Invitation));
     const api = `${server.sandbox.address}:${config.node.httpsListenPort}`;
     const params = {
-      program,
-      takes: { artifacts: [wanted(artifact)], own: [] },
+      program: this.program,
+      takes: { artifacts: [wanted({ name: serverOf(config.kubernetes) })], own: [] },
       invitation,
       network: config.network,
       clusterCidr: config.node.clusterCidr,
       address: sandbox.address,
     };
     const content = renderJoinConfig(node, sandbox.address, api, config.node);
-    sandbox.step(`${name}-join`, "memory", { step: "join", params, content }, this, containerd, member);
+    const join = sandbox.step(`${name}-join`, "memory", { step: "join", params, content }, this, containerd, member);
+    this.ready = node.drain
+      ? server.sandbox.step(
+          `${name}-return`,
+          "disk",
+          { step: "member-return", params: { ...asked, ...kubelet } },
+          this,
+          join,
+        )
+      : join;
     this.registerOutputs();
   }
 }

@@ -2,6 +2,7 @@ import * as pulumi from "@pulumi/pulumi";
 import { renderRefusal } from "../config/networkPolicies.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { serviceProxy } from "../servers/embedded.ts";
+import type { JoiningNode } from "./joiningNode.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import { applyManifest } from "./manifest.ts";
 import type { QuirkProbe } from "./quirkProbe.ts";
@@ -12,7 +13,7 @@ export interface ServiceProxyArgs {
   /** The cluster's server. */
   node: K3sNode;
   /** What has the node join, where it is another one than the server's. */
-  joined?: pulumi.Resource;
+  joined?: JoiningNode;
   probe: QuirkProbe;
   network: StackConfig["network"];
 }
@@ -28,7 +29,8 @@ export class ServiceProxy extends pulumi.ComponentResource {
   constructor(name: string, args: ServiceProxyArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:ServiceProxy", name, {}, options);
     const { sandbox, node, joined, probe, network } = args;
-    const proxy = serviceProxy(node.server);
+    // Of the node's own version.
+    const proxy = serviceProxy(joined?.program ?? node.server.kubectl);
     const filters = probe.found.apply((found) => !found.includes("no-pod-filter"));
     const params = {
       server: node.client,

@@ -25,6 +25,9 @@ export const nextTo = (version: string): string => `1.${numberOf(minorOf(version
 /** The number of a minor version: 37 of "1.37". */
 const numberOf = (minor: string): number => Number(minor.split(".")[1]);
 
+/** Whether a minor version is a later one than another. */
+export const isNewer = (minor: string, than: string): boolean => numberOf(minor) > numberOf(than);
+
 /**
  * The minor versions that a cluster has to pass on its way, the last of them being where it goes: Kubernetes' version
  * skew policy lets a control plane go up by one at a time. Down, or where it is, there is one.

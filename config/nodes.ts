@@ -6,6 +6,8 @@ export interface JoiningNode {
   name: string;
   labels: Record<string, string>;
   taints: string[];
+  /** Whether its pods move to others before its kubelet is exchanged. */
+  drain: boolean;
   /** The options of the cluster, with what is the node's own in its place. */
   config: StackConfig;
 }
@@ -13,14 +15,14 @@ export interface JoiningNode {
 /** The nodes of a cluster beside the server's, in the order of their pools. */
 export function joiningNodes(config: StackConfig): JoiningNode[] {
   const taken = [config.sandbox.subnet];
-  return config.nodes.flatMap(({ name: pool, count, memory, cpus, labels, taints }) =>
+  return config.nodes.flatMap(({ name: pool, count, memory, cpus, kubernetes = config.kubernetes, ...more }) =>
     Array.from({ length: count }, (_, i) => {
       const name = `${config.name}-${pool}-${i + 1}`;
       const subnet = defaultSubnet(name, taken);
       taken.push(subnet);
       const sandbox = { ...config.sandbox, subnet, memory, cpus };
-      const own = { name, sandbox, nodes: [], ports: [], from: undefined, joins: meshOf(config)! };
-      return { name, labels, taints, config: { ...config, ...own } };
+      const own = { name, sandbox, kubernetes, nodes: [], ports: [], from: undefined, joins: meshOf(config)! };
+      return { ...more, name, config: { ...config, ...own } };
     }),
   );
 }

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { basename } from "node:path";
 import { z } from "zod";
-import { kubernetesMinors, newestKubernetes } from "./kubernetes.ts";
+import { isNewer, type KubernetesMinor, kubernetesMinors, newestKubernetes } from "./kubernetes.ts";
 import { addressAt, contains, overlap, parseNetwork } from "./network.ts";
 import { absolutePath, ociRule, RULE_FORMS } from "./ociRules.ts";
 import { type Problem, refuse } from "./problems.ts";
@@ -555,6 +555,19 @@ export const stackSchema = z.strictObject({
           )
           .default([])
           .describe("Taints that each registers with; one that is registered keeps those that it has."),
+        kubernetes: z
+          .enum(kubernetesMinors)
+          .optional()
+          .describe(
+            "The minor version of their kubelet, no newer than the server's. Default: the server's. Another one starts " +
+              "each kubelet anew, one node after the other and after the server, while its pods go on.",
+          ),
+        drain: z
+          .boolean()
+          .default(false)
+          .describe(
+            "Whether a node's pods move to others before its kubelet is exchanged, and it takes none meanwhile.",
+          ),
       }),
     )
     .default([])
@@ -661,14 +674,18 @@ export function parseStackConfig(input: unknown) {
       clusterDns: config.node.clusterDns ?? addressAt(parseNetwork(config.node.serviceCidr)!, 10),
     },
   };
-  refuse([...kubernetesProblems(config), ...crossChecks(complete)]);
+  refuse([...kubernetesProblems(config), ...nodesProblems(complete), ...crossChecks(complete)]);
   return complete;
 }
 
 /** YAML takes a minor version without quotes for a number. */
 function withTexts(input: unknown): unknown {
-  const { kubernetes } = (input ?? {}) as { kubernetes?: unknown };
-  return typeof kubernetes === "number" ? { ...(input as object), kubernetes: String(kubernetes) } : input;
+  const withMinor = (options: unknown) => {
+    const { kubernetes } = (options ?? {}) as { kubernetes?: unknown };
+    return typeof kubernetes === "number" ? { ...(options as object), kubernetes: String(kubernetes) } : options;
+  };
+  const { nodes } = (input ?? {}) as { nodes?: unknown };
+  return withMinor(Array.isArray(nodes) ? { ...(input as object), nodes: nodes.map(withMinor) } : input);
 }
 
 function kubernetesProblems({ kubernetes, distribution }: z.output<typeof stackSchema>): Problem[] {
@@ -718,6 +735,7 @@ export function defaultSubnet(name: string, taken: readonly string[] = []): stri
 }
 
 type Complete = Omit<z.output<typeof stackSchema>, "quirks"> & {
+  kubernetes: KubernetesMinor;
   quirks: "auto" | QuirkId[];
   sandbox: { subnet: string };
   node: { clusterDns: string };
@@ -739,10 +757,9 @@ function crossChecks({
   k3s,
   manifests,
   ports,
-  nodes,
   from,
 }: Complete): Problem[] {
-  const problems: Problem[] = [...quirkProblems(quirks, mode), ...nodesProblems(nodes, target, distribution, mode)];
+  const problems: Problem[] = [...quirkProblems(quirks, mode)];
   if (from !== undefined && (target !== "managed" || distribution !== "embedded" || mode === "external")) {
     const message =
       "a cluster begins with a snapshot only with target: managed and distribution: embedded; leave it out";
@@ -899,12 +916,7 @@ function crossChecks({
 }
 
 /** What is wrong with the further nodes. */
-function nodesProblems(
-  nodes: Complete["nodes"],
-  target: Complete["target"],
-  distribution: Complete["distribution"],
-  mode: Complete["mode"],
-): Problem[] {
+function nodesProblems({ nodes, target, distribution, mode, kubernetes: server }: Complete): Problem[] {
   if (nodes.length === 0) return [];
   const fits = target === "managed" && distribution === "embedded" && mode === "node";
   const message = "further nodes join a server of distribution: embedded, target: managed and mode: node; leave it out";
@@ -914,7 +926,16 @@ function nodesProblems(
     ...names
       .filter((name, i) => names.indexOf(name) < i)
       .map((name) => ({ option: "nodes", value: name, message: "two pools have this name; give one another" })),
-    ...nodes.flatMap(({ name, memory, labels }) => [
+    ...nodes.flatMap(({ name, memory, labels, kubernetes = server }) => [
+      ...(isNewer(kubernetes, server)
+        ? [
+            {
+              option: `nodes.${name}.kubernetes`,
+              value: kubernetes,
+              message: `a node is never newer than its server, which is of ${server}; give the server that version first`,
+            },
+          ]
+        : []),
       ...(memory !== null && bytes(memory) < bytes("256Mi")
         ? [{ option: `nodes.${name}.memory`, value: memory, message: "at least 256Mi is allowed" }]
         : []),

@@ -44,8 +44,8 @@ interface ManifestState {
 export const embeddedServer = ({ kubernetes }: Pick<StackConfig, "kubernetes">) =>
   pathInSandbox({ name: serverOf(kubernetes) }, "gvisor-k3s-node");
 
-/** What serves Services on a node, of the same version as a server, by its path on the machine. */
-export const serviceProxy = ({ kubectl }: Pick<ServerRef, "kubectl">) => join(dirname(kubectl), "service-proxy");
+/** What serves Services on a node, which is beside the program that is its kubelet or kubectl, by its path there. */
+export const serviceProxy = (program: string) => join(dirname(program), "service-proxy");
 
 /** See {@link Distribution}. */
 export const embedded: Distribution = {

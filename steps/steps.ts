@@ -15,7 +15,7 @@ import { joinServer } from "./join.ts";
 import { downloadK3s } from "./k3s.ts";
 import { writeKubeconfig } from "./kubeconfig.ts";
 import { ensureManifest, removeManifest } from "./manifest.ts";
-import { inviteNode, removeNode } from "./member.ts";
+import { inviteNode, removeNode, returnNode } from "./member.ts";
 import { ensureNetwork } from "./network.ts";
 import type { PodLogsParams } from "./podLogs.ts";
 import { probeQuirks } from "./probe.ts";
@@ -50,6 +50,7 @@ export const steps = {
   "manifest-remove": removeManifest,
   member: inviteNode,
   "member-remove": removeNode,
+  "member-return": returnNode,
   join: joinServer,
 } satisfies Record<string, Step<never, unknown>>;
 

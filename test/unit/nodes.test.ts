@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { rootCertificates } from "node:tls";
 import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
 import { conflistPath } from "../../config/conflist.ts";
@@ -11,7 +12,7 @@ import { parseStackConfig } from "../../config/schema.ts";
 import { FakeMachine } from "../../machines/fake.ts";
 import { hostPaths } from "../../machines/paths.ts";
 import { joinServer } from "../../steps/join.ts";
-import { invitationIn, removeNode } from "../../steps/member.ts";
+import { invitationIn, inviteNode, removeNode, returnNode } from "../../steps/member.ts";
 import { CommandError } from "../../system/run.ts";
 
 const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-nodes-"));
@@ -30,6 +31,23 @@ describe("the nodes of the options", () => {
     expect(first!.config).toMatchObject({ name: "dev-w-1", ports: [], sandbox: { memory: "1Gi", hostPorts: [5000] } });
     expect(first!.config.joins).toEqual({ cluster: "dev", server: config.sandbox.subnet });
     expect(gpu!.taints).toEqual(["gpu=yes:NoSchedule"]);
+  });
+
+  it("are of the server's version or an older one, and YAML may take that for a number", () => {
+    const config = parseStackConfig({ name: "dev", nodes: [{ name: "w" }, { name: "old", kubernetes: 1.36 }] });
+    expect(joiningNodes(config).map((node) => node.config.kubernetes)).toEqual(["1.37", "1.36"]);
+  });
+
+  it.each([
+    [{ kubernetes: "1.36", nodes: [{ name: "w", kubernetes: "1.37" }] }, "nodes.w.kubernetes", "never newer than its"],
+    [{ nodes: [{ name: "w" }, { name: "w" }] }, "nodes", "two pools have this name"],
+    [{ nodes: [{ name: "w", memory: "100Mi" }] }, "nodes.w.memory", "at least 256Mi"],
+    [{ nodes: [{ name: "w", labels: { "node-role.kubernetes.io/x": "" } }] }, "nodes.w.labels", "no kubelet may give"],
+    [{ target: "inside", nodes: [{ name: "w" }] }, "nodes", "target: managed"],
+  ])("are refused as %j", (options, option, message) => {
+    const parse = () => parseStackConfig({ name: "dev", ...options });
+    expect(parse).toThrow(option);
+    expect(parse).toThrow(message);
   });
 
   it("have networks that share no address, whatever they are called", () => {
@@ -108,22 +126,91 @@ describe("a node that joins", () => {
   });
 });
 
+/** The server's machine, what is run there, and the parameters of what is done for a node. */
+const server = (answers: (args: readonly string[]) => string) => {
+  said = [];
+  const ran: string[] = [];
+  const runs = (args: readonly string[]) => {
+    ran.push(args.slice(1, 3).join(" "));
+    return answers(args);
+  };
+  const machine = new FakeMachine({ kind: "managed", name: "a", home }, { runs });
+  const params = { machine: machine.ref, program: "/opt/node", node: "a-w-1", address: "10.107.0.6" };
+  return { ran, machine, params };
+};
+
+const heldBack = () => {
+  throw new CommandError({
+    escapedCommand: "kubectl drain",
+    exitCode: 1,
+    stderr: "Cannot evict pod db-0",
+    timedOut: false,
+    isMaxBuffer: false,
+  });
+};
+
+describe("a node that gets another kubelet, and is drained for it", () => {
+  const token = "abcdef.0123456789abcdef";
+  const pem = rootCertificates[0]!;
+  const answers = (node: object) => (args: readonly string[]) =>
+    args.includes("get") ? JSON.stringify(node) : JSON.stringify({ token, serverCA: pem, clientCA: pem });
+  const tells = (kubeletVersion: string, unschedulable = false, annotations = {}) => ({
+    metadata: { annotations },
+    spec: { unschedulable },
+    status: { nodeInfo: { kubeletVersion } },
+  });
+  const invited = async (node: object) => {
+    const { ran, machine, params } = server(answers(node));
+    await inviteNode.run({ ...params, kubelet: "v1.37.2" }, context(machine));
+    return ran;
+  };
+
+  it("takes no pods before, unless it has it already", async () => {
+    expect(await invited(tells("v1.36.3"))).toEqual([
+      "kubectl get",
+      "kubectl annotate",
+      "kubectl drain",
+      "invite --config",
+    ]);
+    expect(said).toEqual(["draining a-w-1, which gets v1.37.2 in place of v1.36.3"]);
+    expect(await invited(tells("v1.37.2"))).toEqual(["kubectl get", "invite --config"]);
+  });
+
+  it("takes pods again, but for one whose user wants none on it", async () => {
+    const drained = { "gvisor-k3s/drained": "" };
+    const returned = async (node: object) => {
+      const { ran, machine, params } = server(answers(node));
+      await returnNode.run(params, context(machine));
+      return ran;
+    };
+    expect(await returned(tells("v1.37.2", true, drained))).toEqual([
+      "kubectl get",
+      "kubectl uncordon",
+      "kubectl annotate",
+    ]);
+    expect(await invited(tells("v1.36.3", true))).toEqual(["kubectl get", "kubectl drain", "invite --config"]);
+    expect(await returned(tells("v1.37.2", true))).toEqual(["kubectl get"]);
+  });
+
+  it("keeps the one that it has where something keeps it from being drained", async () => {
+    const { ran, machine, params } = server((args) =>
+      args.includes("drain") ? heldBack() : answers(tells("v1.36.3"))(args),
+    );
+    const done = inviteNode.run({ ...params, kubelet: "v1.37.2" }, context(machine));
+    await expect(done).rejects.toThrow(/so its kubelet is not exchanged.*Cannot evict pod db-0/);
+    expect(ran).not.toContain("invite --config");
+  });
+});
+
 describe("a node that is removed", () => {
   const remove = async (answers: (args: readonly string[]) => string) => {
-    said = [];
-    const ran: string[] = [];
-    const runs = (args: readonly string[]) => {
-      ran.push(args.slice(1, 3).join(" "));
-      return answers(args);
-    };
-    const machine = new FakeMachine({ kind: "managed", name: "a", home }, { runs });
-    const params = { machine: machine.ref, program: "/opt/node", node: "a-w-1", address: "10.107.0.6" };
+    const { ran, machine, params } = server(answers);
     return { ran, done: removeNode.run(params, context(machine)) };
   };
 
   it("is drained first, and its volumes are told", async () => {
     const { ran, done } = await remove((args) =>
-      args.includes("persistentvolumes") ? "pvc-1 a\npvc-2 a-w-1\n" : args.includes("get") ? "node/a-w-1\n" : "",
+      args.includes("persistentvolumes") ? "pvc-1 a\npvc-2 a-w-1\n" : args.includes("get") ? "{}" : "",
     );
     await done;
     expect(ran).toEqual(["kubectl get", "kubectl get", "kubectl drain", "forget --config"]);
@@ -137,18 +224,7 @@ describe("a node that is removed", () => {
   });
 
   it("stays if something keeps it from being drained, which is told with what to do", async () => {
-    const { ran, done } = await remove((args) => {
-      if (args.includes("drain")) {
-        throw new CommandError({
-          escapedCommand: "kubectl drain",
-          exitCode: 1,
-          stderr: "Cannot evict pod db-0",
-          timedOut: false,
-          isMaxBuffer: false,
-        });
-      }
-      return "node/a-w-1";
-    });
+    const { ran, done } = await remove((args) => (args.includes("drain") ? heldBack() : "{}"));
     await expect(done).rejects.toThrow(
       /a-w-1 is not drained within 120 s.*Cannot evict pod db-0[\s\S]*PodDisruptionBudget/,
     );
