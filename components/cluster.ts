@@ -34,7 +34,8 @@ export type { ClusterArgs } from "./inputs.ts";
 
 /**
  * A cluster with all its parts, described by the options of a stack. The name of a part begins with the cluster's.
- * `registries` and `proxy` may be outputs, as a whole or in parts: a secret of the program's configuration stays one.
+ * What only shapes the content of files may be outputs, as a whole or in parts: `registries`, `proxy`, arguments and labels
+ * of `node`, and more; an error names all. A secret of the program's configuration stays one.
  * @throws RunError that lists everything that is wrong with the options, before anything is made
  */
 export class Cluster extends pulumi.ComponentResource {
@@ -119,16 +120,16 @@ export function clusterParts(
   scope: Scope = { own: (part) => part, under: {} },
   late: LateConfig = config,
 ): ClusterParts {
-  return config.mode === "external" ? external(config, scope) : sandboxed(config, scope, late);
+  return config.mode === "external" ? external(config, late, scope) : sandboxed(config, scope, late);
 }
 
 const stateOf = (pod: TestPod | undefined): TestPodState | undefined =>
   pod && { name: pod.podName, phase: pod.phase, logs: pod.logs };
 
 /** A cluster that is there already, of which nothing is changed. */
-function external(config: StackConfig, { own, under }: Scope): ClusterParts {
+function external(config: StackConfig, late: LateConfig, { own, under }: Scope): ClusterParts {
   const kubeconfig = pulumi.secret(kubeconfigOfExternal(config.external));
-  const pod = config.pod.enabled ? new TestPod(own("testpod"), { kubeconfig, pod: config.pod }, under) : undefined;
+  const pod = config.pod.enabled ? new TestPod(own("testpod"), { kubeconfig, pod: late.pod }, under) : undefined;
   return {
     address: undefined,
     quirks: undefined,
@@ -149,10 +150,10 @@ function sandboxed(config: StackConfig, scope: Scope, late: LateConfig): Cluster
   const { network, node: options } = config;
   const connected = containerd && { sandbox, containerd, network, clusterCidr: options.clusterCidr };
   const runtime = connected && { ...connected, network: new PodNetwork(own("network"), connected, under) };
-  const node = new K3sNode(own("node"), { sandbox, runtime, config }, under);
+  const node = new K3sNode(own("node"), { sandbox, runtime, config, options: late.node }, under);
   let last: JoiningNode | undefined;
   for (const joining of joiningNodes(config)) last = joiningNode(joining, late, scope, { sandbox, node }, last);
-  const pod = containerd ? workloads(config, scope, sandbox, probe, containerd, node) : undefined;
+  const pod = containerd ? workloads(config, late, scope, sandbox, probe, containerd, node) : undefined;
   if (!containerd) applyManifests(config, scope, sandbox, node, []);
   const { address } = sandbox;
   const { kubeconfig, kubeconfigPath } = node;
@@ -174,7 +175,7 @@ function joiningNode(
   const sandbox = new Sandbox(own("sandbox"), { config }, under);
   const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
   const containerd = containerRuntime(config, late, scope, sandbox, probe);
-  const args = { sandbox, containerd, node, server, ...(after ? { after } : {}) };
+  const args = { sandbox, containerd, node, options: late.node, server, ...(after ? { after } : {}) };
   const joined = new JoiningNode(own("node"), args, under);
   images(config, scope, sandbox, containerd);
   new ServiceProxy(own("proxy"), { sandbox, node: server.node, joined, probe, network: config.network }, under);
@@ -184,7 +185,7 @@ function joiningNode(
 /** What runs containers; a control plane alone has none of it. */
 function containerRuntime(
   config: StackConfig,
-  { registries, proxy }: LateConfig,
+  { registries, proxy, containerd: options }: LateConfig,
   { own, under }: Scope,
   sandbox: Sandbox,
   probe: QuirkProbe,
@@ -198,13 +199,14 @@ function containerRuntime(
   const runtime = new RuntimeWrapper(own("runtime"), { sandbox, probe, facade, runtime: binary, rules }, under);
   const { containerd, node } = config;
   const direct = [config.sandbox.subnet, node.clusterCidr, node.serviceCidr];
-  const args = { sandbox, probe, runtime, containerd, registries, proxy, direct };
+  const args = { sandbox, probe, runtime, containerd, options, registries, proxy, direct };
   return new ContainerdConfig(own("containerd"), args, under);
 }
 
 /** What pods take, and what runs in pods. */
 function workloads(
   config: StackConfig,
+  late: LateConfig,
   scope: Scope,
   sandbox: Sandbox,
   probe: QuirkProbe,
@@ -228,7 +230,7 @@ function workloads(
   if (!config.pod.enabled) return undefined;
   return new TestPod(
     own("testpod"),
-    { kubeconfig: node.kubeconfig, pod: config.pod, endsWith: sandbox.process },
+    { kubeconfig: node.kubeconfig, pod: late.pod, endsWith: sandbox.process },
     { ...under, dependsOn: [node, imported] },
   );
 }

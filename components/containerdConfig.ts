@@ -12,11 +12,13 @@ import type { QuirkProbe } from "./quirkProbe.ts";
 import type { RuntimeWrapper } from "./runtimeWrapper.ts";
 import type { Sandbox } from "./sandbox.ts";
 
-export interface ContainerdConfigArgs extends LateConfig {
+export interface ContainerdConfigArgs extends Pick<LateConfig, "registries" | "proxy"> {
   sandbox: Sandbox;
   probe: QuirkProbe;
   runtime: RuntimeWrapper;
   containerd: StackConfig["containerd"];
+  /** What containerd's config file says in place of these options, where some of them are outputs. */
+  options?: LateConfig["containerd"];
   /** Networks that need no proxy: the cluster's own. */
   direct: string[];
 }
@@ -51,10 +53,10 @@ export class ContainerdConfig extends pulumi.ComponentResource {
     const pause = imageName("pause");
     const cniPlugins = pathInSandbox({ name: "cni" }, "");
     this.toml = pulumi
-      .all([runtime.path, probe.found])
-      .apply(([binary, found]) =>
+      .all([runtime.path, probe.found, args.options ?? containerd])
+      .apply(([binary, found, options]) =>
         renderContainerdConfig(
-          containerd,
+          options as StackConfig["containerd"],
           { runtime: binary, cniPlugins, pauseImage: pause },
           containerdKeysFor(found),
         ),

@@ -2,9 +2,11 @@ import * as pulumi from "@pulumi/pulumi";
 import { serverOf, wanted } from "../artifacts/artifacts.ts";
 import type { JoiningNode as Description } from "../config/nodes.ts";
 import { renderJoinConfig } from "../config/nodeYaml.ts";
+import type { StackConfig } from "../config/schema.ts";
 import { embedded, embeddedServer } from "../servers/embedded.ts";
 import type { Invitation } from "../steps/member.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
+import { lift } from "./inputs.ts";
 import type { K3sNode } from "./k3sNode.ts";
 import type { Sandbox } from "./sandbox.ts";
 
@@ -13,6 +15,8 @@ export interface JoiningNodeArgs {
   sandbox: Sandbox;
   containerd: ContainerdConfig;
   node: Description;
+  /** The options `node` of the cluster. */
+  options: pulumi.Input<StackConfig["node"]>;
   /** The cluster's server, and the machine that it is on. */
   server: { node: K3sNode; sandbox: Sandbox };
   /** The node that joins before it: where kubelets are exchanged, that is done at one after the other. */
@@ -61,7 +65,7 @@ export class JoiningNode extends pulumi.ComponentResource {
       clusterCidr: config.node.clusterCidr,
       address: sandbox.address,
     };
-    const content = renderJoinConfig(node, sandbox.address, api, config.node);
+    const content = lift(args.options, (options) => renderJoinConfig(node, sandbox.address, api, options));
     const join = sandbox.step(`${name}-join`, "memory", { step: "join", params, content }, this, containerd, member);
     this.ready = node.drain
       ? server.sandbox.step(

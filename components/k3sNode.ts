@@ -7,6 +7,7 @@ import type { StackConfig } from "../config/schema.ts";
 import { distributionOf } from "../servers/index.ts";
 import type { ClientRef, ServerRef } from "../servers/server.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
+import { lift } from "./inputs.ts";
 import type { PodNetwork } from "./podNetwork.ts";
 import type { Sandbox } from "./sandbox.ts";
 
@@ -16,6 +17,8 @@ export interface K3sNodeArgs {
   runtime?: { containerd: ContainerdConfig; network: PodNetwork } | undefined;
   /** The options of the cluster: those named `node`, `distribution`, `k3s` and `addons` say what the server is. */
   config: StackConfig;
+  /** What the server's config file says in place of the options `node`, where some of these are outputs. */
+  options?: pulumi.Input<StackConfig["node"]>;
 }
 
 /**
@@ -32,7 +35,7 @@ export class K3sNode extends pulumi.ComponentResource {
   /** Whether the server has this project's controllers in it. */
   readonly hasControllers: boolean;
   /** A hash of the server's config file. */
-  readonly revision: string;
+  readonly revision: pulumi.Input<string>;
   /** The admin's kubeconfig, a secret; it works from the host. */
   readonly kubeconfig: pulumi.Output<string>;
   /** The kubeconfig's file on the host, mode 0600. */
@@ -40,7 +43,7 @@ export class K3sNode extends pulumi.ComponentResource {
 
   constructor(name: string, args: K3sNodeArgs, options?: pulumi.ComponentResourceOptions) {
     super("gvisor-k3s:index:K3sNode", name, {}, options);
-    const { sandbox, runtime, config } = args;
+    const { sandbox, runtime, config, options: late = config.node } = args;
     const { address } = sandbox;
     const distribution = distributionOf(config);
     this.runsPods = runtime !== undefined;
@@ -54,8 +57,8 @@ export class K3sNode extends pulumi.ComponentResource {
       ? [sandbox.step(`${name}-download`, "cache", { step: "k3s", params: { release } }, this)]
       : [];
     const disabled = distribution.disabled(config);
-    const content = renderNodeConfig(sandbox.ref.name, address, config.node, this.runsPods, disabled);
-    this.revision = digest(content);
+    const content = lift(late, (node) => renderNodeConfig(sandbox.ref.name, address, node, this.runsPods, disabled));
+    this.revision = lift(content, digest);
     const files = this.#files(`${name}-files`, args);
     const { settings } = distribution;
     const read = [...(files ? [files.hash] : []), ...(settings === undefined ? [] : [digest(settings)])].join("-");

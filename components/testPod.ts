@@ -2,12 +2,13 @@ import * as kubernetes from "@pulumi/kubernetes";
 import * as pulumi from "@pulumi/pulumi";
 import { imageName } from "../artifacts/artifacts.ts";
 import type { StackConfig } from "../config/schema.ts";
+import { lift } from "./inputs.ts";
 import { command } from "./step.ts";
 
 export interface TestPodArgs {
   /** A kubeconfig with the right to create pods and read their logs. */
   kubeconfig: pulumi.Input<string>;
-  pod: Omit<StackConfig["pod"], "enabled">;
+  pod: pulumi.Input<Omit<StackConfig["pod"], "enabled">>;
   /** The resource with which the cluster, and so the pod, ends. */
   endsWith?: pulumi.Resource;
 }
@@ -40,25 +41,12 @@ export class TestPod extends pulumi.ComponentResource {
       { parent: this },
     );
     const container = "main";
+    const namespace = lift(args.pod, (pod) => pod.namespace);
     const pod = new kubernetes.core.v1.Pod(
       `${name}-pod`,
       {
-        metadata: { name, namespace: args.pod.namespace },
-        spec: {
-          containers: [
-            {
-              name: container,
-              image: args.pod.image ?? imageName("testpod"),
-              args: args.pod.args,
-              ...(args.pod.image
-                ? {}
-                : {
-                    imagePullPolicy: "Never",
-                    readinessProbe: { httpGet: { path: "/healthz", port: 8080 }, periodSeconds: 1 },
-                  }),
-            },
-          ],
-        },
+        metadata: { name, namespace },
+        spec: { containers: [lift(args.pod, (pod) => ({ name: container, ...containerOf(pod) }))] },
       },
       { ...ends, ...after, provider, deleteBeforeReplace: true },
     );
@@ -68,11 +56,18 @@ export class TestPod extends pulumi.ComponentResource {
     const log = command(
       `${name}-logs`,
       "pod-logs",
-      { namespace: args.pod.namespace, name: this.podName, container, uid: pod.metadata.uid },
+      { namespace, name: this.podName, container, uid: pod.metadata.uid },
       { content: args.kubeconfig },
       { ...ends, dependsOn: pod },
     );
     this.logs = log.stdout;
     this.registerOutputs({ podName: this.podName, phase: this.phase, logs: this.logs });
   }
+}
+
+/** This project's own image is there already, and answers when it is ready. */
+function containerOf({ image, args }: Pick<StackConfig["pod"], "image" | "args">) {
+  if (image) return { image, args };
+  const readinessProbe = { httpGet: { path: "/healthz", port: 8080 }, periodSeconds: 1 };
+  return { image: imageName("testpod"), args, imagePullPolicy: "Never", readinessProbe };
 }

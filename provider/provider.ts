@@ -4,6 +4,7 @@ import { join } from "node:path";
 import * as pulumi from "@pulumi/pulumi";
 import { main } from "@pulumi/pulumi/provider/index.js";
 import { Cluster } from "../components/cluster.ts";
+import { keptOutput } from "../components/inputs.ts";
 import { InputError } from "../config/problems.ts";
 import { packageSchema } from "./schema.ts";
 
@@ -29,17 +30,24 @@ void main(
  * Whether a value is known, and the value; neither is part of the SDK's types, and without them a preview would wait
  * for the unknown for ever.
  */
-type Inner = pulumi.Output<unknown> & { isKnown: Promise<boolean>; promise(withUnknowns: boolean): Promise<unknown> };
+type Inner = pulumi.Output<unknown> & {
+  isKnown: Promise<boolean>;
+  isSecret: Promise<boolean>;
+  promise(withUnknowns: boolean): Promise<unknown>;
+};
 
 /**
- * Inputs as plain values.
+ * Inputs as plain values, but for what is secret or not known yet, of options that may be outputs.
  * @throws InputError that names every option that is not known in a preview
  */
 async function known(inputs: pulumi.Inputs): Promise<Record<string, unknown>> {
   const given = await Promise.all(
     Object.entries(inputs).map(async ([option, value]) => {
       const output = pulumi.output(value) as Inner;
-      return { option, known: await output.isKnown, value: await output.promise(true) };
+      const isKnown = await output.isKnown;
+      if (isKnown && !(await output.isSecret)) return { option, known: true, value: await output.promise(true) };
+      const kept = keptOutput(option, output, isKnown ? await output.promise(true) : undefined);
+      return { option, known: kept !== undefined, value: kept };
     }),
   );
   const unknown = given.filter(({ known }) => !known);

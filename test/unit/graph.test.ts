@@ -302,6 +302,30 @@ describe("the graph", () => {
     expect(JSON.stringify(registrations).replaceAll(JSON.stringify(params), "")).not.toContain("very-secret");
   });
 
+  it("takes outputs for what is in the files of containerd and the server, and for the test pod", async () => {
+    const { registrations } = await program({}, async () => {
+      const { Cluster } = await import("../../components/cluster.ts");
+      const late = pulumi.output("late");
+      const node = {
+        httpsListenPort: 7443,
+        labels: { team: late },
+        apiServerArgs: [pulumi.interpolate`oidc-client-id=${pulumi.secret("very-secret")}`],
+      };
+      const containerd = { logLevel: pulumi.output("debug" as const) };
+      const pod = { args: [late, "b"] };
+      const nodes = [{ name: "w" }];
+      return { default: { made: new Cluster("graph", { node, containerd, pod, nodes }) } };
+    });
+    const server = registrations["graph-node-server"]!.inputs.stdin as { value: string };
+    for (const line of ["team=late", "oidc-client-id=very-secret", "https-listen-port: 7443"])
+      expect(server.value).toContain(line);
+    expect(JSON.stringify(registrations).replaceAll(JSON.stringify(server), "")).not.toContain("very-secret");
+    expect(registrations["graph-containerd-apply"]!.inputs.stdin).toContain('level = "debug"');
+    expect(registrations["graph-testpod-pod"]!.inputs).toMatchObject({
+      spec: { containers: [{ args: ["late", "b"] }] },
+    });
+  });
+
   it("takes no other output, and says of each that is one where it is", async () => {
     const given = { name: pulumi.output("graph"), sandbox: { memory: pulumi.secret("2Gi") } } as unknown as ClusterArgs;
     const made = program({}, async () => {
@@ -384,6 +408,15 @@ describe("further nodes", () => {
     );
     expect(awaited(one, "w-1-containerd-apply"), "what needs no server begins beside it").not.toContain("node-server");
     expect(awaited(one, "testpod-pod"), "what the test pod does not need").not.toContain("w-1-node-join");
+  });
+
+  it("get another kubelet one after the other, and take pods again before the next is drained", async () => {
+    const drained = await graph({ nodes: [{ name: "w", count: 2, drain: true }] });
+    expect(drained["w-2-node-member"]!.dependsOn).toContain("w-1-node-return");
+    expect(drained["w-1-node-return"]!.dependsOn).toContain("w-1-node-join");
+    const others = await graph(pools(2));
+    expect(others["w-2-node-member"]!.dependsOn).toContain("w-1-node-join");
+    expect(awaited(others, "w-2-containerd-apply"), "what is beside it").not.toContain("w-1-node-join");
   });
 
   it("keep by what a node joins a secret", async () => {
