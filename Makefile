@@ -4,7 +4,7 @@ STACK ?= dev
 export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)/bin:$(PATH)
 
 GO_MODULES := host node/init node/relay node/wrapper node/images node/cni node/cadvisor node/metrics-server standins \
-	toolchain/golint
+	toolchain/golint toolchain/pulumi-sdks
 
 # The versions of Kubernetes beside the newest, each with its own pins for node/server.
 OLDER := $(basename $(notdir $(wildcard node/server/versions/*.mod)))
@@ -85,8 +85,8 @@ go-test: build ## the tests of the Go modules
 # Beside what a sandbox takes, the tests have other gVisors, an image registry, Helm, Pulumi's YAML, Debian's crun, an SSH client,
 # and, for the upgrades, the Kubernetes before the newest.
 e2e: build ## end-to-end tests; FILE=security T='part of a name' for some, KEEP=1 leaves what they made, K3S=FILE takes k3s
-	@sh toolchain/bootstrap.sh crun ssh=openssh-client
-	@node toolchain/build.ts traefik runsc-2025-02 registry helm pulumi-yaml csi-driver $(if $(filter-out upgrade,$(FILE)),,server-$(lastword $(OLDER)))
+	@sh toolchain/bootstrap.sh crun ssh=openssh-client python3=python3-venv
+	@node toolchain/build.ts traefik runsc-2025-02 registry helm pulumi-yaml pulumi-sdks csi-driver $(if $(filter-out upgrade,$(FILE)),,server-$(lastword $(OLDER)))
 	@echo "== end-to-end tests"
 	@node_modules/.bin/vitest run --project e2e $(if $(FILE),test/e2e/$(FILE).test.ts) $(if $(T),-t '$(T)')
 

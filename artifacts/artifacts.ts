@@ -45,6 +45,7 @@ export const testArtifacts = [
   "registry",
   "helm",
   "pulumi-yaml",
+  "pulumi-sdks",
   "csi-driver",
   "conformance",
   "workloads",

@@ -91,7 +91,7 @@ export function renderJoinConfig(
 /** When the kubelet deletes images, unless its user's own arguments say that. */
 function imageCollection({ pruneImagesAt: percent, kubeletArgs }: StackConfig["node"]): string[] {
   if (kubeletArgs.some((argument) => argument.startsWith("image-gc-"))) return [];
-  if (percent === null) return ["image-gc-high-threshold=100"]; // which is never
+  if (percent === null || percent === 100) return ["image-gc-high-threshold=100"]; // which is never
   return [`image-gc-high-threshold=${percent}`, `image-gc-low-threshold=${Math.max(0, percent - 5)}`];
 }
 

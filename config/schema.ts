@@ -222,7 +222,7 @@ export const stackSchema = z.strictObject({
         .nullable()
         .default("4Gi")
         .describe(
-          "What the whole sandbox may use at most, from 512Mi; `null` for no limit. Changing it restarts nothing; what " +
+          "What the whole sandbox may use at most, from 512Mi; `null` or `none` for no limit. Changing it restarts nothing; what " +
             "the node counts as its own memory follows at the sandbox's next start.",
         ),
       cpus: cpuTime
@@ -389,14 +389,14 @@ export const stackSchema = z.strictObject({
           "Labels that the node registers with; one that is registered keeps those that it has, which `kubectl label` " +
             "changes. Changing them restarts the node's server; pods live on.",
         ),
-      pruneImagesAt: wholeNumber(1, 99)
+      pruneImagesAt: wholeNumber(1, 100)
         .nullable()
         .default(95)
         .describe(
           "From how many percent of the disk in use on the kubelet deletes images that no container uses, the longest " +
             "unused first, until it is 5 less; it looks every five minutes. The disk is the host's, whoever fills it. " +
             "What was imported from archives stays, and so do the node's own images; `images prune` deletes at once. " +
-            "`null` for never. Changing it restarts the node's server; pods live on.",
+            "100 or `null` for never. Changing it restarts the node's server; pods live on.",
         ),
       kubeletArgs: componentArguments("the kubelet"),
       apiServerArgs: componentArguments("kube-apiserver"),
@@ -678,14 +678,21 @@ export function parseStackConfig(input: unknown) {
   return complete;
 }
 
-/** YAML takes a minor version without quotes for a number. */
+/**
+ * What programs in other languages write in their own way: YAML takes a minor version without quotes for a number, and
+ * Pulumi's YAML has no null, without which there is no other word for "no limit".
+ */
 function withTexts(input: unknown): unknown {
   const withMinor = (options: unknown) => {
     const { kubernetes } = (options ?? {}) as { kubernetes?: unknown };
     return typeof kubernetes === "number" ? { ...(options as object), kubernetes: String(kubernetes) } : options;
   };
-  const { nodes } = (input ?? {}) as { nodes?: unknown };
-  return withMinor(Array.isArray(nodes) ? { ...(input as object), nodes: nodes.map(withMinor) } : input);
+  const { nodes, sandbox } = (input ?? {}) as { nodes?: unknown; sandbox?: { memory?: unknown } };
+  return withMinor({
+    ...(input as object),
+    ...(Array.isArray(nodes) && { nodes: nodes.map(withMinor) }),
+    ...(sandbox?.memory === "none" && { sandbox: { ...sandbox, memory: null } }),
+  });
 }
 
 function kubernetesProblems({ kubernetes, distribution }: z.output<typeof stackSchema>): Problem[] {

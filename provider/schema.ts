@@ -22,6 +22,8 @@ interface Json {
 type TypeSpec = Record<string, unknown>;
 
 const PACKAGE = "gvisor-k3s";
+/** Where the SDK for Go is imported from; who publishes one gives it an address of their own. */
+const GO_PACKAGE = "example.com/gvisor-k3s/sdk/go/gvisork3s";
 const ANY: TypeSpec = { $ref: "pulumi.json#/Any" };
 
 /** The whole schema. */
@@ -60,6 +62,11 @@ export function packageSchema(version: string): object {
     description: "A working Kubernetes node inside a gVisor sandbox.",
     keywords: ["kubernetes", "gvisor", "k3s", "category/infrastructure", "kind/component"],
     license: "Apache-2.0",
+    language: {
+      go: { importBasePath: GO_PACKAGE, respectSchemaVersion: true },
+      nodejs: { respectSchemaVersion: true },
+      python: { respectSchemaVersion: true, pyproject: { enabled: true } },
+    },
     types,
     resources: {
       [`${PACKAGE}:index:Cluster`]: {

@@ -154,6 +154,7 @@ export const builds = {
       },
     },
   ],
+  "pulumi-sdks": [{ module: "toolchain/pulumi-sdks", packages: ["."] }],
   // With the server's settings, as above; so are the next ones.
   "csi-driver": [
     { module: "node/server", packages: ["./csi-driver"], cgo: true, tags: ["sqlite_omit_load_extension"] },

@@ -21,6 +21,7 @@ const left = new Set([
   "registry",
   "helm",
   "pulumi-yaml",
+  "pulumi-sdks",
   "runsc-2025-02",
   "golint",
   "golint.sh",

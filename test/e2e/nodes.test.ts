@@ -79,6 +79,13 @@ async function hears(pod: string, address: string): Promise<string> {
 const becomes = (what: string, pod: string, address: string, whom: string) =>
   waitFor(what, PATIENCE, async () => (await hears(pod, address)) === whom || undefined);
 
+/** The versions of nodes' kubelets, and whom events are about, one after the other. */
+const VERSIONS = "{.items[*].status.nodeInfo.kubeletVersion}";
+const WHOM = "{.items[*].involvedObject.name}";
+
+/** The pod of the Deployment. */
+const moved = () => kubectl(name, "get", "pods", "--selector=app=moved", "-o=jsonpath={.items[*].metadata.name}");
+
 /** What the host hears. */
 const hostHears = async (address: string) => (await (await fetch(`http://${address}/`)).text()).split(" ")[0];
 
@@ -247,6 +254,61 @@ it("takes another limit of memory while it runs", async () => {
   expect(limits(first).memory).toBe(600 * 2 ** 20);
   expect(supervised(first).sandbox).toEqual(sandbox);
   await up(1);
+});
+
+it("has nodes older than the server, and exchanges their kubelets one after the other, each drained first", async () => {
+  const old = [`${name}-o-1`, `${name}-o-2`];
+  const bothPools = (kubernetes: object) => {
+    const pool = { name: "o", count: 2, labels: { tier: "o" }, drain: true, ...kubernetes };
+    setOptions(name, { ...pools(1), nodes: [...pools(1).nodes, pool] });
+  };
+  const versions = () => kubectl(name, "get", "nodes", "--selector=tier=o", `-o=jsonpath=${VERSIONS}`);
+  bothPools({ kubernetes: "1.36" });
+  const added = await cli("up", name);
+  expect(added.exitCode, added.all).toBe(0);
+  expect((await versions()).split(" ")).toEqual([
+    expect.stringMatching(/^v1\.36\./),
+    expect.stringMatching(/^v1\.36\./),
+  ]);
+  const app = { app: "moved" };
+  const { nodeName: _, ...spec } = pod("moved", "").spec;
+  await apply(
+    {
+      apiVersion: "apps/v1",
+      kind: "Deployment",
+      metadata: { name: "moved" },
+      spec: {
+        replicas: 1,
+        selector: { matchLabels: app },
+        template: { metadata: { labels: app }, spec: { ...spec, nodeSelector: { tier: "o" } } },
+      },
+    },
+    service("moved", 30082),
+  );
+  await kubectl(name, "rollout", "status", "deployment/moved", "--timeout=60s");
+  await becomes("a pod of an older node is reached", "a", "moveds", await moved());
+  bothPools({});
+  const { exitCode, all } = await cli("up", name);
+  expect(exitCode, all).toBe(0);
+  expect((await versions()).split(" ")).toEqual([
+    expect.stringMatching(/^v1\.37\./),
+    expect.stringMatching(/^v1\.37\./),
+  ]);
+  for (const node of old) expect(await of("node", node, ".spec.unschedulable")).toBe("");
+  // From the first to the second, when that was to be drained, and back: nothing was left on a node that was drained.
+  const drains = await kubectl(
+    name,
+    "get",
+    "events",
+    "--field-selector=reason=NodeNotSchedulable",
+    `-o=jsonpath=${WHOM}`,
+  );
+  expect(drains.split(" ").sort()).toEqual(old);
+  await kubectl(name, "rollout", "status", "deployment/moved", "--timeout=60s");
+  await becomes("it is reached where it went", "a", "moveds", await moved());
+  await kubectl(name, "delete", "deployment/moved", "service/moveds");
+  await up(1);
+  expect(entriesOf(join(home, "sandboxes"))).toEqual([name, first]);
 });
 
 it("shows one node more as that node's resources and nothing else, and one less as their end, after a drain", async () => {

@@ -31,6 +31,13 @@ it("nothing but a name is needed", () => {
   expect(config.sandbox.subnet).toBe(defaultSubnet("dev"));
 });
 
+it("has a word for no limit where a language has no null", () => {
+  expect(parseStackConfig({ name: "a", sandbox: { memory: "none", cpus: 2 } }).sandbox).toMatchObject({
+    memory: null,
+    cpus: 2,
+  });
+});
+
 describe("each bad input has its own message", () => {
   const whole = "a whole number from 1 to 65535 is allowed";
   const network = "an IPv4 network such as 10.42.0.0/16, with no bit set behind the prefix, is allowed";
