@@ -1,5 +1,5 @@
-// Program pulumi-sdks writes Pulumi's SDK for a package, as `pulumi package gen-sdk` does, which takes each language's host
-// for it; these hosts are no Go modules that could be pinned.
+// Program pulumi-sdks writes Pulumi's SDK for a package, as `pulumi package gen-sdk` does, which takes each language's
+// host for it; these hosts are no Go modules that could be pinned.
 //
 //	pulumi-sdks go|nodejs|python SCHEMA FOLDER
 package main
