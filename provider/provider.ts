@@ -5,7 +5,9 @@ import * as pulumi from "@pulumi/pulumi";
 import { main } from "@pulumi/pulumi/provider/index.js";
 import { Cluster } from "../components/cluster.ts";
 import { keptOutput } from "../components/inputs.ts";
+import { TestPod } from "../components/testPod.ts";
 import { InputError } from "../config/problems.ts";
+import { parseStackConfig } from "../config/schema.ts";
 import { packageSchema } from "./schema.ts";
 
 const { version } = JSON.parse(readFileSync(join(import.meta.dirname, "../package.json"), "utf8")) as {
@@ -17,7 +19,8 @@ void main(
   {
     version,
     getSchema: async () => JSON.stringify(packageSchema(version)),
-    async construct(name, _type, inputs, options) {
+    async construct(name, type, inputs, options) {
+      if (type === "gvisor-k3s:index:TestPod") return podState(name, inputs, options);
       const cluster = new Cluster(name, await known(inputs), options);
       const { urn, kubeconfig, kubeconfigPath, address, quirks, testPod } = cluster;
       return { urn, state: { kubeconfig, kubeconfigPath, address, quirks, testPod } };
@@ -25,6 +28,12 @@ void main(
   },
   process.argv.slice(2),
 );
+
+function podState(name: string, { kubeconfig, ...given }: pulumi.Inputs, options: pulumi.ComponentResourceOptions) {
+  const pod = pulumi.output(given).apply((known) => parseStackConfig({ name: "pod", pod: known }).pod);
+  const { urn, podName, phase, logs } = new TestPod(name, { kubeconfig: kubeconfig as string, pod }, options);
+  return { urn, state: { podName, phase, logs } };
+}
 
 /**
  * Whether a value is known, and the value; neither is part of the SDK's types, and without them a preview would wait

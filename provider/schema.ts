@@ -1,6 +1,7 @@
 /**
  * Pulumi's schema of the package (https://www.pulumi.com/docs/iac/extending-pulumi/schema/), of which its SDKs in every
- * language are made: the component's inputs are the stack's options, as config/schema.ts has them.
+ * language are made: the inputs of a cluster are the stack's options, as config/schema.ts has them. The cluster's parts
+ * are components in TypeScript alone: each takes others, which no other language can hand over.
  * @module
  */
 import { z } from "zod";
@@ -39,12 +40,14 @@ export function packageSchema(version: string): object {
     secret: true, // its passwords are
   };
   const text = { type: "string" };
-  const podProperties = {
-    name: { ...text, description: "Its name." },
+  const podName = { ...text, description: "Its name." };
+  const podState = {
     phase: { ...text, description: "Its phase." },
     logs: { ...text, description: "What it has printed." },
   };
+  const podProperties = { name: podName, ...podState };
   const testPod = { type: "object", properties: podProperties, required: Object.keys(podProperties) };
+  const { enabled: _, ...podOptions } = propertiesOf(options.properties!.pod!, ["pod"], types);
   const properties = {
     kubeconfig: { ...text, secret: true, description: "The kubeconfig." },
     kubeconfigPath: { ...text, description: "The kubeconfig's file." },
@@ -75,6 +78,17 @@ export function packageSchema(version: string): object {
         inputProperties,
         properties,
         required: ["kubeconfig", "kubeconfigPath"],
+      },
+      [`${PACKAGE}:index:TestPod`]: {
+        isComponent: true,
+        description: "A pod that shows that a cluster works: it is awaited until it is Ready.",
+        inputProperties: {
+          kubeconfig: { ...text, secret: true, description: "A kubeconfig that may create pods and read their logs." },
+          ...podOptions,
+        },
+        requiredInputs: ["kubeconfig"],
+        properties: { podName, ...podState },
+        required: ["podName", "phase", "logs"],
       },
     },
   };

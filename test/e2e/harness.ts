@@ -51,7 +51,7 @@ export async function ownHome(): Promise<string> {
  * Ends whatever a killed run has left in a folder. No command is asked to: settings, machines and passphrases that it
  * needs are gone with the run.
  */
-async function endLeft(home: string): Promise<void> {
+export async function endLeft(home: string): Promise<void> {
   for (const pid of processesOf(home)) signalTo(Number(pid), "SIGKILL");
   // Some tests have homes of their own in theirs, and machines that stand for somebody else's.
   const homes = [home, ...entriesOf(home).map((entry) => join(home, entry))];

@@ -9,7 +9,7 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { artifactFolder } from "../../artifacts/artifacts.ts";
 import { pulumiCommand } from "../../automation/workspace.ts";
 import { packageSchema } from "../../provider/schema.ts";
-import { entriesOf, ownHome, removeHome, root } from "./harness.ts";
+import { endLeft, entriesOf, ownHome, root } from "./harness.ts";
 
 const home = await ownHome();
 const schema = join(home, "schema.json");
@@ -19,12 +19,13 @@ beforeAll(() => {
   writeFileSync(schema, JSON.stringify(packageSchema(version)));
 });
 
-afterAll(() => removeHome(home));
+// What a program has made is its own to take down: nothing of it is left but by one that failed.
+afterAll(() => endLeft(home));
 
 /** The program for a language in a folder of its own, with the SDK in a folder below. */
 async function written(language: string, sdk: string): Promise<string> {
   const folder = join(home, language);
-  cpSync(join(import.meta.dirname, "languages", language), folder, { recursive: true });
+  cpSync(join(root, "examples", language), folder, { recursive: true });
   const generator = join(artifactFolder({ name: "pulumi-sdks" }), "pulumi-sdks");
   await execa(generator, [language, schema, join(folder, sdk)]);
   return folder;
@@ -42,7 +43,7 @@ async function told(name: string, program: string, args: string[], env: Record<s
     env: { ...pulumi, PATH, PULUMI_BACKEND_URL: `file://${state}`, PULUMI_CONFIG_PASSPHRASE: "of a test", ...env },
   });
   expect(entriesOf(join(home, "sandboxes"))).toEqual([]);
-  return JSON.parse(stdout) as { address: string; secret: boolean; kubeconfig: string };
+  return JSON.parse(stdout) as object;
 }
 
 const complete = {
@@ -67,5 +68,5 @@ it("Python", async () => {
   const pip = (...args: string[]) => execa(python, ["-m", "pip", "install", "--quiet", ...args]);
   await pip("--requirement", join(folder, "requirements.txt"));
   await pip("--no-deps", "--no-build-isolation", join(folder, "sdk"));
-  expect(await told("lang-python", python, [join(folder, "main.py")])).toEqual(complete);
+  expect(await told("lang-python", python, [join(folder, "main.py")])).toEqual({ ...complete, pod: "Running" });
 });

@@ -64,6 +64,13 @@ describe("Pulumi's schema of the package", () => {
     expect(option("sandbox.cpus")).toMatchObject({ type: "number" });
   });
 
+  it("has the test pod as a component of its own, on any cluster", () => {
+    const { inputProperties, properties } = resources["gvisor-k3s:index:TestPod"]!;
+    expect(inputProperties.kubeconfig!.secret).toBe(true);
+    expect(Object.keys(inputProperties).sort()).toEqual(["args", "image", "kubeconfig", "namespace"]);
+    expect(Object.keys(properties).sort()).toEqual(["logs", "phase", "podName"]);
+  });
+
   it("has secrets", () => {
     expect(properties.kubeconfig!.secret).toBe(true);
     expect(inputProperties.registries!.secret).toBe(true);
