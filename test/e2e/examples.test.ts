@@ -1,12 +1,14 @@
 /** The examples, as they are: each brings up its clusters, and takes them down. */
-import { chmodSync, mkdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import * as pulumi from "@pulumi/pulumi";
 import { LocalWorkspace, Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { artifactFolder } from "../../artifacts/artifacts.ts";
 import { pulumiCommand } from "../../automation/workspace.ts";
-import { cli, entriesOf, ownHome, removeHome, root } from "./harness.ts";
+import { inSandbox } from "../../config/paths.ts";
+import { cli, entriesOf, inside, ownHome, removeHome, root } from "./harness.ts";
 
 const home = await ownHome();
 const examples = join(root, "examples");
@@ -85,6 +87,32 @@ it("a program of one's own makes what it describes, with the components of the l
   } finally {
     await stack.destroy();
     rmSync(join(workDir, "Pulumi.test.yaml"), { force: true });
+  }
+  expect(entriesOf(join(home, "sandboxes"))).toEqual([]);
+});
+
+it("a pull request's cluster takes what all of them share from another stack, and keeps its secrets", async () => {
+  const { command, env } = await pulumiCommand(() => {});
+  const state = join(home, "shared-state");
+  mkdirSync(state);
+  const envVars = { ...env, PULUMI_BACKEND_URL: `file://${state}`, PULUMI_CONFIG_PASSPHRASE: "of a test" };
+  const options = { pulumiCommand: command, envVars };
+  const auth = { username: "me", password: "very-secret" };
+  const program = async () => ({ registries: pulumi.secret({ configs: { "registry.example": { auth } } }) });
+  await (await LocalWorkspace.createStack({ stackName: "main", projectName: "shared", program }, options)).up();
+  const workDir = join(examples, "pull-request");
+  const stack = await Stack.create("pr-123", await LocalWorkspace.create({ ...options, workDir }));
+  try {
+    await stack.setConfig("shared", { value: "organization/shared/main" });
+    const { outputs } = await stack.up();
+    expect(outputs.kubeconfig!.secret).toBe(true);
+    expect(await inside("pr-123", "/bin/cat", inSandbox.containerdCredentials)).toContain("very-secret");
+    const noted = readFileSync(join(state, ".pulumi/stacks/pull-request/pr-123.json"), "utf8");
+    expect(noted).toContain("containerd-registries");
+    expect(noted).not.toContain("very-secret");
+  } finally {
+    await stack.destroy({ remove: true });
+    rmSync(join(workDir, "Pulumi.pr-123.yaml"), { force: true });
   }
   expect(entriesOf(join(home, "sandboxes"))).toEqual([]);
 });
