@@ -74,19 +74,21 @@ func (n Network) joinMesh() error {
 			return err
 		}
 	}
-	own, err := os.Open(File(n.Namespace))
+	sandbox, err := os.Open(File(n.Namespace))
 	if err != nil {
 		return err
 	}
-	defer own.Close()
-	port, err := netns.In(mesh, func() (netlink.Link, error) {
+	defer sandbox.Close()
+	_, err = netns.In(mesh, func() (any, error) {
 		bridge, err := ensureBridge(n.Mesh.MTU)
 		if err != nil {
 			return nil, err
 		}
+		own := hardware(n.Node.Addr())
 		veth := &netlink.Veth{
 			LinkAttrs: netlink.LinkAttrs{Name: n.Namespace, MTU: n.Mesh.MTU}, PeerName: n.Mesh.Device,
-			PeerNamespace: netlink.NsFd(own.Fd()), PeerMTU: uint32(n.Mesh.MTU),
+			PeerNamespace: netlink.NsFd(sandbox.Fd()), PeerMTU: uint32(n.Mesh.MTU),
+			PeerHardwareAddr: own,
 		}
 		if err := netlink.LinkAdd(veth); err != nil {
 			return nil, err
@@ -98,24 +100,20 @@ func (n Network) joinMesh() error {
 		if err != nil {
 			return nil, err
 		}
-		return port, errors.Join(netlink.LinkSetMaster(port, bridge), netlink.LinkSetLearning(port, false),
-			netlink.LinkSetFlood(port, false))
-	})
-	if err != nil {
-		return err
-	}
-	device, err := netns.In(File(n.Namespace), func() (netlink.Link, error) { return netlink.LinkByName(n.Mesh.Device) })
-	if err != nil {
-		return err
-	}
-	_, err = netns.In(mesh, func() (any, error) {
 		name := &netlink.Neigh{
 			LinkIndex: port.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP,
-			HardwareAddr: device.Attrs().HardwareAddr,
+			HardwareAddr: own,
 		}
-		return nil, errors.Join(netlink.NeighAdd(name), netlink.LinkSetUp(port))
+		return nil, errors.Join(netlink.LinkSetMaster(port, bridge), netlink.LinkSetLearning(port, false),
+			netlink.LinkSetFlood(port, false), netlink.NeighAdd(name), netlink.LinkSetUp(port))
 	})
 	return err
+}
+
+// hardware is what a node's link is called on the bridge, the same in each of the sandbox's lives: the others need not
+// find out anew where the node is.
+func hardware(address netip.Addr) net.HardwareAddr {
+	return append(net.HardwareAddr{2, 0}, address.AsSlice()...) // 2: it is nobody's that was assigned
 }
 
 // isNamespace tells whether a namespace is mounted there.

@@ -205,6 +205,16 @@ func TestMesh(t *testing.T) {
 			t.Fatal(err)
 		}
 		listener.Close()
+		name, err := netns.In(File("gk-b"), func() (string, error) {
+			link, err := netlink.LinkByName("eth1")
+			if err != nil {
+				return "", err
+			}
+			return link.Attrs().HardwareAddr.String(), nil
+		})
+		if want := "02:00:c6:33:64:06"; err != nil || name != want { // by which it was known in its life before
+			t.Errorf("its link is called %s (%v), not %s", name, err, want)
+		}
 		// What a node sends in others' names is kept by nobody.
 		known := func() int {
 			count, err := netns.In(File(mesh), func() (int, error) {
