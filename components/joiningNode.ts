@@ -19,7 +19,7 @@ export interface JoiningNodeArgs {
   options: pulumi.Input<StackConfig["node"]>;
   /** The cluster's server, and the machine that it is on. */
   server: { node: K3sNode; sandbox: Sandbox };
-  /** The node that joins before it: where kubelets are exchanged, that is done at one after the other. */
+  /** The node before it, whose kubelet is exchanged first. Nodes that are new, or that were down, do not wait. */
   after?: JoiningNode;
 }
 
@@ -53,7 +53,7 @@ export class JoiningNode extends pulumi.ComponentResource {
       this,
       server.node,
       sandbox,
-      ...(after ? [after.ready] : []),
+      ...(after ? [sandbox.wasRunning.apply((was): pulumi.Resource => (was ? after.ready : server.node))] : []),
     );
     const invitation = pulumi.secret(member.stdout.apply((text) => JSON.parse(text) as Invitation));
     const api = `${server.sandbox.address}:${config.node.httpsListenPort}`;

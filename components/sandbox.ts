@@ -49,6 +49,8 @@ export class Sandbox extends pulumi.ComponentResource {
   readonly incarnation: pulumi.Output<number>;
   /** The resource whose deletion ends everything on the machine. */
   readonly process: pulumi.CustomResource;
+  /** Whether the machine was running before. */
+  readonly wasRunning: pulumi.Output<boolean>;
   /** How the machine was found. */
   readonly #observed: pulumi.Output<Observed>;
   readonly #durable: boolean;
@@ -69,6 +71,7 @@ export class Sandbox extends pulumi.ComponentResource {
     this.kubeconfigPath = hostPaths(config.name, home).kubeconfig;
     this.#durable = driver.durable;
     this.#observed = pulumi.output(args.observed ?? observe(config, this.ref));
+    this.wasRunning = this.#observed.apply(({ state }) => state === "running");
     const revision = driver.revisionOf(this.spec, this.ref);
     this.incarnation = this.#observed.apply((observed) => incarnationOf(observed as Observed, revision));
     const owner = `${pulumi.getProject()}/${pulumi.getStack()}`;
@@ -97,7 +100,7 @@ export class Sandbox extends pulumi.ComponentResource {
     lives: "memory" | "disk" | "cache",
     { params, restsOn, ...args }: StepOnMachine<S>,
     parent: pulumi.Resource,
-    ...dependsOn: pulumi.Resource[]
+    ...dependsOn: pulumi.Input<pulumi.Resource>[]
   ): StepResource {
     const again = lives === "memory" || !this.#durable;
     const other = lives !== "cache" || !this.#durable;

@@ -411,12 +411,15 @@ describe("further nodes", () => {
   });
 
   it("get another kubelet one after the other, and take pods again before the next is drained", async () => {
+    observed = { ...nothing, state: "running" };
     const drained = await graph({ nodes: [{ name: "w", count: 2, drain: true }] });
     expect(drained["w-2-node-member"]!.dependsOn).toContain("w-1-node-return");
     expect(drained["w-1-node-return"]!.dependsOn).toContain("w-1-node-join");
     const others = await graph(pools(2));
+    observed = nothing;
     expect(others["w-2-node-member"]!.dependsOn).toContain("w-1-node-join");
     expect(awaited(others, "w-2-containerd-apply"), "what is beside it").not.toContain("w-1-node-join");
+    expect(awaited(await graph(pools(2)), "w-2-node-join"), "nodes that are new").not.toContain("w-1-node-join");
   });
 
   it("keep by what a node joins a secret", async () => {
