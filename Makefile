@@ -85,7 +85,7 @@ go-test: build ## the tests of the Go modules
 # Beside what a sandbox takes, the tests have other gVisors, an image registry, Helm, Pulumi's YAML, Debian's crun, an SSH client,
 # and, for the upgrades, the Kubernetes before the newest.
 e2e: build ## end-to-end tests; FILE=security T='part of a name' for some, KEEP=1 leaves what they made, K3S=FILE takes k3s
-	@sh toolchain/bootstrap.sh crun ssh=openssh-client python3=python3-venv
+	@sh toolchain/bootstrap.sh crun ssh=openssh-client python3=python3-venv javac=default-jdk-headless mvn=maven
 	@node toolchain/build.ts traefik runsc-2025-02 registry helm pulumi-yaml pulumi-sdks csi-driver $(if $(filter-out upgrade,$(FILE)),,server-$(lastword $(OLDER)))
 	@echo "== end-to-end tests"
 	@node_modules/.bin/vitest run --project e2e $(if $(FILE),test/e2e/$(FILE).test.ts) $(if $(T),-t '$(T)')

@@ -49,7 +49,8 @@ export function packageSchema(version: string): object {
   const testPod = { type: "object", properties: podProperties, required: Object.keys(podProperties) };
   const { enabled: _, ...podOptions } = propertiesOf(options.properties!.pod!, ["pod"], types);
   const properties = {
-    kubeconfig: { ...text, secret: true, description: "The kubeconfig." },
+    // Not `secret`, which the provider makes it anyhow: an SDK for Java with a component that has such does not compile.
+    kubeconfig: { ...text, description: "The kubeconfig, a secret." },
     kubeconfigPath: { ...text, description: "The kubeconfig's file." },
     address: { ...text, description: "The node's address, which the host reaches; an external cluster has none." },
     quirks: { type: "array", items: text, description: "The ids of what the sandbox's gVisor lacks." },

@@ -61,6 +61,14 @@ it("Go", async () => {
   expect(await told("lang-go", program, [])).toEqual(complete);
 });
 
+it("Java", async () => {
+  const folder = await written("java", ".");
+  const goals = ["compile", "dependency:copy-dependencies", "-DincludeScope=runtime"];
+  await execa("mvn", ["--quiet", "--batch-mode", ...goals], { cwd: folder });
+  const classes = `${join(folder, "target/classes")}:${join(folder, "target/dependency")}/*`;
+  expect(await told("lang-java", "java", ["-cp", classes, "Main"])).toEqual(complete);
+});
+
 it("Python", async () => {
   const folder = await written("python", "sdk");
   const python = join(folder, "venv/bin/python");

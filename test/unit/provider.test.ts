@@ -72,7 +72,6 @@ describe("Pulumi's schema of the package", () => {
   });
 
   it("has secrets", () => {
-    expect(properties.kubeconfig!.secret).toBe(true);
     expect(inputProperties.registries!.secret).toBe(true);
   });
 });

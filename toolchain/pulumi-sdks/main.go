@@ -1,7 +1,7 @@
 // Program pulumi-sdks writes Pulumi's SDK for a package, as `pulumi package gen-sdk` does, which takes each language's
 // host for it; these hosts are no Go modules that could be pinned.
 //
-//	pulumi-sdks go|nodejs|python SCHEMA FOLDER
+//	pulumi-sdks go|java|nodejs|python SCHEMA FOLDER
 package main
 
 import (
@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	javagen "github.com/pulumi/pulumi-java/pkg/codegen/java"
 	gogen "github.com/pulumi/pulumi/pkg/v3/codegen/go"
 	nodegen "github.com/pulumi/pulumi/pkg/v3/codegen/nodejs"
 	pygen "github.com/pulumi/pulumi/pkg/v3/codegen/python"
@@ -22,6 +23,7 @@ const tool = "gvisor-k3s"
 type files = map[string][]byte
 
 var generators = map[string]func(*schema.Package) (files, error){
+	"java":   func(p *schema.Package) (files, error) { return javagen.GeneratePackage(tool, p, nil, nil, false, true) },
 	"go":     func(p *schema.Package) (files, error) { return gogen.GeneratePackage(tool, p, nil) },
 	"nodejs": func(p *schema.Package) (files, error) { return nodegen.GeneratePackage(tool, p, nil, nil, false, nil) },
 	"python": func(p *schema.Package) (files, error) { return pygen.GeneratePackage(tool, p, nil, nil) },
@@ -36,7 +38,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) != 3 || generators[args[0]] == nil {
-		return fmt.Errorf("%q: a language (go, nodejs, python), a schema's file and a folder are needed", args)
+		return fmt.Errorf("%q: a language (go, java, nodejs, python), a schema's file and a folder are needed", args)
 	}
 	content, err := os.ReadFile(args[1])
 	if err != nil {
