@@ -83,8 +83,14 @@ const becomes = (what: string, pod: string, address: string, whom: string) =>
 const VERSIONS = "{.items[*].status.nodeInfo.kubeletVersion}";
 const WHOM = "{.items[*].involvedObject.name}";
 
-/** The pod of the Deployment. */
-const moved = () => kubectl(name, "get", "pods", "--selector=app=moved", "-o=jsonpath={.items[*].metadata.name}");
+/** Waits until a pod of the Deployment answers by its Service, and returns its name. */
+const reachesMoved = (what: string) =>
+  waitFor(what, PATIENCE, async () => {
+    const pods = ["get", "pods", "--selector=app=moved", "--field-selector=status.phase=Running"];
+    const there = (await kubectl(name, ...pods, "-o=jsonpath={.items[*].metadata.name}")).split(" ");
+    const heard = await hears("a", "moveds");
+    return there.includes(heard) ? heard : undefined;
+  });
 
 /** What the host hears. */
 const hostHears = async (address: string) => (await (await fetch(`http://${address}/`)).text()).split(" ")[0];
@@ -286,7 +292,7 @@ it("has nodes older than the server, and exchanges their kubelets one after the 
     service("moved", 30082),
   );
   await kubectl(name, "rollout", "status", "deployment/moved", "--timeout=60s");
-  await becomes("a pod of an older node is reached", "a", "moveds", await moved());
+  const before = await reachesMoved("a pod of an older node is reached");
   bothPools({});
   const { exitCode, all } = await cli("up", name);
   expect(exitCode, all).toBe(0);
@@ -295,17 +301,18 @@ it("has nodes older than the server, and exchanges their kubelets one after the 
     expect.stringMatching(/^v1\.37\./),
   ]);
   for (const node of old) expect(await of("node", node, ".spec.unschedulable")).toBe("");
-  // From the first to the second, when that was to be drained, and back: nothing was left on a node that was drained.
-  const drains = await kubectl(
-    name,
-    "get",
-    "events",
-    "--field-selector=reason=NodeNotSchedulable",
-    `-o=jsonpath=${WHOM}`,
-  );
-  expect(drains.split(" ").sort()).toEqual(old);
+  await waitFor("each kubelet tells that it was to take no pods", PATIENCE, async () => {
+    const told = await kubectl(
+      name,
+      "get",
+      "events",
+      "--field-selector=reason=NodeNotSchedulable",
+      `-o=jsonpath=${WHOM}`,
+    );
+    return old.every((node) => told.split(" ").includes(node)) || undefined;
+  });
   await kubectl(name, "rollout", "status", "deployment/moved", "--timeout=60s");
-  await becomes("it is reached where it went", "a", "moveds", await moved());
+  expect(await reachesMoved("it is reached where it went")).not.toBe(before);
   await kubectl(name, "delete", "deployment/moved", "service/moveds");
   await up(1);
   expect(entriesOf(join(home, "sandboxes"))).toEqual([name, first]);
