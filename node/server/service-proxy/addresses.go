@@ -60,9 +60,9 @@ func (l *linkAddresses) keep(wanted map[netip.Addr]bool) error {
 	return errors.Join(problems...)
 }
 
-// found are the addresses that a process before this one has added. gVisor tells of all addresses in one message, and of
-// more than some 1,400 that is too long to be read (of about 90 already for Go's own net package): then those stay that
-// no Service has any more.
+// found are the addresses that a process before this one has added. gVisor tells of all addresses in one message,
+// which is too long to be read where there are more than some 1,400 (for Go's own net package where there are 90):
+// then those stay that no Service has any more.
 func (l *linkAddresses) found(link netlink.Link) map[netip.Addr]bool {
 	list, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {

@@ -25,8 +25,8 @@ type otherNodes struct {
 	addresses atomic.Pointer[map[netip.Addr]bool]
 }
 
-// nodeRoutes are those on a link that lead to the pods of other nodes, by way of these. What is there is asked for once:
-// with all the addresses of many Services gVisor's answer is too long.
+// nodeRoutes are those on a link that lead to the pods of other nodes, by way of these. What is there is asked for
+// once, as gVisor's answer is too long where there are many Services.
 type nodeRoutes struct {
 	link  string
 	there map[netip.Prefix]netip.Addr // nil until it was asked for
