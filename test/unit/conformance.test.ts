@@ -1,5 +1,6 @@
 /** What of the conformance tests is run without a node. */
 import { describe, expect, it } from "vitest";
+import { withoutSkipped } from "../../conformance/cncf.ts";
 import { groupNames, groupOf, groupsOf, usualGroups } from "../../conformance/groups.ts";
 import { keptRuns, type Run, tableOf } from "../../conformance/results.ts";
 import { reasonOf, releasesOf } from "../../conformance/skipped.ts";
@@ -91,4 +92,12 @@ describe("the table of the results", () => {
       - [sig-network] DNS a: why"
     `);
   });
+});
+
+it("the CNCF gets the tests that were chosen", () => {
+  const passed = '<testcase name="a" status="passed" time="1"></testcase>';
+  const skipped = '<testcase name="b" status="skipped" time="0">\n<skipped message="skipped"></skipped>\n</testcase>';
+  expect(withoutSkipped(`<testsuite>\n${skipped}\n${passed}\n${skipped}\n</testsuite>`)).toBe(
+    `<testsuite>\n${passed}\n</testsuite>`,
+  );
 });
