@@ -104,8 +104,12 @@ func (n Network) joinMesh() error {
 			LinkIndex: port.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP,
 			HardwareAddr: own,
 		}
-		return nil, errors.Join(netlink.LinkSetMaster(port, bridge), netlink.LinkSetLearning(port, false),
-			netlink.LinkSetFlood(port, false), netlink.NeighAdd(name), netlink.LinkSetUp(port))
+		err = errors.Join(netlink.LinkSetMaster(port, bridge), netlink.LinkSetLearning(port, false),
+			netlink.LinkSetFlood(port, false), netlink.NeighAdd(name))
+		if err != nil {
+			return nil, err // rather than up, on a bridge that learns from it
+		}
+		return nil, netlink.LinkSetUp(port)
 	})
 	return err
 }

@@ -263,7 +263,10 @@ func (e *enforcer) sync() error {
 	}
 	links, err := e.links.read()
 	if len(policies) == 0 {
-		return errors.Join(err, e.openAll(links))
+		if err != nil {
+			return err // and tried again: once all are open nobody looks at what could not be read
+		}
+		return e.openAll(links)
 	}
 	// From here on nothing that fails leaves the rules of before, which may allow what a new policy forbids.
 	node := map[netip.Addr]bool{}

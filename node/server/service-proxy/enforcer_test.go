@@ -376,6 +376,23 @@ func TestTheNodeIsAlwaysAllowed(t *testing.T) {
 	}
 }
 
+// A pod whose link could not be read when the last policy went is put on the bridge once it can be.
+func TestUnreadableLinkAfterTheLastPolicy(t *testing.T) {
+	p := newPoliced(t)
+	p.deny(denyIngress)
+	p.link("veth1", "10.42.0.2")
+	p.enforcer.sync()
+	p.places("veth1 filter")
+	if err := os.WriteFile(filepath.Join(string(p.links), "veth1"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.policies = nil
+	expect(t, "it is told", strings.Contains(fmt.Sprint(p.enforcer.sync()), "veth1: "), true)
+	p.link("veth1", "10.42.0.2")
+	expect(t, "it is tried again", p.enforcer.sync(), nil)
+	p.places("veth1 bridge")
+}
+
 // One pod whose link is not told of well does not keep a policy from being enforced for the others.
 func TestUnreadableLink(t *testing.T) {
 	p := newPoliced(t)

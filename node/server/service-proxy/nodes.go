@@ -116,7 +116,7 @@ func (r *nodeRoutes) keep(wanted map[netip.Prefix]netip.Addr) error {
 		return err
 	}
 	if r.there == nil {
-		r.there = found(link)
+		r.there = foundRoutes(link)
 	}
 	var problems []error
 	for network, gateway := range r.there {
@@ -142,8 +142,8 @@ func (r *nodeRoutes) keep(wanted map[netip.Prefix]netip.Addr) error {
 	return errors.Join(problems...)
 }
 
-// found are the routes that a process before this one has added.
-func found(link netlink.Link) map[netip.Prefix]netip.Addr {
+// foundRoutes are those that a process before this one has added.
+func foundRoutes(link netlink.Link) map[netip.Prefix]netip.Addr {
 	list, err := netlink.RouteList(link, netlink.FAMILY_V4)
 	if err != nil {
 		klog.ErrorS(err, "listing the routes of a process before this one", "link", link.Attrs().Name)
