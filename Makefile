@@ -3,7 +3,7 @@ SHELL := /bin/bash
 STACK ?= dev
 export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)/bin:$(PATH)
 
-GO_MODULES := host node/init node/relay node/wrapper node/images node/cni node/cadvisor node/metrics-server standins \
+GO_MODULES := host node/init node/relay node/wire node/wrapper node/images node/cni node/cadvisor node/metrics-server standins \
 	toolchain/golint toolchain/pulumi-sdks
 
 # The versions of Kubernetes beside the newest, each with its own pins for node/server.

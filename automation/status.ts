@@ -10,6 +10,7 @@ import type { Machine } from "../machines/machine.ts";
 import type { Observed } from "../machines/observe.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { type ServiceState, serviceStates } from "../machines/services.ts";
+import { LINK_SERVICE } from "../machines/ssh.ts";
 import type { Drift } from "../machines/written.ts";
 import { distributionOf } from "../servers/index.ts";
 import { filesBelow } from "../system/files.ts";
@@ -174,11 +175,11 @@ async function servicesOf(
 async function joinedProblems(config: StackConfig): Promise<string[]> {
   const machine = openMachine(refOf(config));
   const { state, drift, problems } = await machine.observe();
+  const expected = ["agent", "containerd", "limits", "proxy", ...(config.target === "ssh" ? [LINK_SERVICE] : [])];
   const own = [...problems, ...drift.map(driftProblem)];
   if (state === "absent") own.push("it is not there");
   if (state === "stopped") own.push("the sandbox's process is gone");
-  if (state === "running")
-    own.push(...(await servicesOf(machine, ["agent", "containerd", "limits", "proxy"])).problems);
+  if (state === "running") own.push(...(await servicesOf(machine, expected)).problems);
   return own.map((problem) => `node ${config.name}: ${problem}`);
 }
 
@@ -222,8 +223,9 @@ async function kubernetes(config: StackConfig, found: Status, say: (line: string
 }
 
 function nodeState(config: StackConfig, found: Status, nodes: readonly KubernetesNode[]): void {
-  const wanted = distributionOf(config).refOf(config).version;
-  for (const { name, joins } of nodesOf(config)) {
+  for (const each of nodesOf(config)) {
+    const { name, joins } = each;
+    const wanted = distributionOf(each).refOf(each).version;
     const what = joins ? `the node ${name}` : "the node";
     const node = nodes.find(({ metadata }) => metadata.name === name);
     if (!node) {

@@ -7,6 +7,7 @@ import { InputError } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
 import { CRUN, manifestName, parseStackConfig, type StackConfig } from "../config/schema.ts";
 import { withFiles } from "../config/stackConfig.ts";
+import type { Observed } from "../machines/observe.ts";
 import { kubeconfigOfExternal } from "../servers/external.ts";
 import { preflight } from "../steps/preflight.ts";
 import { readFile } from "../system/files.ts";
@@ -26,7 +27,7 @@ import { PatchedRunc } from "./patchedRunc.ts";
 import { PodNetwork } from "./podNetwork.ts";
 import { QuirkProbe } from "./quirkProbe.ts";
 import { RuntimeWrapper } from "./runtimeWrapper.ts";
-import { Sandbox } from "./sandbox.ts";
+import { observeAll, Sandbox } from "./sandbox.ts";
 import { ServiceProxy } from "./serviceProxy.ts";
 import { TestPod } from "./testPod.ts";
 
@@ -144,7 +145,9 @@ function sandboxed(config: StackConfig, scope: Scope, late: LateConfig): Cluster
   const { own, under } = scope;
   // Each part's commands depend on the parts that it is given. The parts themselves do not: runc's build would wait for
   // the sandbox.
-  const sandbox = new Sandbox(own("sandbox"), { config }, under);
+  const joining = joiningNodes(config);
+  const [observed, ...others] = observeAll([config, ...joining.map((node) => node.config)]);
+  const sandbox = new Sandbox(own("sandbox"), { config, observed: observed! }, under);
   const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
   const containerd = config.mode === "node" ? containerRuntime(config, late, scope, sandbox, probe) : undefined;
   const { network, node: options } = config;
@@ -152,7 +155,9 @@ function sandboxed(config: StackConfig, scope: Scope, late: LateConfig): Cluster
   const runtime = connected && { ...connected, network: new PodNetwork(own("network"), connected, under) };
   const node = new K3sNode(own("node"), { sandbox, runtime, config, options: late.node }, under);
   let last: JoiningNode | undefined;
-  for (const joining of joiningNodes(config)) last = joiningNode(joining, late, scope, { sandbox, node }, last);
+  for (const [i, each] of joining.entries()) {
+    last = joiningNode(each, others[i]!, late, scope, { sandbox, node }, last);
+  }
   const pod = containerd ? workloads(config, late, scope, sandbox, probe, containerd, node) : undefined;
   if (!containerd) applyManifests(config, scope, sandbox, node, []);
   const { address } = sandbox;
@@ -163,6 +168,7 @@ function sandboxed(config: StackConfig, scope: Scope, late: LateConfig): Cluster
 /** A node beside the server's: all that it has, but for what the cluster has once. */
 function joiningNode(
   node: Joining,
+  observed: Promise<Observed>,
   late: LateConfig,
   cluster: Scope,
   server: { sandbox: Sandbox; node: K3sNode },
@@ -172,7 +178,7 @@ function joiningNode(
   const short = node.name.slice(config.joins!.cluster.length + 1);
   const scope = { ...cluster, own: (part: string) => cluster.own(`${short}-${part}`) };
   const { own, under } = scope;
-  const sandbox = new Sandbox(own("sandbox"), { config }, under);
+  const sandbox = new Sandbox(own("sandbox"), { config, observed }, under);
   const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
   const containerd = containerRuntime(config, late, scope, sandbox, probe);
   const args = { sandbox, containerd, node, options: late.node, server, ...(after ? { after } : {}) };

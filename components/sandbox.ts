@@ -1,7 +1,8 @@
 import * as pulumi from "@pulumi/pulumi";
+import { meshDevice, meshOf } from "../config/mesh.ts";
 import { linkAddresses } from "../config/network.ts";
 import { InputError } from "../config/problems.ts";
-import { MESH_DEVICE, meshOf, type StackConfig } from "../config/schema.ts";
+import type { StackConfig } from "../config/schema.ts";
 import { driverOf, openMachine } from "../machines/index.ts";
 import { incarnationOf, type Observed } from "../machines/observe.ts";
 import { hostPaths } from "../machines/paths.ts";
@@ -67,10 +68,10 @@ export class Sandbox extends pulumi.ComponentResource {
     made.add(config.name);
     this.spec = driver.specOf(config);
     this.address = linkAddresses(config.sandbox.subnet).node;
-    this.mesh = meshOf(config) && MESH_DEVICE;
+    this.mesh = meshOf(config) && meshDevice(config);
     this.kubeconfigPath = hostPaths(config.name, home).kubeconfig;
     this.#durable = driver.durable;
-    this.#observed = pulumi.output(args.observed ?? observe(config, this.ref));
+    this.#observed = pulumi.output(args.observed ?? observe(config));
     this.wasRunning = this.#observed.apply(({ state }) => state === "running");
     const revision = driver.revisionOf(this.spec, this.ref);
     this.incarnation = this.#observed.apply((observed) => incarnationOf(observed as Observed, revision));
@@ -124,13 +125,19 @@ export class Sandbox extends pulumi.ComponentResource {
   }
 }
 
+/** How several machines are; what stands in the way on one stands in the way of all. */
+export function observeAll(configs: readonly StackConfig[]): Promise<Observed>[] {
+  const all = Promise.all(configs.map(observe));
+  return configs.map((_, i) => all.then((observed) => observed[i]!));
+}
+
 /**
  * How the machine is.
  * @throws RunError that lists what stands in the way on it; Pulumi prints its message alone
  */
-async function observe(config: StackConfig, ref: MachineRef): Promise<Observed> {
+async function observe(config: StackConfig): Promise<Observed> {
   try {
-    const observed = await openMachine(ref).observe();
+    const observed = await openMachine(driverOf(config).refOf(config, homeFolder())).observe();
     needMachine(config, observed);
     return observed;
   } catch (error) {

@@ -1,9 +1,11 @@
-import { defaultSubnet, meshOf, type StackConfig } from "./schema.ts";
+import { meshOf } from "./mesh.ts";
+import { defaultSubnet, type StackConfig } from "./schema.ts";
 
 /** A node that joins a cluster's server. */
 export interface JoiningNode {
   /** Its name in the cluster, which is its machine's too. */
   name: string;
+  pool: string;
   labels: Record<string, string>;
   taints: string[];
   /** Whether its pods move to others before its kubelet is exchanged. */
@@ -15,14 +17,15 @@ export interface JoiningNode {
 /** The nodes of a cluster beside the server's, in the order of their pools. */
 export function joiningNodes(config: StackConfig): JoiningNode[] {
   const taken = [config.sandbox.subnet];
-  return config.nodes.flatMap(({ name: pool, count, memory, cpus, kubernetes = config.kubernetes, ...more }) =>
+  return config.nodes.flatMap(({ name: pool, count, memory, cpus, kubernetes = config.kubernetes, ssh, ...more }) =>
     Array.from({ length: count }, (_, i) => {
       const name = `${config.name}-${pool}-${i + 1}`;
       const subnet = defaultSubnet(name, taken);
       taken.push(subnet);
       const sandbox = { ...config.sandbox, subnet, memory, cpus };
+      const where = ssh === undefined ? {} : { target: "ssh" as const, ssh };
       const own = { name, sandbox, kubernetes, nodes: [], ports: [], from: undefined, joins: meshOf(config)! };
-      return { ...more, name, config: { ...config, ...own } };
+      return { ...more, name, pool, config: { ...config, ...own, ...where } };
     }),
   );
 }

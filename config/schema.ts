@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { basename } from "node:path";
 import { z } from "zod";
 import { isNewer, type KubernetesMinor, kubernetesMinors, newestKubernetes } from "./kubernetes.ts";
+import type { Mesh } from "./mesh.ts";
 import { addressAt, contains, overlap, parseNetwork } from "./network.ts";
 import { absolutePath, ociRule, RULE_FORMS } from "./ociRules.ts";
 import { type Problem, refuse } from "./problems.ts";
@@ -66,6 +67,28 @@ const componentArguments = (program: string) =>
       `Arguments for ${program} as \`name=value\`, over those that this project sets. Changing them ` +
         "restarts the node's server; pods live on.",
     );
+
+const sshHost = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9.:-]*$/, "a host's name or address is allowed");
+
+/** How a machine is logged in to. */
+const sshOptions = {
+  port: port.default(22).describe("The port of its SSH server."),
+  user: z
+    .string()
+    .regex(/^[a-z_][a-z0-9_-]{0,31}$/, "a user's name is allowed")
+    .default("root")
+    .describe("Who is logged in; a user other than root needs sudo without a password."),
+  privateKey: absolutePath
+    .optional()
+    .describe("The file of a private key without a passphrase. Default: the keys of the SSH agent."),
+  knownHosts: absolutePath
+    .optional()
+    .describe(
+      "The file that the machine's own key is noted in, as OpenSSH writes it; a machine with another " +
+        "key is refused. Default: `~/.ssh/known_hosts`.",
+    ),
+  sudo: z.boolean().optional().describe("Whether commands are run by `sudo -n`. Default: for any user but root."),
+};
 
 /**
  * Every option of the stack, its default and its doc. The README's table is generated from here.
@@ -137,34 +160,14 @@ export const stackSchema = z.strictObject({
     ),
   ssh: z
     .strictObject({
-      host: z
-        .string()
-        .regex(/^[A-Za-z0-9][A-Za-z0-9.:-]*$/, "a host's name or address is allowed")
+      ...sshOptions,
+      host: sshHost
         .optional()
         .describe(
           "The machine, with `target: ssh`; it needs an SSH server and what [a node " +
             "takes](docs/targets.md#on-another-machine). Changing it, or the port, replaces the sandbox, and the cluster in " +
             "it is lost.",
         ),
-      port: port.default(22).describe("The port of its SSH server."),
-      user: z
-        .string()
-        .regex(/^[a-z_][a-z0-9_-]{0,31}$/, "a user's name is allowed")
-        .default("root")
-        .describe("Who is logged in; a user other than root needs sudo without a password."),
-      privateKey: absolutePath
-        .optional()
-        .describe(
-          "The file of a private key without a passphrase; it is kept as a secret of the stack. Default: " +
-            "the keys of the SSH agent.",
-        ),
-      knownHosts: absolutePath
-        .optional()
-        .describe(
-          "The file that the machine's own key is noted in, as OpenSSH writes it; a machine with another " +
-            "key is refused. Default: `~/.ssh/known_hosts`.",
-        ),
-      sudo: z.boolean().optional().describe("Whether commands are run by `sudo -n`. Default: for any user but root."),
     })
     .prefault({}),
   kubernetes: z
@@ -568,11 +571,22 @@ export const stackSchema = z.strictObject({
           .describe(
             "Whether a node's pods move to others before its kubelet is exchanged, and it takes none meanwhile.",
           ),
+        ssh: z
+          .strictObject({
+            ...sshOptions,
+            host: sshHost.describe("The machine. Changing it, or the port, replaces the node with all that is on it."),
+          })
+          .optional()
+          .describe(
+            "The machine that the node is put on, over SSH, in place of a sandbox on this host: a gVisor sandbox with " +
+              "what [a node takes](docs/targets.md#on-another-machine). It is one node, with `count: 1`, and has what " +
+              "that machine gives it.",
+          ),
       }),
     )
     .default([])
     .describe(
-      "Further nodes, in pools: each is a sandbox of its own on this host, with a kubelet, containerd, a service proxy " +
+      "Further nodes, in pools: each is a sandbox of its own, on this host or over SSH, with a kubelet, containerd, a service proxy " +
         "and a way out, and options of `sandbox`, `runtime` and `containerd` are theirs too. The first of them restarts " +
         "the server's sandbox once, which gets a link to the network that the nodes share; others change nothing there. " +
         "One that leaves the list is drained (two minutes) and removed, with all that is on it, volumes of claims included.",
@@ -633,27 +647,11 @@ export const stackSchema = z.strictObject({
 /** What a user may write: everything but the name is optional. */
 export type StackConfigInput = z.input<typeof stackSchema>;
 
-/** The network that the nodes of a cluster share. */
-export interface Mesh {
-  /** The cluster's name. */
-  cluster: string;
-  /** The network in which its server has its address. */
-  server: string;
-}
-
 /** A checked configuration: every default is filled in. */
 export type StackConfig = ReturnType<typeof parseStackConfig> & {
   /** What a node has that joins a cluster, and no option gives it; see `joiningNodes`. */
   joins?: Mesh;
 };
-
-/** What a cluster's nodes share; undefined of a cluster of one. */
-export function meshOf({ joins, nodes, name, sandbox }: StackConfig): Mesh | undefined {
-  return joins ?? (nodes.length > 0 ? { cluster: name, server: sandbox.subnet } : undefined);
-}
-
-/** A node's end of its link to the others. */
-export const MESH_DEVICE = "eth1";
 
 /**
  * Fills in the defaults and checks everything.
@@ -933,7 +931,8 @@ function nodesProblems({ nodes, target, distribution, mode, kubernetes: server }
     ...names
       .filter((name, i) => names.indexOf(name) < i)
       .map((name) => ({ option: "nodes", value: name, message: "two pools have this name; give one another" })),
-    ...nodes.flatMap(({ name, memory, labels, kubernetes = server }) => [
+    ...nodes.flatMap(({ name, memory, labels, kubernetes = server, ...own }) => [
+      ...elsewhereProblems({ name, memory, ...own }),
       ...(isNewer(kubernetes, server)
         ? [
             {
@@ -954,6 +953,34 @@ function nodesProblems({ nodes, target, distribution, mode, kubernetes: server }
           message: "no kubelet may give itself a label in Kubernetes' own name; use another, or `kubectl label`",
         })),
     ]),
+  ];
+}
+
+/** What a node on another machine is given that it cannot have. */
+function elsewhereProblems({
+  name,
+  ssh,
+  count,
+  memory,
+  cpus,
+}: Pick<Complete["nodes"][number], "name" | "ssh" | "count" | "memory" | "cpus">): Problem[] {
+  if (ssh === undefined) return [];
+  const limits = Object.entries({ memory, cpus }).filter(([, value]) => value !== null);
+  return [
+    ...(count > 1
+      ? [
+          {
+            option: `nodes.${name}.count`,
+            value: count,
+            message: `${ssh.host} is one machine, and takes one node; have a pool for each machine`,
+          },
+        ]
+      : []),
+    ...limits.map(([option, value]) => ({
+      option: `nodes.${name}.${option}`,
+      value,
+      message: `a sandbox that is made here is limited, and ${ssh.host} is none; leave it out`,
+    })),
   ];
 }
 

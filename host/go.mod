@@ -17,6 +17,7 @@ require (
 	golang.org/x/time v0.15.0
 	gopkg.in/natefinch/lumberjack.v2 v2.2.1
 	gvisor-k3s/relay v0.0.0
+	gvisor-k3s/wire v0.0.0
 	gvisor.dev/gvisor v0.0.0-20260905035102-160fafc42237
 )
 
@@ -31,4 +32,7 @@ require (
 	kernel.org/pub/linux/libs/security/libcap/psx v1.2.78 // indirect
 )
 
-replace gvisor-k3s/relay => ../node/relay
+replace (
+	gvisor-k3s/relay => ../node/relay
+	gvisor-k3s/wire => ../node/wire
+)

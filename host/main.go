@@ -9,6 +9,7 @@
 //	gvisor-k3s-host filter …                 keep a sandbox from the host's services (see package linkfilter)
 //	gvisor-k3s-host network down NAMESPACE [MESH]
 //	                                         remove a sandbox's network, and its link to other nodes
+//	gvisor-k3s-host wire SPEC_FILE           be the link to a node on another machine (see package nodewire)
 //	gvisor-k3s-host read ROOT PATH           print a regular file beneath a folder: [--tail BYTES] [--limit BYTES]
 //	gvisor-k3s-host list ROOT PATH           print the names of the regular files of a folder beneath a folder
 //	gvisor-k3s-host remove PATH              remove a folder with all that a sandbox has put in it
@@ -31,6 +32,7 @@ import (
 	"gvisor-k3s/host/files"
 	"gvisor-k3s/host/linkfilter"
 	"gvisor-k3s/host/network"
+	"gvisor-k3s/host/nodewire"
 	"gvisor-k3s/host/supervise"
 	"gvisor-k3s/host/terminal"
 	"gvisor-k3s/host/usage"
@@ -41,6 +43,7 @@ var commands = map[string]func(args []string) error{
 	"egress":    egress.Main,
 	"filter":    linkfilter.Main,
 	"network":   networkCommand,
+	"wire":      nodewire.Main,
 	"read":      files.Read,
 	"list":      files.List,
 	"remove":    files.Remove,
@@ -51,7 +54,7 @@ var commands = map[string]func(args []string) error{
 }
 
 const synopsis = "usage: gvisor-k3s-host supervise SPEC_FILE | network down NAMESPACE [MESH] | " +
-	"read ROOT PATH [--tail BYTES] [--limit BYTES] | list ROOT PATH | remove PATH | terminal PROGRAM … | " +
+	"wire SPEC_FILE | read ROOT PATH [--tail BYTES] [--limit BYTES] | list ROOT PATH | remove PATH | terminal PROGRAM … | " +
 	"save [--memory] [--end] SPEC_FILE FOLDER | unpack --sha256=HASH ARCHIVE FOLDER | egress … | filter …"
 
 // How long the kernel may take to take a link down.

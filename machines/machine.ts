@@ -208,8 +208,8 @@ export interface Driver<Spec = unknown> {
    * @param owner who asks, as "PROJECT/STACK"; what is this one's makes way
    */
   problemsOf(config: StackConfig, ref: MachineRef, owner?: string): Problem[];
-  /** The same, as far as the machine itself tells; nothing of it is there before it is made here. */
-  problemsThere(config: StackConfig, ref: MachineRef, observed: Observed): Problem[];
+  /** The same, as far as the machine itself tells, of one that is there before a node is made on it. */
+  problemsThere?(config: StackConfig, ref: MachineRef, observed: Observed): Problem[];
   /** What is to be built for it. */
   takesOf(spec: Spec): readonly Wanted[];
   /** What its gVisor's abilities depend on, as far as it is chosen here: a change of any asks for them anew. */

@@ -23,20 +23,12 @@ import {
 } from "../artifacts/artifacts.ts";
 import { baseFolder, stageBase } from "../artifacts/stage.ts";
 import { machineId } from "../config/facade.ts";
+import { MESH_MTU, type Mesh, meshDevice, meshNetworks, meshOf } from "../config/mesh.ts";
 import { linkAddresses, overlap, parseNetwork } from "../config/network.ts";
 import { sandboxSpec } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { Problem } from "../config/problems.ts";
-import {
-  bytes,
-  MESH_DEVICE,
-  type Mesh,
-  meshOf,
-  needsEgress,
-  publishedPort,
-  type StackConfig,
-  SUBNET_POOL,
-} from "../config/schema.ts";
+import { bytes, needsEgress, publishedPort, type StackConfig } from "../config/schema.ts";
 import { readJson, roomFor, writeWhole } from "../system/files.ts";
 import {
   argumentsOf,
@@ -190,8 +182,6 @@ export const managed: Driver<ManagedSpec> = {
       ...fromProblems(config, ref),
     ];
   },
-
-  problemsThere: () => [],
 
   takesOf: ({ takes }) => takes,
   gvisorOf: ({ runsc, runscDigest = "", platform, network, setuid }) =>
@@ -542,9 +532,9 @@ class ManagedSandbox extends BaseMachine implements Machine {
         },
         mesh: spec.mesh && {
           namespace: meshNamespace(spec.mesh.cluster),
-          device: MESH_DEVICE,
-          mtu: tap.mtu,
-          networks: [...new Set([SUBNET_POOL.cidr, spec.mesh.server])],
+          device: meshDevice({ target: "managed" }),
+          mtu: MESH_MTU,
+          networks: meshNetworks(spec.mesh),
         },
       },
       filter: spec.hostPorts && { ports: spec.hostPorts },

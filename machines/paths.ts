@@ -58,6 +58,9 @@ export function hostPaths(name: string, home: string) {
     supervisor: join(state, "supervisor.json"),
     /** What is known of the process that leads to another machine's API server. */
     tunnel: join(state, "tunnel.json"),
+    /** What the process is told that leads to the other nodes of its cluster, and what is known of it; see machines/wire.ts. */
+    wire: join(state, "wire.json"),
+    wireProcess: join(state, "wire.process.json"),
     /** The kubeconfig for this machine, mode 0600; see servers/kubeconfig.ts. */
     kubeconfig: join(state, "kubeconfig"),
     /** What was written into each configuration file; see machines/written.ts. */

@@ -8,6 +8,7 @@ import { rm, rmdir } from "node:fs/promises";
 import { arch, homedir } from "node:os";
 import { dirname, join } from "node:path";
 import { provide, wanted } from "../artifacts/artifacts.ts";
+import { MESH_MTU, type Mesh, meshDevice, meshNetworks } from "../config/mesh.ts";
 import { InputError, type Problem } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { answerOf, isWritable } from "../system/programs.ts";
@@ -20,11 +21,13 @@ import type { Observed, There } from "./observe.ts";
 import { hostPaths } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
+import { ensureService, serviceGives } from "./services.ts";
 import { closeConnection, controlFolder, hostKey, remotePaths, type SshTarget, sshCommand } from "./sshConnection.ts";
 import { holdThere } from "./sshLock.ts";
 import { endTunnel, hasTunnel, openTunnel } from "./tunnel.ts";
 import { uploadTo } from "./upload.ts";
-import { writtenFiles } from "./written.ts";
+import { endWire, hasWire, openWire } from "./wire.ts";
+import { noteWritten, writtenFiles } from "./written.ts";
 
 /** What is copied to another machine, and the state of an empty cluster, in MiB. */
 const NEEDED = 1024;
@@ -35,11 +38,29 @@ const ARCHITECTURES: Record<string, string> = { x86_64: "x64", aarch64: "arm64" 
 /** What a node takes of a machine: see `askThere`, machines/upload.ts. */
 const PROGRAMS = ["tar", "sha256sum"];
 
+/** What such a machine is started with. */
+interface SshSpec extends InsideSpec {
+  /** What a node that joins a cluster has in common with its other nodes. */
+  mesh?: Mesh;
+}
+
+/** What keeps the node's end of its link to the others, as sandbox-init knows it. */
+export const LINK_SERVICE = "link";
+
+/** Where that is heard. */
+const LINK_SOCKET = "/run/gvisor-k3s/link.sock";
+
 /** See {@link Driver}. */
-export const ssh: Driver<InsideSpec> = {
+export const ssh: Driver<SshSpec> = {
   durable: false,
-  refOf: (config, home) => ({ kind: "ssh", name: config.name, home, ssh: targetOf(config) }),
-  specOf: insideSpec,
+  refOf: (config, home) => ({
+    kind: "ssh",
+    name: config.name,
+    home,
+    ssh: targetOf(config),
+    ...(config.joins ? { joins: config.joins.cluster } : {}),
+  }),
+  specOf: (config) => ({ ...insideSpec(config), ...(config.joins ? { mesh: config.joins } : {}) }),
   revisionOf: (spec, { name }) => insideRevision(spec, name, remotePaths.home),
 
   identityOf: ({ name, sandbox, mode, ssh: { host, port } }) => {
@@ -128,13 +149,13 @@ class SshMachine extends BaseMachine implements Machine {
     if (answer !== undefined) {
       const observed = observedOf(this.ref, answer, noted);
       const { stranger } = observed.there!;
-      return withTunnel(this.ref, { ...observed, there: { ...there, stranger } });
+      return withWays(this.ref, { ...observed, there: { ...there, stranger } });
     }
     const lost = noted === undefined ? {} : { noted: noted.incarnation };
     return { state: "absent", ...lost, drift: [], repairs: {}, there, problems: [] };
   }
 
-  async start({ spec, owner, incarnation, repairs }: Start<InsideSpec>): Promise<MachineRecord> {
+  async start({ spec, owner, incarnation, repairs }: Start<SshSpec>): Promise<MachineRecord> {
     const { name, home } = this.ref;
     const previous = readRecord(name, home);
     checkOwner(this.ref, previous, owner);
@@ -160,7 +181,24 @@ class SshMachine extends BaseMachine implements Machine {
     await writeRecord(name, home, record);
     // What ran the steps of a release up to 0.2 there; without it, the ends of its resources do nothing.
     await this.exec(["rm", "-f", join(remotePaths.cache, "runner")]);
+    if (spec.mesh) await this.#link(spec, spec.mesh, repairs);
     return record;
+  }
+
+  /** Has the node be linked to the others of its cluster. */
+  async #link({ init, address }: SshSpec, mesh: Mesh, repairs: number): Promise<void> {
+    const link = {
+      device: meshDevice({ target: "ssh" }),
+      mtu: MESH_MTU,
+      address,
+      networks: meshNetworks(mesh),
+      socket: LINK_SOCKET,
+    };
+    const command = [init, "link", "serve", JSON.stringify(link)];
+    await ensureService(this, { name: LINK_SERVICE, command, config: "", stopSeconds: 5 });
+    await serviceGives(this, LINK_SERVICE, { socket: LINK_SOCKET }, 20);
+    await noteWritten(this.ref, "sandbox", [], repairs, LINK_SERVICE);
+    await openWire(this.ref, { address, command: [init, "link", "attach", LINK_SOCKET] });
   }
 
   async stop(known?: { address: string; bridge: string }): Promise<void> {
@@ -182,6 +220,7 @@ class SshMachine extends BaseMachine implements Machine {
     const { name, home } = this.ref;
     const { state } = hostPaths(name, home);
     await endTunnel(this.ref);
+    if (this.ref.joins) await endWire(this.ref);
     if (this.ref.ssh) await closeConnection(this.ref.ssh, controlFolder(home));
     await rm(state, { recursive: true, force: true });
     for (const folder of [dirname(state), join(home, "ssh")]) await rmdir(folder).catch(() => undefined);
@@ -194,12 +233,14 @@ class SshMachine extends BaseMachine implements Machine {
 
 const say = (line: string) => console.error(line);
 
-/** What is observed, with whether the API server is reached: the way to it is written again by a step. */
-function withTunnel(ref: MachineRef, observed: Observed): Observed {
-  if (observed.state !== "running" || hasTunnel(ref)) return observed;
-  const { kubeconfig = 0 } = observed.repairs;
-  const problems = [...observed.problems, "the SSH tunnel to the API server is gone"];
-  return { ...observed, repairs: { ...observed.repairs, kubeconfig: kubeconfig + 1 }, cutOff: true, problems };
+/** What is observed, with whether the processes are there that lead to the machine: a step starts each again. */
+function withWays(ref: MachineRef, observed: Observed): Observed {
+  if (observed.state !== "running" || (ref.joins ? hasWire(ref) : hasTunnel(ref))) return observed;
+  const [step, what] = ref.joins
+    ? ["sandbox", "the link to the other nodes is gone"]
+    : ["kubeconfig", "the SSH tunnel to the API server is gone"];
+  const repairs = { ...observed.repairs, [step]: (observed.repairs[step] ?? 0) + 1 };
+  return { ...observed, repairs, cutOff: true, problems: [...observed.problems, what] };
 }
 
 /** Asks a machine how it is, by a shell: nothing of this project need be there. */

@@ -95,7 +95,11 @@ export async function closeConnection(target: SshTarget, control: string): Promi
  * The command line that runs a program on the machine as root. SSH knows commands as one text for a shell only, so each
  * argument is quoted.
  */
-export function sshCommand(target: SshTarget, control: string, args: readonly string[]): string[] {
+export function sshCommand(
+  target: SshTarget,
+  control: string | undefined,
+  args: readonly string[],
+): [string, ...string[]] {
   const words = [`PATH=${remotePaths.programs}`, ...args].map(quoted).join(" ");
   return ["ssh", ...sshArguments(target, control), `${target.sudo ? "sudo -n " : ""}env ${words}`];
 }

@@ -3,20 +3,17 @@
  * loopback device. The node's own port is open to nobody but the machine itself.
  * @module
  */
-import { spawn } from "node:child_process";
-import { createHash } from "node:crypto";
-import { closeSync, openSync, readFileSync, rmSync } from "node:fs";
+import { readFileSync, rmSync } from "node:fs";
 import { mkdir, rm } from "node:fs/promises";
 import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
 import { checkServerIdentity, connect } from "node:tls";
-import { provide, wanted } from "../artifacts/artifacts.ts";
-import { emptyIfLonger, readJson, writeWhole } from "../system/files.ts";
-import { endProcess, isAlive, type ProcessId, processStart } from "../system/processes.ts";
+import { emptyIfLonger, readJson } from "../system/files.ts";
+import { endProcess, isAlive } from "../system/processes.ts";
 import { lastLines } from "../system/run.ts";
 import { waitFor } from "../system/wait.ts";
-import { lockFile } from "./lock.ts";
 import type { Reached } from "./machine.ts";
+import { inTurn, type Outliving, revisionOf, startOutliving } from "./outliving.ts";
 import { hostPaths } from "./paths.ts";
 import type { MachineRef } from "./ref.ts";
 import { sshArguments } from "./sshConnection.ts";
@@ -30,9 +27,7 @@ export interface RemoteServer {
 }
 
 /** What is written down of a tunnel. */
-interface TunnelRecord extends ProcessId {
-  /** A hash of what it was started with. */
-  revision: string;
+interface TunnelRecord extends Outliving {
   /** The port here. */
   localPort: number;
 }
@@ -52,24 +47,14 @@ const readTunnel = ({ name, home }: MachineRef) =>
  * @throws Error with ssh's words if it is not
  */
 export async function openTunnel(ref: MachineRef, server: RemoteServer): Promise<Reached> {
-  const { state } = hostPaths(ref.name, ref.home);
-  const init = join(await provide(wanted({ name: "init" }), () => {}), "sandbox-init");
-  // Two commands at once would open one each, of which one would be known to nobody.
-  const lock = await lockFile(join(state, "tunnel.lock"), { init, shared: false, who: "tunnel", say: () => {} });
-  try {
-    const { localPort } = await startTunnel(ref, server);
-    return { address: "127.0.0.1", port: localPort, tlsServerName: server.address };
-  } finally {
-    lock.release();
-  }
+  const { localPort } = await inTurn(hostPaths(ref.name, ref.home).state, "tunnel", () => startTunnel(ref, server));
+  return { address: "127.0.0.1", port: localPort, tlsServerName: server.address };
 }
 
 async function startTunnel(ref: MachineRef, server: RemoteServer): Promise<TunnelRecord> {
   const { tunnel, logs } = hostPaths(ref.name, ref.home);
   const { address, port } = server;
-  const revision = createHash("sha256")
-    .update(JSON.stringify([ref, address, port]))
-    .digest("hex");
+  const revision = revisionOf([ref, address, port]);
   const previous = readTunnel(ref);
   const log = join(logs, "tunnel.log");
   if (previous && isAlive(previous) && previous.revision === revision) {
@@ -81,18 +66,10 @@ async function startTunnel(ref: MachineRef, server: RemoteServer): Promise<Tunne
   const localPort = (previous && (await freePort(previous.localPort))) ?? (await freePort(0))!;
   await mkdir(logs, { recursive: true, mode: 0o700 });
   rmSync(log, { force: true });
-  const output = openSync(log, "a", 0o600);
   const forward = `127.0.0.1:${localPort}:${address}:${port}`;
   const args = sshArguments(ref.ssh!, undefined, "-N", "-o", "ExitOnForwardFailure=yes", "-L", forward);
-  const child = spawn("ssh", args, { detached: true, stdio: ["ignore", output, output] });
-  closeSync(output);
-  child.unref();
-  const { pid } = child;
-  if (pid === undefined) throw new Error("ssh cannot be started");
   const said = () => lastLines(readFileSync(log, "utf8"));
-  const record: TunnelRecord = { revision, pid, startTime: processStart(pid) ?? "", localPort };
-  // Noted before it is known to work: whatever happens to this process, it is known to the next one.
-  await writeWhole(tunnel, JSON.stringify(record));
+  const record = await startOutliving(["ssh", ...args], { revision, localPort }, log, tunnel);
   try {
     await waitFor(
       "the API server answers through the SSH tunnel",

@@ -56,21 +56,28 @@ export function preflight(config: StackConfig, owner?: string): void {
  */
 export async function preflightThere(config: StackConfig): Promise<void> {
   if (config.mode === "external") return;
-  const ref = driverOf(config).refOf(config, homeFolder());
-  needMachine(config, await openMachine(ref).observe());
+  const nodes = [config, ...joiningNodes(config).map((node) => node.config)].filter(
+    (node) => driverOf(node).problemsThere,
+  );
+  const asked = nodes.map(async (node) => problemsThere(node, await openMachine(refOf(node)).observe()));
+  refuse((await Promise.all(asked)).flat());
 }
+
+const refOf = (config: StackConfig) => driverOf(config).refOf(config, homeFolder());
+
+const problemsThere = (config: StackConfig, observed: Observed) =>
+  driverOf(config).problemsThere?.(config, refOf(config), observed) ?? [];
 
 /** The same, of a machine that was observed. */
 export function needMachine(config: StackConfig, observed: Observed): void {
-  const driver = driverOf(config);
-  refuse(driver.problemsThere(config, driver.refOf(config, homeFolder()), observed));
+  refuse(problemsThere(config, observed));
 }
 
 /** What stands in the way of a further node: as of the server's, but for what the options say of all of them. */
-function nodeProblems({ name, config }: JoiningNode, owner: string | undefined): Problem[] {
-  const driver = driverOf(config);
-  const ref = driver.refOf(config, homeFolder());
-  const own = [...ownerProblems(ref, owner), ...driver.problemsOf(config, ref, owner)];
+function nodeProblems({ name, pool, config }: JoiningNode, owner: string | undefined): Problem[] {
+  const ref = refOf(config);
+  const own = [...ownerProblems(ref, owner), ...driverOf(config).problemsOf(config, ref, owner)];
+  if (config.target === "ssh") return own.map((problem) => ({ ...problem, option: `nodes.${pool}.${problem.option}` }));
   return own
     .filter(({ option }) => option === "name" || option === "sandbox.subnet")
     .map((problem) => ({ ...problem, option: "nodes", value: `${name} (${config.sandbox.subnet})` }));
@@ -80,7 +87,7 @@ function nodeProblems({ name, config }: JoiningNode, owner: string | undefined):
 const [NODE_MIB, SERVER_MIB] = [160, 350];
 
 function memoryProblems({ nodes }: StackConfig): Problem[] {
-  const count = nodes.reduce((sum, pool) => sum + pool.count, 0);
+  const count = nodes.filter(({ ssh }) => ssh === undefined).reduce((sum, pool) => sum + pool.count, 0);
   const [needed, has] = [SERVER_MIB + count * NODE_MIB, Math.floor(totalmem() / 2 ** 20)];
   if (count === 0 || needed <= has) return [];
   const message = `so many nodes take at least ${needed} MiB, and this host has ${has} MiB; have fewer of them`;

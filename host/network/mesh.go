@@ -60,30 +60,12 @@ func (m Mesh) problems() (problems []error) {
 // joinMesh gives the sandbox a link to the bridge, which is made where it is missing. The link's end there is called as
 // the sandbox's namespace is.
 func (n Network) joinMesh() error {
-	unlock, err := lockMeshes()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	mesh := File(n.Mesh.Namespace)
-	if !isNamespace(mesh) {
-		if err := removeNamespace(n.Mesh.Namespace); err != nil { // what a killed process has left of one
-			return err
-		}
-		if err := addNamespace(n.Mesh.Namespace); err != nil {
-			return err
-		}
-	}
 	sandbox, err := os.Open(File(n.Namespace))
 	if err != nil {
 		return err
 	}
 	defer sandbox.Close()
-	_, err = netns.In(mesh, func() (any, error) {
-		bridge, err := ensureBridge(n.Mesh.MTU)
-		if err != nil {
-			return nil, err
-		}
+	_, err = inMesh(n.Mesh.Namespace, n.Mesh.MTU, func(bridge netlink.Link) (any, error) {
 		own := hardware(n.Node.Addr())
 		veth := &netlink.Veth{
 			LinkAttrs: netlink.LinkAttrs{Name: n.Namespace, MTU: n.Mesh.MTU}, PeerName: n.Mesh.Device,
@@ -93,25 +75,89 @@ func (n Network) joinMesh() error {
 		if err := netlink.LinkAdd(veth); err != nil {
 			return nil, err
 		}
-		if err := distrust(n.Namespace); err != nil {
-			return nil, err
-		}
-		port, err := netlink.LinkByName(n.Namespace)
-		if err != nil {
-			return nil, err
-		}
-		name := &netlink.Neigh{
-			LinkIndex: port.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP,
-			HardwareAddr: own,
-		}
-		err = errors.Join(netlink.LinkSetMaster(port, bridge), netlink.LinkSetLearning(port, false),
-			netlink.LinkSetFlood(port, false), netlink.NeighAdd(name))
-		if err != nil {
-			return nil, err // rather than up, on a bridge that learns from it
-		}
-		return nil, netlink.LinkSetUp(port)
+		return nil, plug(bridge, n.Namespace, own)
 	})
 	return err
+}
+
+// JoinByTap gives a node that is on another machine a link to the bridge: a tap of this name, by which whoever has it
+// says and hears what the node does. The link goes with it.
+func JoinByTap(namespace, link string, node netip.Addr, mtu int) (*os.File, error) {
+	problems := Mesh{Namespace: namespace, Device: link, MTU: mtu}.problems()
+	if !node.Is4() {
+		problems = append(problems, fmt.Errorf("%q is no IPv4 address of a node", node))
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	return inMesh(namespace, mtu, func(bridge netlink.Link) (*os.File, error) {
+		tap, err := OpenTap(link, unix.IFF_TUN_EXCL)
+		if err != nil {
+			return nil, err
+		}
+		file := os.NewFile(uintptr(tap), link)
+		if err := plugTap(bridge, link, node, mtu); err != nil {
+			file.Close()
+			return nil, err
+		}
+		return file, nil
+	})
+}
+
+func plugTap(bridge netlink.Link, name string, node netip.Addr, mtu int) error {
+	tap, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetMTU(tap, mtu); err != nil {
+		return err
+	}
+	return plug(bridge, name, hardware(node))
+}
+
+// inMesh does something in the bridge's namespace, both of which are made where they are missing.
+func inMesh[T any](namespace string, mtu int, do func(bridge netlink.Link) (T, error)) (done T, err error) {
+	unlock, err := lockMeshes()
+	if err != nil {
+		return done, err
+	}
+	defer unlock()
+	if !isNamespace(File(namespace)) {
+		if err := removeNamespace(namespace); err != nil { // what a killed process has left of one
+			return done, err
+		}
+		if err := addNamespace(namespace); err != nil {
+			return done, err
+		}
+	}
+	return netns.In(File(namespace), func() (T, error) {
+		bridge, err := ensureBridge(mtu)
+		if err != nil {
+			return done, err
+		}
+		return do(bridge)
+	})
+}
+
+// plug makes a link a port of the bridge, which knows the one name of the node behind it and learns no other.
+func plug(bridge netlink.Link, name string, own net.HardwareAddr) error {
+	if err := distrust(name); err != nil {
+		return err
+	}
+	port, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	known := &netlink.Neigh{
+		LinkIndex: port.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP,
+		HardwareAddr: own,
+	}
+	err = errors.Join(netlink.LinkSetMaster(port, bridge), netlink.LinkSetLearning(port, false),
+		netlink.LinkSetFlood(port, false), netlink.NeighAdd(known))
+	if err != nil {
+		return err // rather than up, on a bridge that learns from it
+	}
+	return netlink.LinkSetUp(port)
 }
 
 // hardware is what a node's link is called on the bridge, the same in each of the sandbox's lives: the others need not
@@ -206,7 +252,7 @@ func LeaveMesh(ctx context.Context, namespace, link string) error {
 func countPorts() (count int, err error) {
 	links, err := netlink.LinkList()
 	for _, link := range links {
-		if link.Type() == "veth" {
+		if link.Attrs().MasterIndex != 0 {
 			count++
 		}
 	}

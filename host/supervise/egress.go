@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"gvisor-k3s/host/backoff"
 	"gvisor-k3s/host/cgroup"
 	"gvisor-k3s/host/network"
 	"gvisor-k3s/host/process"
@@ -65,7 +66,7 @@ func (e *egress) keep(ctx context.Context, first chan<- error, insist bool) {
 	// The kernel ends a child with the thread that has started it, and not with the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var pause backoff
+	var pause backoff.Backoff
 	told := false
 	tell := func(err error) {
 		if !told {
@@ -86,7 +87,7 @@ func (e *egress) keep(ctx context.Context, first chan<- error, insist bool) {
 			tell(err)
 			return
 		}
-		wait := pause.next(time.Since(begin))
+		wait := pause.Next(time.Since(begin))
 		e.store.wrong(egressTrouble, fmt.Errorf("%w\nit starts again in %s", err, wait))
 		tell(err) // once that is noted
 		select {

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gvisor-k3s/host/backoff"
 	"gvisor-k3s/host/process"
 	"gvisor-k3s/host/publish"
 	"gvisor-k3s/host/ready"
@@ -66,7 +67,7 @@ type supervisor struct {
 	since   time.Time
 	egress  *egress
 	publish publish.Publisher
-	pause   backoff
+	pause   backoff.Backoff
 
 	// first is how the sandbox begins, unless it runs already.
 	first beginning
@@ -332,7 +333,7 @@ func (s *supervisor) ended(ctx context.Context) error {
 		}
 		s.endEgress()
 		s.store.change(func(state *State) { state.Sandbox, state.Replaying = nil, false })
-		pause := s.pause.next(lived)
+		pause := s.pause.Next(lived)
 		why = errors.Join(why, s.sandbox.clear())
 		s.store.wrong(sandboxTrouble, fmt.Errorf("%w\nit starts again in %s", why, pause))
 		if !s.wait(ctx, pause) {

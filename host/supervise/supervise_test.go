@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"gvisor-k3s/host/backoff"
 	"gvisor-k3s/host/cgroup"
 	"gvisor-k3s/host/network"
 	"gvisor-k3s/host/process"
@@ -143,11 +144,11 @@ func TestReplaced(t *testing.T) {
 }
 
 func TestBackoff(t *testing.T) {
-	var b backoff
+	var b backoff.Backoff
 	for i, c := range []struct{ lived, want time.Duration }{
-		{0, 1}, {0, 2}, {time.Minute, 4}, {0, 8}, {0, 16}, {0, 32}, {0, 60}, {0, 60}, {stableAfter, 1}, {0, 2},
+		{0, 1}, {0, 2}, {time.Minute, 4}, {0, 8}, {0, 16}, {0, 32}, {0, 60}, {0, 60}, {5 * time.Minute, 1}, {0, 2},
 	} {
-		if got := b.next(c.lived); got != c.want*time.Second {
+		if got := b.Next(c.lived); got != c.want*time.Second {
 			t.Errorf("%d: got %s, want %d s", i, got, c.want)
 		}
 	}

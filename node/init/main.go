@@ -27,6 +27,8 @@
 //	sandbox-init hold FILE [--shared]   keep a lock as long as standard input lasts (see lock.Hold)
 //	sandbox-init limits SOCKET          have the memory limits of containers hold (see limits.Watcher), and tell
 //	                                    containerd, which answers ttrpc at this socket, of each that is killed
+//	sandbox-init link serve LINK        be the link to the other nodes of a cluster, as JSON (see meshlink.Link)
+//	sandbox-init link attach SOCKET     carry that link's frames by standard input and output
 //	sandbox-init machine start          put a node on this machine, which is a sandbox itself (see machine.Start)
 //	sandbox-init machine stop           take it off again (see machine.Stop)
 //	sandbox-init machine observe        tell how the machine is (see machine.Observe)
@@ -54,6 +56,7 @@ import (
 	"gvisor-k3s/node/init/limits"
 	"gvisor-k3s/node/init/lock"
 	"gvisor-k3s/node/init/machine"
+	"gvisor-k3s/node/init/meshlink"
 	"gvisor-k3s/node/init/probe"
 	"gvisor-k3s/node/init/service"
 
@@ -72,6 +75,7 @@ var errUsage = errors.New(strings.TrimSpace(`usage: sandbox-init
   flock [--shared] [--nonblock]
   hold FILE [--shared]
   limits SOCKET
+  link serve LINK | attach SOCKET
   machine start | stop | observe`))
 
 // Exit codes that mean something else than an error.
@@ -143,6 +147,10 @@ func dispatch(args []string) error {
 			defer stop()
 			limits.New(limits.Containerd(rest[0])).Run(ctx)
 			return nil
+		}
+	case "link":
+		if len(rest) == 2 {
+			return linkCommand(rest[0], rest[1])
 		}
 	case "machine":
 		if len(rest) == 1 {
@@ -334,6 +342,22 @@ func holdCommand(args []string) error {
 		return err
 	}
 	return lock.Hold(args[0], given["--shared"], os.Stdin, os.Stdout)
+}
+
+func linkCommand(verb, argument string) error {
+	switch verb {
+	case "serve":
+		var link meshlink.Link
+		if err := input.Decode(strings.NewReader(argument), &link); err != nil {
+			return fmt.Errorf("link: %w", err)
+		}
+		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+		defer stop()
+		return link.Serve(ctx)
+	case "attach":
+		return meshlink.Attach(argument, os.Stdin, os.Stdout)
+	}
+	return errUsage
 }
 
 func machineCommand(verb string) error {
