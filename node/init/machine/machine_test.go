@@ -426,6 +426,7 @@ func TestStopTakesAllOfTheNode(t *testing.T) {
 	bridge.Name = nodeNetwork.Bridge
 	must(t, netlink.LinkAdd(bridge))
 	namespace(t, "cni-1234")
+	namespace(t, nodeNetwork.Bridge+"-filter")
 	namespace(t, nodeNetwork.Bridge)
 	namespace(t, "theirs")
 	t.Cleanup(func() {

@@ -99,15 +99,16 @@ func remove(node Node, its network, record *Record) error {
 	return nil
 }
 
-// removeNamespaces removes the network namespaces of the pods, and that of the bridge.
+// removeNamespaces removes the network namespaces of the pods, that of the bridge, and that in which policies are held.
 func removeNamespaces(bridge string) error {
+	own := []string{bridge, bridge + "-filter"}
 	entries, err := os.ReadDir(namespaces)
 	if files.IsAbsent(err) {
 		return nil
 	}
 	problems := []error{err}
 	for _, entry := range entries {
-		if name := entry.Name(); strings.HasPrefix(name, "cni-") || name == bridge {
+		if name := entry.Name(); strings.HasPrefix(name, "cni-") || slices.Contains(own, name) {
 			path := filepath.Join(namespaces, name)
 			problems = append(problems, unmountBelow(path), files.Remove([]string{path}))
 		}
