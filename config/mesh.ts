@@ -2,15 +2,8 @@
  * The network that the nodes of a cluster share.
  * @module
  */
+import type { Mesh } from "./network.ts";
 import { type StackConfig, SUBNET_POOL } from "./schema.ts";
-
-/** What a node has to know of it. */
-export interface Mesh {
-  /** The cluster's name. */
-  cluster: string;
-  /** The network in which its server has its address. */
-  server: string;
-}
 
 /** What a cluster's nodes share; undefined of a cluster of one. */
 export function meshOf({ joins, nodes, name, sandbox }: StackConfig): Mesh | undefined {

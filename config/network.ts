@@ -44,3 +44,11 @@ export function linkAddresses(subnet: string): { host: string; node: string; pre
   const network = parseNetwork(subnet)!;
   return { host: addressAt(network, 1), node: addressAt(network, 2), prefix: 32 - Math.log2(network.size) };
 }
+
+/** What a node has to know of the network that the nodes of its cluster share. */
+export interface Mesh {
+  /** The cluster's name. */
+  cluster: string;
+  /** The network in which its server has its address. */
+  server: string;
+}

@@ -2,8 +2,7 @@ import { createHash } from "node:crypto";
 import { basename } from "node:path";
 import { z } from "zod";
 import { isNewer, type KubernetesMinor, kubernetesMinors, newestKubernetes } from "./kubernetes.ts";
-import type { Mesh } from "./mesh.ts";
-import { addressAt, contains, overlap, parseNetwork } from "./network.ts";
+import { addressAt, contains, type Mesh, overlap, parseNetwork } from "./network.ts";
 import { absolutePath, ociRule, RULE_FORMS } from "./ociRules.ts";
 import { type Problem, refuse } from "./problems.ts";
 import { blockersAmong, probedQuirks, type QuirkId, quirk } from "./quirks.ts";
@@ -160,7 +159,6 @@ export const stackSchema = z.strictObject({
     ),
   ssh: z
     .strictObject({
-      ...sshOptions,
       host: sshHost
         .optional()
         .describe(
@@ -168,6 +166,7 @@ export const stackSchema = z.strictObject({
             "takes](docs/targets.md#on-another-machine). Changing it, or the port, replaces the sandbox, and the cluster in " +
             "it is lost.",
         ),
+      ...sshOptions,
     })
     .prefault({}),
   kubernetes: z
@@ -573,15 +572,15 @@ export const stackSchema = z.strictObject({
           ),
         ssh: z
           .strictObject({
+            host: sshHost.describe(
+              "The machine that the node is put on, over SSH, in place of a sandbox on this host: a gVisor sandbox with " +
+                "what [a node takes](docs/targets.md#on-another-machine). It is one node, and has the memory and CPUs of " +
+                "that machine. Pods on it have no way out. Changing it, or the port, replaces the node with all that is " +
+                "on it.",
+            ),
             ...sshOptions,
-            host: sshHost.describe("The machine. Changing it, or the port, replaces the node with all that is on it."),
           })
-          .optional()
-          .describe(
-            "The machine that the node is put on, over SSH, in place of a sandbox on this host: a gVisor sandbox with " +
-              "what [a node takes](docs/targets.md#on-another-machine). It is one node, with `count: 1`, and has what " +
-              "that machine gives it.",
-          ),
+          .optional(),
       }),
     )
     .default([])

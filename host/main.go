@@ -53,8 +53,8 @@ var commands = map[string]func(args []string) error{
 	"unpack":    archive.UnpackCommand,
 }
 
-const synopsis = "usage: gvisor-k3s-host supervise SPEC_FILE | network down NAMESPACE [MESH] | " +
-	"wire SPEC_FILE | read ROOT PATH [--tail BYTES] [--limit BYTES] | list ROOT PATH | remove PATH | terminal PROGRAM … | " +
+const synopsis = "usage: gvisor-k3s-host supervise SPEC_FILE | network down NAMESPACE [MESH] | wire SPEC_FILE | " +
+	"read ROOT PATH [--tail BYTES] [--limit BYTES] | list ROOT PATH | remove PATH | terminal PROGRAM … | " +
 	"save [--memory] [--end] SPEC_FILE FOLDER | unpack --sha256=HASH ARCHIVE FOLDER | egress … | filter …"
 
 // How long the kernel may take to take a link down.

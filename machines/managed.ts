@@ -23,8 +23,8 @@ import {
 } from "../artifacts/artifacts.ts";
 import { baseFolder, stageBase } from "../artifacts/stage.ts";
 import { machineId } from "../config/facade.ts";
-import { MESH_MTU, type Mesh, meshDevice, meshNetworks, meshOf } from "../config/mesh.ts";
-import { linkAddresses, overlap, parseNetwork } from "../config/network.ts";
+import { MESH_MTU, meshDevice, meshNetworks, meshOf } from "../config/mesh.ts";
+import { linkAddresses, type Mesh, overlap, parseNetwork } from "../config/network.ts";
 import { sandboxSpec } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { Problem } from "../config/problems.ts";

@@ -8,6 +8,9 @@ import { inSandbox } from "../config/paths.ts";
 import { lastLines } from "../system/run.ts";
 import type { Machine } from "./machine.ts";
 
+/** What keeps the end of a node's link to the others, where the node is on another machine. */
+export const LINK_SERVICE = "link";
+
 /** How often a service may end while it is waited for before its start counts as failed. */
 const ATTEMPTS = 3;
 

@@ -8,7 +8,8 @@ import { rm, rmdir } from "node:fs/promises";
 import { arch, homedir } from "node:os";
 import { dirname, join } from "node:path";
 import { provide, wanted } from "../artifacts/artifacts.ts";
-import { MESH_MTU, type Mesh, meshDevice, meshNetworks } from "../config/mesh.ts";
+import { MESH_MTU, meshDevice, meshNetworks } from "../config/mesh.ts";
+import type { Mesh } from "../config/network.ts";
 import { InputError, type Problem } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { answerOf, isWritable } from "../system/programs.ts";
@@ -21,7 +22,7 @@ import type { Observed, There } from "./observe.ts";
 import { hostPaths } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
-import { ensureService, serviceGives } from "./services.ts";
+import { ensureService, LINK_SERVICE, serviceGives } from "./services.ts";
 import { closeConnection, controlFolder, hostKey, remotePaths, type SshTarget, sshCommand } from "./sshConnection.ts";
 import { holdThere } from "./sshLock.ts";
 import { endTunnel, hasTunnel, openTunnel } from "./tunnel.ts";
@@ -43,9 +44,6 @@ interface SshSpec extends InsideSpec {
   /** What a node that joins a cluster has in common with its other nodes. */
   mesh?: Mesh;
 }
-
-/** What keeps the node's end of its link to the others, as sandbox-init knows it. */
-export const LINK_SERVICE = "link";
 
 /** Where that is heard. */
 const LINK_SOCKET = "/run/gvisor-k3s/link.sock";

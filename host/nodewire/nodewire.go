@@ -1,6 +1,6 @@
-// Package nodewire is the link between a cluster's nodes on this host and one on another machine: a port of the bridge on
-// which they meet, whose frames a program carries by its standard input and output, such as an SSH session to that machine.
-// What comes from there is given to the bridge and to nobody else.
+// Package nodewire is the link between a cluster's nodes on this host and one on another machine: a port of the bridge
+// on which they meet, whose frames a program carries by its standard input and output, such as an SSH session to that
+// machine. What comes from there is given to the bridge and to nobody else.
 package nodewire
 
 import (

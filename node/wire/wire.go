@@ -1,6 +1,6 @@
-// Package wire carries the frames of a network device over a stream of bytes, such as what an SSH session says and hears,
-// to a device at its other end. Each frame is sent after its length, in two bytes; one of length zero says that the end
-// is there.
+// Package wire carries the frames of a network device over a stream of bytes, such as what an SSH session says and
+// hears, to a device at its other end. Each frame is sent after its length, in two bytes; one of length zero says that
+// the end is there.
 package wire
 
 import (
@@ -35,8 +35,7 @@ const (
 )
 
 // Carry carries frames both ways until the stream or the device fails, or the context ends, and closes the stream. It
-// returns why it ended.
-// The device stays open, and may be carried again.
+// returns why it ended. The device stays open, and may be carried again.
 // there is called when the other end says that it is there.
 func Carry(ctx context.Context, device Device, stream Stream, there func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -44,7 +44,7 @@ func (t *tap) Write(frame []byte) (int, error) {
 
 func newTap(t *testing.T) *tap {
 	near, far := net.Pipe()
-	t.Cleanup(func() { near.Close(); far.Close() })
+	t.Cleanup(func() { errors.Join(near.Close(), far.Close()) })
 	return &tap{Conn: near, in: make(chan []byte), out: make(chan []byte, 1000)}
 }
 

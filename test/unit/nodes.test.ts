@@ -5,11 +5,13 @@ import { rootCertificates } from "node:tls";
 import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
 import { conflistPath } from "../../config/conflist.ts";
+import { meshDevice, meshNetworks } from "../../config/mesh.ts";
 import { overlap, parseNetwork } from "../../config/network.ts";
 import { joiningNodes } from "../../config/nodes.ts";
 import { inSandbox } from "../../config/paths.ts";
 import { parseStackConfig } from "../../config/schema.ts";
 import { FakeMachine } from "../../machines/fake.ts";
+import { driverOf } from "../../machines/index.ts";
 import { hostPaths } from "../../machines/paths.ts";
 import { joinServer } from "../../steps/join.ts";
 import { invitationIn, inviteNode, removeNode, returnNode } from "../../steps/member.ts";
@@ -44,10 +46,27 @@ describe("the nodes of the options", () => {
     [{ nodes: [{ name: "w", memory: "100Mi" }] }, "nodes.w.memory", "at least 256Mi"],
     [{ nodes: [{ name: "w", labels: { "node-role.kubernetes.io/x": "" } }] }, "nodes.w.labels", "no kubelet may give"],
     [{ target: "inside", nodes: [{ name: "w" }] }, "nodes", "target: managed"],
+    [{ nodes: [{ name: "w", ssh: {} }] }, "nodes[0].ssh.host", ""],
+    [{ nodes: [{ name: "w", count: 2, ssh: { host: "a" } }] }, "nodes.w.count", "a is one machine"],
+    [{ nodes: [{ name: "w", cpus: 1, ssh: { host: "a" } }] }, "nodes.w.cpus", "a sandbox that is made here is limited"],
   ])("are refused as %j", (options, option, message) => {
     const parse = () => parseStackConfig({ name: "dev", ...options });
     expect(parse).toThrow(option);
     expect(parse).toThrow(message);
+  });
+
+  it("are sandboxes of this host, or on other machines, each with its own link to the rest", () => {
+    const nodes = [{ name: "w" }, { name: "far", ssh: { host: "a", user: "ops" } }];
+    const config = parseStackConfig({ name: "dev", nodes });
+    const [here, far] = joiningNodes(config).map((node) => node.config);
+    expect([here!, far!].map(({ target }) => target)).toEqual(["managed", "ssh"]);
+    expect(driverOf(far!).refOf(far!, home)).toMatchObject({
+      kind: "ssh",
+      joins: "dev",
+      ssh: { host: "a", sudo: true },
+    });
+    expect([here!, far!].map(meshDevice)).toEqual(["eth1", "gk-nodes"]);
+    expect(meshNetworks(far!.joins!)).toEqual(["10.107.0.0/16", config.sandbox.subnet]);
   });
 
   it("have networks that share no address, whatever they are called", () => {

@@ -1,5 +1,6 @@
-// Package meshlink is the link of a node that is on another machine than its cluster's server: a device here whose frames
-// a process on the server's machine carries to the bridge of the cluster's nodes, and back, over a connection of its own.
+// Package meshlink is the link of a node that is on another machine than its cluster's server: a device here whose
+// frames a process beside the server's sandbox carries to the bridge of the cluster's nodes, and back, over a
+// connection of its own.
 package meshlink
 
 import (
@@ -104,23 +105,26 @@ func (l Link) up() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("/dev/net/tun: %w", err)
 	}
+	request, err := unix.NewIfreq(l.Device)
+	if err == nil {
+		request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("making a tap: %w", err)
+	}
+	// Not before it is a tap: until then Linux tells of an error to whoever waits for it, and Go never waits again.
 	device := os.NewFile(uintptr(fd), l.Device)
-	if err := l.ready(fd); err != nil {
+	if err := l.ready(); err != nil {
 		device.Close()
 		return nil, err
 	}
 	return device, nil
 }
 
-func (l Link) ready(fd int) error {
-	request, err := unix.NewIfreq(l.Device)
-	if err != nil {
-		return err
-	}
-	request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
-		return fmt.Errorf("making a tap: %w", err)
-	}
+// ready has the device be the node's.
+func (l Link) ready() error {
 	link, err := netlink.LinkByName(l.Device)
 	if err != nil {
 		return err
