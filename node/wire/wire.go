@@ -36,7 +36,7 @@ const (
 
 // Carry carries frames both ways until the stream or the device fails, or the context ends, and closes the stream. It
 // returns why it ended. The device stays open, and may be carried again.
-// there is called when the other end says that it is there.
+// there is called when the other end says that it is there, once.
 func Carry(ctx context.Context, device Device, stream Stream, there func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -76,6 +76,7 @@ func toDevice(device Device, in io.Reader, there func()) error {
 		}
 		if length == 0 {
 			there()
+			there = func() {}
 			continue
 		}
 		frame := buffer[:length]

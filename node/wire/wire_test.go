@@ -110,7 +110,11 @@ func TestWhatADeviceDoesNotTakeIsLostAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		device := &tap{in: make(chan []byte), out: make(chan []byte, 9), refuses: true}
 		frames := []byte{0, 0, 0, 2, 'a', 'b', 0, 3, 'c', 'd', 'e', 0, 9, 'f'}
-		err := toDevice(device, bytes.NewReader(frames), func() { device.refuses = true })
+		times := 0
+		err := toDevice(device, bytes.NewReader(append([]byte{0, 0}, frames...)), func() { times++ })
+		if times != 1 {
+			t.Errorf("it is told %d times that the other end is there", times)
+		}
 		if !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("a frame that is cut off: %v", err)
 		}
