@@ -6,7 +6,7 @@
  */
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { arch } from "node:os";
 import { extname, join, relative } from "node:path";
 import { type KubernetesMinor, newestKubernetes, olderKubernetes } from "../config/kubernetes.ts";
@@ -281,9 +281,4 @@ export function digest(...parts: (string | Buffer)[]): string {
   const hash = createHash("sha256");
   for (const part of parts) hash.update(`${part.length}:`).update(part);
   return hash.digest("hex").slice(0, 12);
-}
-
-/** This project's version. */
-export function ownVersion(): string {
-  return (JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string }).version;
 }

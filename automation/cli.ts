@@ -8,10 +8,10 @@ import "./compileCache.ts";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFileSync, writeSync } from "node:fs";
-import { join } from "node:path";
 import tab from "@bomb.sh/tab/commander";
 import { Argument, Command, CommanderError, Option } from "commander";
 import { execa } from "execa";
+import { ownPackage } from "../system/package.ts";
 import { letGo, oneLine, printable, shellWord } from "../system/run.ts";
 import type { Change } from "./changes.ts";
 import type { Cluster } from "./cluster.ts";
@@ -28,10 +28,7 @@ const load = {
   snapshots: () => import("./snapshots.ts"),
 };
 
-const { version, description } = JSON.parse(readFileSync(join(import.meta.dirname, "../package.json"), "utf8")) as {
-  version: string;
-  description: string;
-};
+const { version, description } = ownPackage;
 
 interface Flags {
   json?: boolean;

@@ -45,6 +45,10 @@ export async function fork(name: string, fresh: string, options: ForkOptions): P
       refuse([{ option: "NEW", value: fresh, message }]);
     }
     await checkStackConfig(fresh);
+    if (source.nodes.length > 0) {
+      const message = `only a cluster of one node is forked, and ${name} has several`;
+      refuse([{ option: "NAME", value: name, message }]);
+    }
     const kept = options.from ?? `fork-${process.pid}`;
     if (options.from === undefined) {
       for (const { name: left, madeBy } of listSnapshots(source)) {

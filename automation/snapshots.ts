@@ -6,7 +6,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { request } from "node:https";
 import { join } from "node:path";
-import { fileDigest, ownVersion, pathOnHost, provide, wanted } from "../artifacts/artifacts.ts";
+import { fileDigest, pathOnHost, provide, wanted } from "../artifacts/artifacts.ts";
 import { type Problem, refuse } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { driverOf, openMachine, stateHere } from "../machines/index.ts";
@@ -31,9 +31,12 @@ import {
 import { credentialsIn, decoded } from "../servers/kubeconfig.ts";
 import { lastReady } from "../servers/ready.ts";
 import { isUpgraded } from "../steps/data.ts";
+import { joinedAgain } from "../steps/join.ts";
 import { homeFolder } from "../system/folders.ts";
+import { ownPackage } from "../system/package.ts";
 import type { ProcessId } from "../system/processes.ts";
 import { waitFor } from "../system/wait.ts";
+import { nodesOf } from "./nodes.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 import { pulumiLocks } from "./project.ts";
 
@@ -48,7 +51,8 @@ const QUESTION = 10_000;
 
 /**
  * Keeps a cluster as it is now. Its memory is kept as well where there is no node (`mode: control-plane`); with a node it
- * is what is on the sandbox's disk: objects, images, volumes. Nothing runs in it for a moment; then it goes on.
+ * is what is on the sandbox's disk: objects, images, volumes. Nothing runs in it for a moment; then it goes on. Of several
+ * nodes the server's is kept last: it tells what is on the others.
  * @param snapshot what it is to be called; by default the time
  * @param madeBy the process that removes it again; see `Snapshot.madeBy`
  * @throws InputError, or Error that says why nothing was kept; the cluster runs on
@@ -62,11 +66,36 @@ export async function saveSnapshot(
   const created = new Date();
   const name = snapshot ?? created.toISOString().slice(0, 19).replaceAll(":", "-").replace("T", "-");
   checkName(name);
+  const [server, ...joined] = keptNodes(config);
+  needNoSnapshot(server, name);
+  const save = (node: NamedConfig) => saveNode(node, name, created, say, madeBy);
+  const saved = await Promise.allSettled(joined.map(save));
+  try {
+    for (const one of saved) if (one.status === "rejected") throw one.reason;
+    return await save(server);
+  } catch (error) {
+    await dropOnNodes(joined, name, say);
+    throw error;
+  }
+}
+
+function needNoSnapshot(config: NamedConfig, name: string): void {
+  if (!existsSync(snapshotFolder(refOf(config), name))) return;
+  throw new Error(`${commandName(config)} has a snapshot ${name}; choose another name, or delete that one`);
+}
+
+async function saveNode(
+  config: NamedConfig,
+  name: string,
+  created: Date,
+  say: Say,
+  madeBy: ProcessId | undefined,
+): Promise<Snapshot> {
   return await withMachine(config, "snapshot-save", say, async (ref, keeper) => {
     const folder = snapshotFolder(ref, name);
-    if (existsSync(folder)) {
-      throw new Error(`${commandName(config)} has a snapshot ${name}; choose another name, or delete that one`);
-    }
+    // A snapshot is one by what the server has; what a killed command has left on another node is none.
+    if (config.joins && existsSync(folder)) await drop(folder);
+    needNoSnapshot(config, name);
     needRunning(config, ref);
     if (await isUpgraded(openMachine(ref))) {
       const cluster = commandName(config);
@@ -84,29 +113,41 @@ export async function saveSnapshot(
 }
 
 /**
- * Takes a cluster back to a snapshot: what it has now is lost once that answers, and put back if it does not.
+ * Takes a cluster back to a snapshot: what it has now is lost once that answers, and put back if it does not. Of several
+ * nodes each is taken back by itself, the server first: if that fails, the others are as they were.
  * @param snapshot default: the newest
  * @returns it, once the API server answers
- * @throws InputError that names everything that does not fit
+ * @throws InputError that names everything that does not fit on any node
  */
 export async function restoreSnapshot(
   config: NamedConfig,
   snapshot: string | undefined,
   say: Say = () => {},
 ): Promise<Snapshot> {
-  return await withMachine(config, "snapshot-restore", say, async (ref, keeper) => {
-    const kept = snapshotIn(config, ref, snapshot);
+  const [server, ...joined] = keptNodes(config);
+  const { snapshot: kept, problems } = showSnapshot(server, snapshot);
+  refuse([
+    ...problems,
+    ...joined.flatMap((node) => misfits(node, refOf(node), snapshotIn(node, refOf(node), kept.name))),
+  ]);
+  await restoreNode(server, kept.name, say);
+  await Promise.all(joined.map((node) => restoreNode(node, kept.name, say)));
+  return kept;
+}
+
+async function restoreNode(config: NamedConfig, name: string, say: Say): Promise<void> {
+  await withMachine(config, "snapshot-restore", say, async (ref, keeper) => {
+    const kept = snapshotIn(config, ref, name);
     refuse(misfits(config, ref, kept));
     const folder = snapshotFolder(ref, kept.name);
     const verified = verify(folder, kept, "memory/");
     verified.catch(() => undefined); // told where it is waited for
     await keeper
-      .restore(folder, kept, kept.kind, verified, () => answers(ref))
+      .restore(folder, kept, kept.kind, verified, () => answers(config, ref))
       .catch((error: unknown) => {
-        throw fuller(error, "the cluster is as it was");
+        throw fuller(error, config.joins ? `the node ${config.name} is as it was` : "the cluster is as it was");
       });
     if (pausedWith(ref)) await drop(hostPaths(ref.name, ref.home).paused);
-    return kept;
   });
 }
 
@@ -127,9 +168,24 @@ export function showSnapshot(config: NamedConfig, snapshot?: string): { snapshot
 
 /** Removes one of a cluster's snapshots; one that is in use just now is waited for. */
 export async function deleteSnapshot(config: NamedConfig, snapshot: string, say: Say = () => {}): Promise<void> {
-  await withMachine(config, "snapshot-delete", say, async (ref) => {
-    await drop(snapshotFolder(ref, snapshotIn(config, ref, snapshot).name));
+  needKeeper(config);
+  const { name } = await withMachine(config, "snapshot-delete", say, async (ref) => {
+    const found = snapshotIn(config, ref, snapshot);
+    await drop(snapshotFolder(ref, found.name));
+    return found;
   });
+  await dropOnNodes(nodesOf(config).slice(1), name, say);
+}
+
+/** Removes what nodes beside the server's have of a snapshot. */
+async function dropOnNodes(joined: readonly NamedConfig[], name: string, say: Say): Promise<void> {
+  for (const node of joined) {
+    const folder = snapshotFolder(refOf(node), name);
+    if (!existsSync(folder)) continue;
+    await withMachine(node, "snapshot-delete", say, async () => {
+      if (existsSync(folder)) await drop(folder);
+    });
+  }
 }
 
 /**
@@ -137,9 +193,17 @@ export async function deleteSnapshot(config: NamedConfig, snapshot: string, say:
  * its programs end in good order.
  */
 export async function pause(config: NamedConfig, say: Say = () => {}): Promise<Snapshot> {
+  const [server, ...joined] = keptNodes(config);
+  if (stateHere(refOf(server)) === "paused") throw new Error(`${commandName(config)} is paused already`);
+  // The server last: what ends on the others is told to it, and it is what tells that the cluster is paused.
+  const running = joined.filter((node) => stateHere(refOf(node)) !== "paused");
+  await Promise.all(running.map((node) => pauseNode(node, say)));
+  return await pauseNode(server, say);
+}
+
+async function pauseNode(config: NamedConfig, say: Say): Promise<Snapshot> {
   return await withMachine(config, "pause", say, async (ref, keeper) => {
     const { paused } = hostPaths(ref.name, ref.home);
-    if (stateHere(ref) === "paused") throw new Error(`${commandName(config)} is paused already`);
     needRunning(config, ref);
     const as = keptAs(config);
     if (existsSync(paused)) await drop(paused); // of before it was started otherwise
@@ -157,6 +221,24 @@ export async function pause(config: NamedConfig, say: Say = () => {}): Promise<S
  * @returns how: with the memory of when it was paused, or, where gVisor does not take that, by starting its programs
  */
 export async function resume(config: NamedConfig, say: Say = () => {}): Promise<KeptAs> {
+  const nodes = keptNodes(config);
+  const name = commandName(config);
+  const paused = nodes.filter((node) => stateHere(refOf(node)) === "paused");
+  if (paused.length === 0) {
+    const runs = stateHere(refOf(config)) === "running";
+    throw new Error(
+      runs ? `${name} runs already` : `${name} is not paused; \`gvisor-k3s up ${name}\` starts what is not`,
+    );
+  }
+  let how: KeptAs = "files";
+  for (const node of paused) {
+    const as = await resumeNode(node, say);
+    if (!node.joins) how = as;
+  }
+  return how;
+}
+
+async function resumeNode(config: NamedConfig, say: Say): Promise<KeptAs> {
   return await withMachine(config, "resume", say, async (ref, keeper) => {
     const { paused } = hostPaths(ref.name, ref.home);
     const kept = pausedWith(ref);
@@ -164,7 +246,7 @@ export async function resume(config: NamedConfig, say: Say = () => {}): Promise<
     if (stateHere(ref) === "running") throw new Error(`${name} runs already`);
     if (kept === undefined) throw new Error(`${name} is not paused; \`gvisor-k3s up ${name}\` starts what is not`);
     const as = await goOn(keeper, paused, kept, say);
-    await answers(ref);
+    await answers(config, ref);
     await drop(paused);
     return as;
   });
@@ -195,6 +277,26 @@ function checkName(name: string): void {
   refuse([{ option: "SNAPSHOT", value: name, message }]);
 }
 
+/**
+ * The nodes of a cluster that can be kept, the server's first.
+ * @throws InputError that names those that cannot
+ */
+function keptNodes(config: NamedConfig): [server: NamedConfig, ...joined: NamedConfig[]] {
+  needKeeper(config);
+  const nodes = nodesOf(config).slice(1);
+  const elsewhere = nodes.filter((node) => openMachine(refOf(node)).keeper === undefined).map(({ name }) => name);
+  const message = "only nodes that are made on this machine can be saved, and the others would go on by themselves";
+  refuse(elsewhere.map((value) => ({ option: "nodes", value, message })));
+  return [config, ...nodes];
+}
+
+/** @throws InputError if the cluster's server is on no machine that can be kept */
+function needKeeper(config: NamedConfig): void {
+  if (config.mode !== "external" && openMachine(refOf(config)).keeper !== undefined) return;
+  const message = "only a sandbox that gvisor-k3s makes on this machine can be saved: target: managed";
+  refuse([{ option: config.mode === "external" ? "mode" : "target", value: config.target, message }]);
+}
+
 /** Works on a cluster's machine, alone, after what a killed command has left was cleared. */
 async function withMachine<T>(
   config: NamedConfig,
@@ -206,14 +308,6 @@ async function withMachine<T>(
   const machine = openMachine(ref);
   const name = commandName(config);
   const { keeper } = machine;
-  if (config.mode === "external" || keeper === undefined) {
-    const message = "only a sandbox that gvisor-k3s makes on this machine can be saved: target: managed";
-    refuse([{ option: config.mode === "external" ? "mode" : "target", value: config.target, message }]);
-  }
-  if (config.nodes.length > 0 && what !== "snapshot-delete") {
-    const message = "a cluster of several nodes is neither saved nor paused: the others would go on by themselves";
-    refuse([{ option: "nodes", value: config.nodes.map((pool) => pool.name), message }]);
-  }
   const record = readRecord(ref.name, ref.home);
   if (record === undefined) throw new Error(`${name} is not there; run \`gvisor-k3s up ${name}\` first`);
   if (record.version === 1) throw new Error(`${name} is of an earlier release; run \`gvisor-k3s up ${name}\` first`);
@@ -270,7 +364,7 @@ function described(
     cluster: ref.name,
     created: created.toISOString(),
     kind,
-    product: ownVersion(),
+    product: ownPackage.version,
     ...(ready?.version ? { kubernetes: ready.version } : {}),
     server: ready?.server ?? "",
     runsc: runscOf(programs.runsc!),
@@ -317,8 +411,14 @@ function misfits(config: NamedConfig, ref: MachineRef, kept: Snapshot): Problem[
   return problems;
 }
 
+/** Waits until what is on a machine answers: the API server, or the kubelet of a node that has joined one. */
+async function answers(config: NamedConfig, ref: MachineRef): Promise<void> {
+  if (config.joins) await joinedAgain(openMachine(ref));
+  else await serves(ref);
+}
+
 /** Waits until the API server says that it is ready, to who has the kubeconfig. */
-async function answers({ name, home }: MachineRef): Promise<void> {
+async function serves({ name, home }: MachineRef): Promise<void> {
   const text = readFileSync(hostPaths(name, home).kubeconfig, "utf8");
   const { ca, certificate, key } = credentialsIn(text);
   const server = /^\s*server: (https:\S+)$/m.exec(text)?.[1];

@@ -177,7 +177,7 @@ async function joinedProblems(config: StackConfig): Promise<string[]> {
   const expected = ["agent", "containerd", "limits", "proxy", ...(config.target === "ssh" ? [LINK_SERVICE] : [])];
   const own = [...problems, ...drift.map(driftProblem)];
   if (state === "absent") own.push("it is not there");
-  if (state === "stopped") own.push("the sandbox's process is gone");
+  if (state === "stopped" && stateHere(machine.ref) !== "paused") own.push("the sandbox's process is gone");
   if (state === "running") own.push(...(await servicesOf(machine, expected)).problems);
   return own.map((problem) => `node ${config.name}: ${problem}`);
 }

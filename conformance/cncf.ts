@@ -6,13 +6,8 @@
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { stringify } from "yaml";
+import { ownPackage } from "../system/package.ts";
 import type { Run } from "./results.ts";
-
-const product = JSON.parse(readFileSync(join(import.meta.dirname, "../package.json"), "utf8")) as {
-  name: string;
-  version: string;
-  description: string;
-};
 
 /** What the run has written. */
 export interface Reports {
@@ -47,17 +42,17 @@ export function withoutSkipped(junit: string): string {
 /** The addresses that an applicant has to give (website, repository, documentation, logo, contact) are its own. */
 function productFile(): string {
   return stringify({
-    vendor: product.name,
-    name: product.name,
-    version: `v${product.version}`,
+    vendor: ownPackage.name,
+    name: ownPackage.name,
+    version: `v${ownPackage.version}`,
     type: "installer",
-    description: product.description,
+    description: ownPackage.description,
   });
 }
 
 function instructions({ server, procs, kubernetes, gvisor }: Run, nodes: number): string {
   const k3s = server.startsWith("k3s");
-  return `# Conformance of ${product.name} v${product.version}, Kubernetes ${kubernetes}, gVisor ${gvisor}
+  return `# Conformance of ${ownPackage.name} v${ownPackage.version}, Kubernetes ${kubernetes}, gVisor ${gvisor}
 
 Written by \`make conformance\`. On a Linux host with Node.js 24 and root, in a clone of the project:
 

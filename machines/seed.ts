@@ -67,6 +67,10 @@ export function seedProblems(config: StackConfig, from: string, home: string): P
   const problems = SAME.filter((key) => now[key] !== snapshot.options[key]).map((option): Problem => {
     return { option, message: `it was another one when ${at} was made; say what it was then` };
   });
+  if (optionHashes({ ...config, nodes: [] }).nodes !== snapshot.options.nodes) {
+    const message = `${at} is of a cluster of several nodes; only one of a cluster of one node can be begun with`;
+    problems.push({ option: "from", value: from, message });
+  }
   const stored = config.node.apiServerArgs.filter((arg) => STORAGE_ARGS.test(arg));
   if (stored.length > 0) {
     const message = "what the API server stores so cannot be given to another cluster, whose keys are others";

@@ -1,6 +1,3 @@
-/** The component provider: a cluster as a component for programs in Pulumi's other languages, YAML among them. */
-import { readFileSync } from "node:fs";
-import { join } from "node:path";
 import * as pulumi from "@pulumi/pulumi";
 import { main } from "@pulumi/pulumi/provider/index.js";
 import { Cluster } from "../components/cluster.ts";
@@ -8,11 +5,10 @@ import { keptOutput } from "../components/inputs.ts";
 import { TestPod } from "../components/testPod.ts";
 import { InputError } from "../config/problems.ts";
 import { parseStackConfig } from "../config/schema.ts";
+import { ownPackage } from "../system/package.ts";
 import { packageSchema } from "./schema.ts";
 
-const { version } = JSON.parse(readFileSync(join(import.meta.dirname, "../package.json"), "utf8")) as {
-  version: string;
-};
+const { version } = ownPackage;
 
 // Not awaited: it ends with the engine.
 void main(

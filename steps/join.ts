@@ -3,6 +3,7 @@ import { conflistPath, renderConflist } from "../config/conflist.ts";
 import { contains, parseNetwork } from "../config/network.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
+import type { Machine } from "../machines/machine.ts";
 import { ensureService, serviceGives } from "../machines/services.ts";
 import type { Invitation } from "./member.ts";
 import { provideTo } from "./runtime.ts";
@@ -59,6 +60,13 @@ export const joinServer: Step<JoinParams> = {
     await serviceGives(machine, "agent", { file: stages, key: "nodeReady" }, PATIENCE);
   },
 };
+
+/**
+ * Waits until a kubelet that was started again, with what it had, has its node Ready.
+ * @throws Error with the end of its log if it has not
+ */
+export const joinedAgain = (machine: Machine): Promise<void> =>
+  serviceGives(machine, "agent", { file: stages, key: "nodeReady" }, PATIENCE);
 
 /**
  * The network of the node's pods, of what its kubelet's process has noted.

@@ -80,7 +80,7 @@ const kubectlOn =
 async function nodeOf(kubectl: Kubectl, node: string) {
   const { stdout } = await kubectl(["get", "node", node, "--ignore-not-found", "--output=json"]);
   if (stdout.trim() === "") return undefined;
-  const { metadata, spec, status } = JSON.parse(stdout) as {
+  const { metadata, spec, status } = (JSON.parse(stdout) ?? {}) as {
     metadata?: { annotations?: Record<string, string> };
     spec?: { unschedulable?: boolean };
     status?: { nodeInfo?: { kubeletVersion?: string } };

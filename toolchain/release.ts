@@ -50,13 +50,13 @@ import {
   fileDigest,
   type Manifest,
   manifest,
-  ownVersion,
   serverOf,
 } from "../artifacts/artifacts.ts";
 import { type Archive, archiveName, filesIn } from "../artifacts/release.ts";
 import { baseFolder, stageBase } from "../artifacts/stage.ts";
 import { olderKubernetes } from "../config/kubernetes.ts";
 import { cacheFolder } from "../system/folders.ts";
+import { ownPackage } from "../system/package.ts";
 import { run } from "../system/run.ts";
 import { root } from "./builds.ts";
 import { crossEnvironment } from "./cross.ts";
@@ -74,7 +74,7 @@ const { values, positionals } = parseArgs({
 });
 const out = resolve(values.out);
 const packages = join(out, "packages");
-const version = ownVersion();
+const version = ownPackage.version;
 const say = (line: string) => console.log(line);
 
 /** The older versions of Kubernetes that are packed. */

@@ -2,7 +2,7 @@
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { ownVersion } from "../../artifacts/artifacts.ts";
+import { ownPackage } from "../../system/package.ts";
 import { type BareMachine, startBareMachine } from "./bareMachine.ts";
 import { entriesOf, ownHome, removeHome, traces } from "./harness.ts";
 import { startNpmRegistry } from "./npmRegistry.ts";
@@ -49,10 +49,12 @@ it("is told what to do where npm has brought no artifacts", async () => {
   const { exitCode, all } = await gvisorK3s(["up", name]);
   expect(exitCode).toBe(1);
   const packages = ["gvisor-k3s", "gvisor-k3s-pulumi"].map((name) => `${name}-linux-${process.arch}`);
-  expect(all).toContain(`the npm package ${packages[0]} ${ownVersion()}: it is not installed`);
+  expect(all).toContain(`the npm package ${packages[0]} ${ownPackage.version}: it is not installed`);
   expect(all).toContain("GVISOR_K3S_ARTIFACTS: it is not set");
   expect(all).toContain("a build from source: there is no Go compiler");
-  expect(all).toContain(`install ${packages.map((name) => `${name}@${ownVersion()}`).join(" ")} (npm leaves it out`);
+  expect(all).toContain(
+    `install ${packages.map((name) => `${name}@${ownPackage.version}`).join(" ")} (npm leaves it out`,
+  );
 });
 
 describe("with the packages", () => {

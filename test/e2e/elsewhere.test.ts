@@ -17,6 +17,7 @@ import {
   ownHome,
   pathsOf,
   printed,
+  refused,
   setOptions,
   stateFiles,
   supervised,
@@ -91,9 +92,9 @@ it("tells what is wrong with any of the machines before anything is made on one"
   configure({ far: missing });
   expect((await cli("up", name)).all).toContain('nodes.far.ssh.privateKey = "/nowhere": there is no such file');
   configure({ far: first, other: { ...second, keys: { ...second.keys, user: second.keys.stranger } } });
-  const refused = await cli("up", name);
-  expect(refused.all).toMatch(/the key is not accepted by 10\.109\.22\.2 for the user root/);
-  expect(refused.all).toContain("nothing was changed");
+  const keyless = await cli("up", name);
+  expect(keyless.all).toMatch(/the key is not accepted by 10\.109\.22\.2 for the user root/);
+  expect(keyless.all).toContain("nothing was changed");
   expect(await Promise.all(machines.map(left))).toEqual(untouched);
   const { processes, ...others } = tracesHere();
   const { processes: _, ...othersBefore } = before;
@@ -150,6 +151,7 @@ it("is not changed by a second up, and tells of each node", async () => {
   const told = JSON.parse(await printed("status", name, "--json")) as { joined: object[]; problems: string[] };
   expect(told.problems).toEqual([]);
   expect(told.joined).toHaveLength(3);
+  expect(await refused("pause", name)).toContain("only nodes that are made on this machine can be saved");
   expect((await printed("exec", "-c", name, "-n", far, "--", "uname", "-n")).trim()).toBe("e2e-far-0");
 });
 

@@ -2,20 +2,21 @@
  * SDKs for other languages, which Pulumi's generators make of the package's schema: a program of each, in its language's
  * Automation API, brings a control plane up and takes it down.
  */
-import { copyFileSync, cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, cpSync, mkdirSync, writeFileSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { artifactFolder } from "../../artifacts/artifacts.ts";
 import { pulumiCommand } from "../../automation/workspace.ts";
 import { packageSchema } from "../../provider/schema.ts";
+import { ownPackage } from "../../system/package.ts";
 import { endLeft, entriesOf, ownHome, root } from "./harness.ts";
 
 const home = await ownHome();
 const schema = join(home, "schema.json");
 
 beforeAll(() => {
-  const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string };
+  const { version } = ownPackage;
   writeFileSync(schema, JSON.stringify(packageSchema(version)));
 });
 

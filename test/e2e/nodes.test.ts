@@ -16,6 +16,7 @@ import {
   limits,
   optionsFile,
   ownHome,
+  pathsOf,
   printed,
   refused,
   setOptions,
@@ -168,7 +169,7 @@ it("tells of each node, runs programs on each, and refuses what takes one node",
   expect(told.joined).toMatchObject([{ name: first, ready: true }]);
   expect((await printed("exec", "-c", name, "-n", first, "--", "/bin/hostname")).trim()).toBe(first);
   expect(await refused("exec", "-c", name, "-n", "other", "--", "/bin/hostname")).toContain(`${name}, ${first}`);
-  expect(await refused("pause", name)).toContain("several nodes");
+  expect(await refused("fork", name, `${name}-2`)).toContain("only a cluster of one node is forked");
   expect(await printed("list")).not.toContain(first);
 });
 
@@ -217,6 +218,43 @@ it("takes another limit of memory while it runs", async () => {
   expect(limits(first).memory).toBe(600 * 2 ** 20);
   expect(supervised(first).sandbox).toEqual(sandbox);
   await up(1);
+});
+
+it("is taken back to a snapshot, with what was on each node", async () => {
+  const data = { metadata: { name: "kept" }, apiVersion: "v1", kind: "ConfigMap" };
+  const mark = (node: string, ...args: string[]) => inside(node, "/bin/busybox", ...args);
+  await apply({ ...data, data: { is: "before" } });
+  for (const node of [name, first]) await mark(node, "touch", "/var/lib/kept");
+  await printed("snapshot", "save", name, "one");
+  expect(await refused("snapshot", "save", name, "one")).toContain("has a snapshot one");
+  await apply({ ...data, data: { is: "after" } });
+  await kubectl(name, "delete", "pod/b", "--wait=false");
+  for (const node of [name, first]) await mark(node, "rm", "/var/lib/kept");
+  await printed("snapshot", "restore", name, "one");
+  expect(await of("configmap", "kept", ".data.is")).toBe("before");
+  for (const node of [name, first]) await mark(node, "ls", "/var/lib/kept");
+  await waitFor(
+    "the pod that was deleted is reached",
+    2 * PATIENCE,
+    async () => (await hears("a", `${await addressOf("b").catch(() => "none")}:8080`)) === "b" || undefined,
+  );
+  await printed("snapshot", "delete", name, "one");
+  for (const node of [name, first]) expect(entriesOf(pathsOf(node).snapshots)).toEqual([]);
+});
+
+it("is paused as a whole, and goes on as one", async () => {
+  await printed("pause", name);
+  expect(traces(home, name, first).processes).toEqual([]);
+  const told = JSON.parse(await printed("status", name, "--json")) as { state: string; problems: string[] };
+  expect(told).toMatchObject({ state: "paused", problems: [] });
+  expect(await refused("pause", name)).toContain("is paused already");
+  await printed("resume", name);
+  await waitFor(
+    "the pods reach each other",
+    2 * PATIENCE,
+    async () => (await hears("a", `${await addressOf("b").catch(() => "none")}:8080`)) === "b" || undefined,
+  );
+  expect(await refused("resume", name)).toContain("runs already");
 });
 
 it("has nodes older than the server, and exchanges their kubelets one after the other, each drained first", async () => {
