@@ -410,6 +410,24 @@ describe("further nodes", () => {
     expect(awaited(one, "testpod-pod"), "what the test pod does not need").not.toContain("w-1-node-join");
   });
 
+  it("have the same parts on another machine, which is reached by what the pool says, and a link there", async () => {
+    const ssh = { host: "far.example", knownHosts: "/k", privateKey: "/p" };
+    const both = await graph({ nodes: [{ name: "w" }, { name: "far", ssh }] });
+    const parts = (node: string) =>
+      Object.keys(both)
+        .filter((name) => name.startsWith(`${node}-`))
+        .map((name) => name.slice(node.length))
+        .sort();
+    expect(parts("far-1")).toEqual(parts("w-1"));
+    expect(paramsOf(both, "far-1-sandbox-process")).toMatchObject({
+      machine: { kind: "ssh", joins: "graph", ssh: { host: "far.example" } },
+      spec: { mesh: { cluster: "graph" } },
+    });
+    expect(paramsOf(both, "far-1-proxy-apply")).toMatchObject({ mesh: "gk-nodes" });
+    expect(paramsOf(both, "w-1-proxy-apply")).toMatchObject({ mesh: "eth1" });
+    expect(paramsOf(both, "far-1-node-member")).toMatchObject({ machine: { kind: "managed", name: "graph" } });
+  });
+
   it("get another kubelet one after the other, and take pods again before the next is drained", async () => {
     observed = { ...nothing, state: "running" };
     const drained = await graph({ nodes: [{ name: "w", count: 2, drain: true }] });
