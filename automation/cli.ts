@@ -455,12 +455,13 @@ const sizeOf = ({ files }: { files: Record<string, { size: number }> }) =>
 const images = program.command("images").description("the images of a node that runs: import, prune");
 images
   .command("import")
-  .description("import archives, on every node: OCI layouts or docker save's, also compressed by gzip or zstd")
+  .description("import archives: OCI layouts or docker save's, also compressed by gzip or zstd")
   .addOption(cluster())
+  .option("-n, --node <node>", "into this node alone; default: into every one")
   .argument("<archives...>")
-  .action(async (archives: string[], { cluster: name }: { cluster: string }) => {
+  .action(async (archives: string[], { cluster: name, node }: { cluster: string; node?: string }) => {
     begin();
-    await (await load.cluster()).importArchives(await configOf(name), archives, progress);
+    await (await load.cluster()).importArchives(await configOf(name), archives, progress, node);
   });
 
 images

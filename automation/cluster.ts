@@ -44,7 +44,7 @@ import { homeFolder } from "../system/folders.ts";
 import { type Change, changeOf, isSecret } from "./changes.ts";
 import { forget } from "./kubeconfig.ts";
 import { machineOf, machinesOf } from "./list.ts";
-import { nodesOf } from "./nodes.ts";
+import { nodeOf, nodesOf } from "./nodes.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 import { isWork, nameOf, type Progress } from "./progress.ts";
 import { checkStackConfig, isLast, openStack, readConfig, setOption } from "./workspace.ts";
@@ -369,16 +369,19 @@ async function kubectlProgram(config: StackConfig, say: (line: string) => void):
 
 /**
  * Imports archives into every node of a cluster that runs.
- * @throws InputError that names every file that is no archive of images
+ * @param node into which one alone, by its name
+ * @throws InputError that names every file that is no archive of images, or lists the nodes if there is none of that name
  */
 export async function importArchives(
   config: NamedConfig,
   archives: readonly string[],
   progress: Progress,
+  node?: string,
 ): Promise<void> {
   const files = archives.map((path) => resolve(path));
   refuse(files.flatMap(archiveProblem));
-  const machines = await Promise.all(nodesOf(config).map(needRunning));
+  const nodes = node === undefined ? nodesOf(config) : [nodeOf(config, node)];
+  const machines = await Promise.all(nodes.map(needRunning));
   const say = (line: string) => progress.say(line);
   const ctr = pathInSandbox({ name: "containerd" }, "ctr");
   for (const path of files) {

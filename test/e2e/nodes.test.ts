@@ -169,6 +169,12 @@ it("tells of each node, runs programs on each, and refuses what takes one node",
   expect(told.joined).toMatchObject([{ name: first, ready: true }]);
   expect((await printed("exec", "-c", name, "-n", first, "--", "/bin/hostname")).trim()).toBe(first);
   expect(await refused("exec", "-c", name, "-n", "other", "--", "/bin/hostname")).toContain(`${name}, ${first}`);
+  const only = "nodes.test/one:1";
+  const one = join(home, "one.tar");
+  await shellImage(only, one);
+  await printed("images", "import", "-c", name, "-n", first, one);
+  const has = async (node: string) => (await inside(node, "ctr", "-n", "k8s.io", "images", "ls", "-q")).includes(only);
+  expect([await has(name), await has(first)]).toEqual([false, true]);
   expect(await refused("fork", name, `${name}-2`)).toContain("only a cluster of one node is forked");
   expect(await printed("list")).not.toContain(first);
 });
