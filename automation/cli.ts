@@ -253,11 +253,13 @@ program
   .command("doctor")
   .description("tell what a sandbox can do, before anything is installed in it")
   .addArgument(name())
+  .option("-n, --node <node>", "that of which node; default: the server's")
   .addOption(json())
-  .action(async (name: string, flags: Flags) => {
+  .action(async (name: string, { node, ...flags }: { node?: string } & Flags) => {
     begin(flags);
     const { doctor, asTable } = await import("./doctor.ts");
-    const config = await (await load.workspace()).checkStackConfig(name);
+    const { nodeOf } = await import("./nodes.ts");
+    const config = nodeOf(await (await load.workspace()).checkStackConfig(name), node);
     const report = await doctor(config, (line) => progress.say(line), name);
     progress.end();
     print(flags.json ? report : asTable(report));

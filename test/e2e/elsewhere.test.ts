@@ -102,6 +102,17 @@ it("tells what is wrong with any of the machines before anything is made on one"
   expect(processes.filter((line) => !line.includes("[mux]"))).toEqual([]); // ssh keeps a connection for some seconds
 });
 
+it("probes a machine before a node is there, of which nothing stays", async () => {
+  const [first] = machines as [SshMachine];
+  configure({ far: first });
+  const all = await printed("doctor", name, "-n", far);
+  expect(all).toContain(`probed the machine ${first.host}; kernel 4.19.0-gvisor`);
+  expect(all).toContain("a node can run here");
+  const preview = await printed("preview", name);
+  expect(preview).toContain("+ create far-1-node-join");
+  expect(await Promise.all(machines.map(left))).toEqual(untouched);
+});
+
 it("has nodes on two other machines, whose pods reach all others and are reached, by Services and names too", async () => {
   const [first, second] = machines as [SshMachine, SshMachine];
   await up({ far: first, other: second });
