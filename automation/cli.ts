@@ -80,13 +80,20 @@ program
   .addArgument(name())
   .addOption(json())
   .option("--dry-run", "as preview")
-  .action(async (name: string, flags: Flags) => {
+  .option("--forget", "a node that is taken off is left to its machine, if that is gone for good")
+  .action(async (name: string, { forget, ...flags }: { forget?: boolean } & Flags) => {
     if (flags.dryRun) return await preview(name, flags);
     begin(flags);
+    if (forget) forgetMachines();
     const made = await (await load.cluster()).up(name, { progress, signal });
     progress.end();
     printMade(name, made, flags);
   });
+
+/** Has the steps leave alone what is on machines that do not answer. */
+function forgetMachines(): void {
+  process.env.GVISOR_K3S_FORGET = "1";
+}
 
 /** What has come to be, and what to do with it. */
 function printMade(name: string, made: Cluster, flags: Flags): void {
@@ -193,12 +200,13 @@ program
   .description("remove the cluster and everything of it")
   .addArgument(name())
   .option("--dry-run", "show what would be removed, and remove nothing")
-  .option("--forget", "of a cluster on another machine that is gone for good, remove only what is noted here")
+  .option("--forget", "of what is on another machine that is gone for good, remove only what is noted here")
   .addOption(json())
   .action(async (name: string, { forget, ...flags }: { forget?: boolean } & Flags) => {
     begin(flags);
     if (flags.dryRun)
       return await printChanges(await (await load.cluster()).previewDestroy(name, { progress, signal }), flags);
+    if (forget) forgetMachines();
     await (await load.cluster()).destroy(name, { progress, signal, forgotten: forget ?? false });
     progress.say(`${name} is gone`);
     if (flags.json) print({ name, destroyed: true });
@@ -570,6 +578,6 @@ await program.parseAsync().catch(async (error: unknown) => {
   else if (pulumi && error instanceof pulumi.CommandError) {
     if (!progress.failed) console.error(error.message);
     console.error(`${verb} failed; what is done is kept, and the next ${verb} goes on from there`);
-  } else console.error(error instanceof Error ? error.message : error);
+  } else console.error(printable(error instanceof Error ? error.message : String(error))); // a machine's words may be in it
   process.exitCode = 1;
 });

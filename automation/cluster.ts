@@ -243,7 +243,7 @@ export async function refresh(name: string, { progress, signal }: Options): Prom
 /**
  * Removes the cluster and everything of it, its entries in the user's kubeconfig included; one that is dead or gone is no
  * error.
- * @param forgotten that of a cluster on another machine only what is noted here is removed: the machine is gone for good
+ * @param forgotten of what is on another machine only what is noted here is removed: the machine is gone for good
  */
 export async function destroy(
   name: string,
@@ -253,25 +253,28 @@ export async function destroy(
   const cluster = await clusterOf(name);
   const ref = machineOf(name, cluster);
   const machine = ref && openMachine(ref);
-  if (forgotten && machine?.forget === undefined) {
-    throw new Error(`${name} is not on another machine; \`gvisor-k3s destroy ${name}\` removes it`);
+  const elsewhere = machinesOf(name).filter((found) => openMachine(found).forget !== undefined);
+  if (forgotten && elsewhere.length === 0 && machine?.forget === undefined) {
+    throw new Error(`${name} has nothing on another machine; \`gvisor-k3s destroy ${name}\` removes it`);
   }
+  // Of a cluster whose server is elsewhere nothing is asked of anybody.
+  const whole = forgotten && machine?.forget !== undefined;
   // On a disk that is full Pulumi could not note that the sandbox is gone, which is what makes room.
-  if (!forgotten && (await fullDisk()) !== undefined) await removeMachines(name, cluster, progress);
+  if (!whole && (await fullDisk()) !== undefined) await removeMachines(name, cluster, progress);
   const stack = await stackOf(name, progress);
   await removeDeadTrials(home);
-  if (forgotten) {
-    await machine!.forget!();
+  if (whole) {
+    await machine.forget!();
   } else {
     const onEvent = (event: EngineEvent) => progress.see(event);
     await stack.destroy({ ...telling(progress), signal, onEvent }).catch((error: unknown) => {
       const advice = `\`gvisor-k3s destroy ${name} --forget\` removes what is noted here`;
-      if (machine?.forget) progress.error(`if the machine is gone for good, ${advice}`);
+      if (elsewhere.length > 0) progress.error(`if a machine is gone for good, ${advice}`);
       throw error;
     });
     await removeMachines(name, cluster, progress); // of an `up` that was killed before it was noted in Pulumi's state
   }
-  await stack.workspace.removeStack(name, { force: forgotten });
+  await stack.workspace.removeStack(name, { force: whole });
   await forget(name);
   await rm(join(home, "project", `Pulumi.${name}.yaml`), { force: true });
   // The last stack takes its surroundings along.

@@ -11,8 +11,9 @@ import { type Problem, refuse } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { driverOf, openMachine, stateHere } from "../machines/index.ts";
 import type { Keeper, Kept, KeptAs } from "../machines/machine.ts";
+import { inTurn } from "../machines/outliving.ts";
 import { hostPaths } from "../machines/paths.ts";
-import { readRecord } from "../machines/record.ts";
+import { type MachineRecord, readRecord } from "../machines/record.ts";
 import type { MachineRef } from "../machines/ref.ts";
 import {
   cpuFeatures,
@@ -67,16 +68,17 @@ export async function saveSnapshot(
   const name = snapshot ?? created.toISOString().slice(0, 19).replaceAll(":", "-").replace("T", "-");
   checkName(name);
   const [server, ...joined] = keptNodes(config);
-  needNoSnapshot(server, name);
-  const save = (node: NamedConfig) => saveNode(node, name, created, say, madeBy);
-  const saved = await Promise.allSettled(joined.map(save));
-  try {
-    for (const one of saved) if (one.status === "rejected") throw one.reason;
-    return await save(server);
-  } catch (error) {
-    await dropOnNodes(joined, name, say);
-    throw error;
-  }
+  return await alone(config, say, async () => {
+    needNoSnapshot(server, name);
+    const save = (node: NamedConfig) => saveNode(node, name, created, say, madeBy);
+    try {
+      await onEach(joined, save);
+      return await save(server);
+    } catch (error) {
+      await dropStrays(server, joined, say);
+      throw error;
+    }
+  });
 }
 
 function needNoSnapshot(config: NamedConfig, name: string): void {
@@ -93,8 +95,6 @@ async function saveNode(
 ): Promise<Snapshot> {
   return await withMachine(config, "snapshot-save", say, async (ref, keeper) => {
     const folder = snapshotFolder(ref, name);
-    // A snapshot is one by what the server has; what a killed command has left on another node is none.
-    if (config.joins && existsSync(folder)) await drop(folder);
     needNoSnapshot(config, name);
     needRunning(config, ref);
     if (await isUpgraded(openMachine(ref))) {
@@ -130,8 +130,10 @@ export async function restoreSnapshot(
     ...problems,
     ...joined.flatMap((node) => misfits(node, refOf(node), snapshotIn(node, refOf(node), kept.name))),
   ]);
-  await restoreNode(server, kept.name, say);
-  await Promise.all(joined.map((node) => restoreNode(node, kept.name, say)));
+  await alone(config, say, async () => {
+    await restoreNode(server, kept.name, say);
+    await onEach(joined, (node) => restoreNode(node, kept.name, say));
+  });
   return kept;
 }
 
@@ -169,23 +171,45 @@ export function showSnapshot(config: NamedConfig, snapshot?: string): { snapshot
 /** Removes one of a cluster's snapshots; one that is in use just now is waited for. */
 export async function deleteSnapshot(config: NamedConfig, snapshot: string, say: Say = () => {}): Promise<void> {
   needKeeper(config);
-  const { name } = await withMachine(config, "snapshot-delete", say, async (ref) => {
-    const found = snapshotIn(config, ref, snapshot);
-    await drop(snapshotFolder(ref, found.name));
-    return found;
+  await alone(config, say, async () => {
+    await withMachine(config, "snapshot-delete", say, async (ref) => {
+      await drop(snapshotFolder(ref, snapshotIn(config, ref, snapshot).name));
+    });
+    await dropStrays(config, nodesOf(config).slice(1), say);
   });
-  await dropOnNodes(nodesOf(config).slice(1), name, say);
 }
 
-/** Removes what nodes beside the server's have of a snapshot. */
-async function dropOnNodes(joined: readonly NamedConfig[], name: string, say: Say): Promise<void> {
+/** Removes what nodes have of snapshots that the server has not: it is its part that makes them one. */
+async function dropStrays(server: NamedConfig, joined: readonly NamedConfig[], say: Say): Promise<void> {
+  const whole = snapshotsOf(refOf(server)).map(({ name }) => name);
   for (const node of joined) {
-    const folder = snapshotFolder(refOf(node), name);
-    if (!existsSync(folder)) continue;
-    await withMachine(node, "snapshot-delete", say, async () => {
-      if (existsSync(folder)) await drop(folder);
+    const strays = snapshotsOf(refOf(node)).filter(({ name }) => !whole.includes(name));
+    if (strays.length === 0) continue;
+    await withMachine(node, "snapshot-delete", say, async (ref) => {
+      for (const { name } of strays) await drop(snapshotFolder(ref, name));
     });
   }
+}
+
+/** Does something on each node, and waits for all before it tells what went wrong with any. */
+async function onEach<T>(nodes: readonly NamedConfig[], work: (node: NamedConfig) => Promise<T>): Promise<void> {
+  const ended = await Promise.allSettled(nodes.map(work));
+  const failed = ended.flatMap((one, i) =>
+    one.status === "rejected" ? [`${nodes[i]!.name}: ${(one.reason as Error).message}`] : [],
+  );
+  if (failed.length > 0) throw new Error(failed.join("\n"));
+}
+
+/** Has nobody else keep the cluster, or bring it back, meanwhile; what a killed one has left on its nodes is removed. */
+async function alone<T>(config: NamedConfig, say: Say, work: () => Promise<T>): Promise<T> {
+  const ref = refOf(config);
+  needRecord(config, ref);
+  const others = nodesOf(config).slice(1);
+  const whole = async () => {
+    await dropStrays(config, others, say);
+    return await work();
+  };
+  return await inTurn(hostPaths(ref.name, ref.home).state, "keeping", whole, say);
 }
 
 /**
@@ -195,10 +219,18 @@ async function dropOnNodes(joined: readonly NamedConfig[], name: string, say: Sa
 export async function pause(config: NamedConfig, say: Say = () => {}): Promise<Snapshot> {
   const [server, ...joined] = keptNodes(config);
   if (stateHere(refOf(server)) === "paused") throw new Error(`${commandName(config)} is paused already`);
-  // The server last: what ends on the others is told to it, and it is what tells that the cluster is paused.
-  const running = joined.filter((node) => stateHere(refOf(node)) !== "paused");
-  await Promise.all(running.map((node) => pauseNode(node, say)));
-  return await pauseNode(server, say);
+  return await alone(config, say, async () => {
+    // The server last: what ends on the others is told to it, and it is what tells that the cluster is paused.
+    const running = joined.filter((node) => stateHere(refOf(node)) !== "paused");
+    try {
+      await onEach(running, (node) => pauseNode(node, say));
+    } catch (error) {
+      const paused = running.filter((node) => stateHere(refOf(node)) === "paused");
+      await onEach(paused, (node) => resumeNode(node, say));
+      throw error;
+    }
+    return await pauseNode(server, say);
+  });
 }
 
 async function pauseNode(config: NamedConfig, say: Say): Promise<Snapshot> {
@@ -211,7 +243,8 @@ async function pauseNode(config: NamedConfig, say: Say): Promise<Snapshot> {
     const keep = async (half: string) => described(config, ref, "paused", created, as, await keeper.pause(half, as));
     return await keepIn(paused, keep).catch((error: unknown) => {
       const name = commandName(config);
-      throw fuller(error, stateHere(ref) === "running" ? "the cluster runs on" : `\`gvisor-k3s up ${name}\` starts it`);
+      const what = config.joins ? "the node" : "the cluster";
+      throw fuller(error, stateHere(ref) === "running" ? `${what} runs on` : `\`gvisor-k3s up ${name}\` starts it`);
     });
   });
 }
@@ -230,12 +263,14 @@ export async function resume(config: NamedConfig, say: Say = () => {}): Promise<
       runs ? `${name} runs already` : `${name} is not paused; \`gvisor-k3s up ${name}\` starts what is not`,
     );
   }
-  let how: KeptAs = "files";
-  for (const node of paused) {
-    const as = await resumeNode(node, say);
-    if (!node.joins) how = as;
-  }
-  return how;
+  return await alone(config, say, async () => {
+    let how: KeptAs = "files";
+    for (const node of paused) {
+      const as = await resumeNode(node, say);
+      if (!node.joins) how = as;
+    }
+    return how;
+  });
 }
 
 async function resumeNode(config: NamedConfig, say: Say): Promise<KeptAs> {
@@ -308,9 +343,7 @@ async function withMachine<T>(
   const machine = openMachine(ref);
   const name = commandName(config);
   const { keeper } = machine;
-  const record = readRecord(ref.name, ref.home);
-  if (record === undefined) throw new Error(`${name} is not there; run \`gvisor-k3s up ${name}\` first`);
-  if (record.version === 1) throw new Error(`${name} is of an earlier release; run \`gvisor-k3s up ${name}\` first`);
+  const record = needRecord(config, ref);
   const init = pathOnHost(record.programs.init);
   const own = existsSync(init) ? init : join(await provide(wanted({ name: "init" }), say), "sandbox-init");
   const lock = await machine.lock({ what, alone: true, init: own, say });
@@ -323,6 +356,15 @@ async function withMachine<T>(
   } finally {
     lock.release();
   }
+}
+
+function needRecord(config: NamedConfig, { name, home }: MachineRef): MachineRecord {
+  const record = readRecord(name, home);
+  const cluster = commandName(config);
+  const what = config.joins ? `the node ${name} of ${cluster}` : cluster;
+  if (record === undefined) throw new Error(`${what} is not there; run \`gvisor-k3s up ${cluster}\` first`);
+  if (record.version === 1) throw new Error(`${what} is of an earlier release; run \`gvisor-k3s up ${cluster}\` first`);
+  return record;
 }
 
 function needRunning(config: NamedConfig, ref: MachineRef): void {

@@ -102,7 +102,7 @@ export async function status(config: NamedConfig, say: (line: string) => void = 
     problems: [],
   };
   const reached = mode === "external" || (await ofMachine(config, found));
-  for (const node of nodesOf(config).slice(1)) found.problems.push(...(await joinedProblems(node)));
+  found.problems.push(...(await Promise.all(nodesOf(config).slice(1).map(joinedProblems))).flat());
   if (reached) await kubernetes(config, found, say);
   return found;
 }
@@ -173,7 +173,9 @@ async function servicesOf(
 /** What is wrong with the machine of a node that has joined. */
 async function joinedProblems(config: StackConfig): Promise<string[]> {
   const machine = openMachine(refOf(config));
-  const { state, drift, problems } = await machine.observe();
+  const observed = await machine.observe().catch((error: Error) => error);
+  if (observed instanceof Error) return [`node ${config.name}: ${oneLine(observed.message)}`];
+  const { state, drift, problems } = observed;
   const expected = ["agent", "containerd", "limits", "proxy", ...(config.target === "ssh" ? [LINK_SERVICE] : [])];
   const own = [...problems, ...drift.map(driftProblem)];
   if (state === "absent") own.push("it is not there");

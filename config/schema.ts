@@ -930,6 +930,7 @@ function nodesProblems({ nodes, target, distribution, mode, kubernetes: server }
     ...names
       .filter((name, i) => names.indexOf(name) < i)
       .map((name) => ({ option: "nodes", value: name, message: "two pools have this name; give one another" })),
+    ...twiceOnOne(nodes),
     ...nodes.flatMap(({ name, memory, labels, kubernetes = server, ...own }) => [
       ...elsewhereProblems({ name, memory, ...own }),
       ...(isNewer(kubernetes, server)
@@ -953,6 +954,17 @@ function nodesProblems({ nodes, target, distribution, mode, kubernetes: server }
         })),
     ]),
   ];
+}
+
+/** Pools that name one machine. */
+function twiceOnOne(nodes: Complete["nodes"]): Problem[] {
+  const elsewhere = nodes.flatMap(({ name, ssh }) => (ssh ? [{ name, at: `${ssh.host}:${ssh.port}`, ssh }] : []));
+  return elsewhere.flatMap(({ name, at, ssh }, i) => {
+    const first = elsewhere.slice(0, i).find((other) => other.at === at);
+    if (first === undefined) return [];
+    const message = `the node of the pool ${first.name} is there, and a machine takes one; give another`;
+    return [{ option: `nodes.${name}.ssh.host`, value: ssh.host, message }];
+  });
 }
 
 /** What a node on another machine is given that it cannot have. */

@@ -33,7 +33,7 @@ export async function whileLocked<T>(
   try {
     return await work();
   } finally {
-    lock.release(options.last);
+    await lock.release(options.last);
   }
 }
 

@@ -175,6 +175,14 @@ export function startInput(
   });
 }
 
+/** What a machine tells of the start of its process, of which nothing else is taken. */
+export function startedIn(told: unknown): Pick<MachineRecord, "incarnation" | "revision" | "pid" | "startTime"> {
+  const { incarnation, revision, pid, startTime } = (told ?? {}) as Record<string, unknown>;
+  const count = (value: unknown) => (Number.isSafeInteger(value) && (value as number) >= 0 ? (value as number) : 0);
+  const word = (value: unknown) => (typeof value === "string" && /^[0-9a-z]{0,64}$/.test(value) ? value : "");
+  return { incarnation: count(incarnation), revision: word(revision), pid: count(pid), startTime: word(startTime) };
+}
+
 /** What a machine's own answer means. */
 export function observedOf(ref: MachineRef, answer: MachineAnswer, noted: MachineRecord | undefined): Observed {
   const { record, alive, answers, files, services, free, arch, gvisor, taken } = answer;
@@ -184,7 +192,13 @@ export function observedOf(ref: MachineRef, answer: MachineAnswer, noted: Machin
     const lost = noted === undefined ? {} : { noted: noted.incarnation };
     return { state: "absent", ...lost, drift: [], repairs: {}, there, problems: [] };
   }
-  const known: MachineRecord = { ...record, repairs: 0, programs: noted?.programs ?? { init: "" } };
+  const known: MachineRecord = {
+    version: record.version === 1 ? 1 : 2,
+    kind: ref.kind,
+    ...startedIn(record),
+    repairs: 0,
+    programs: noted?.programs ?? { init: "" },
+  };
   const drift = alive && answers ? driftIn(ref, files) : [];
   const state = !alive ? "stopped" : answers ? "running" : "silent";
   const repairs = repairsOf(ref, drift, state === "running" ? services : undefined);

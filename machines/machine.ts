@@ -185,7 +185,7 @@ export interface LockOptions {
 /** See {@link Machine.lock}. */
 export interface Lock {
   /** @param gone the machine is no more, so that nothing of the lock is to stay either */
-  release(gone?: boolean): void;
+  release(gone?: boolean): void | Promise<void>;
 }
 
 /** A kind of machine: what a file of this folder has to offer. */

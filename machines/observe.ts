@@ -39,6 +39,8 @@ export interface There {
   taken: string[];
   /** MiB that are free for the node. */
   free: number;
+  /** The networks that it is on, and the gateways that it goes by; only those of a machine that is elsewhere are asked. */
+  networks?: string[];
   /** Whether a node of this name is there that nothing is noted of here. */
   stranger: boolean;
 }

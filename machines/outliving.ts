@@ -45,10 +45,19 @@ export async function startOutliving<Note extends { revision: string }>(
   return noted;
 }
 
-/** Has two commands that each would start one take turns: of two, one would be known to nobody. */
-export async function inTurn<T>(folder: string, who: string, work: () => Promise<T>): Promise<T> {
+/**
+ * Has two commands take turns that would be in each other's way: of two processes that they start, one would be known to
+ * nobody.
+ * @param say takes a line when somebody else is waited for
+ */
+export async function inTurn<T>(
+  folder: string,
+  who: string,
+  work: () => Promise<T>,
+  say: (line: string) => void = () => {},
+): Promise<T> {
   const init = join(await provide(wanted({ name: "init" }), () => {}), "sandbox-init");
-  const lock = await lockFile(join(folder, `${who}.lock`), { init, shared: false, who, say: () => {} });
+  const lock = await lockFile(join(folder, `${who}.lock`), { init, shared: false, who, say });
   try {
     return await work();
   } finally {

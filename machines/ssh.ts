@@ -9,13 +9,21 @@ import { arch, homedir } from "node:os";
 import { dirname, join } from "node:path";
 import { provide, wanted } from "../artifacts/artifacts.ts";
 import { MESH_MTU, meshDevice, meshNetworks } from "../config/mesh.ts";
-import type { Mesh } from "../config/network.ts";
+import { type Mesh, overlap, parseNetwork } from "../config/network.ts";
 import { InputError, type Problem } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { answerOf, isWritable } from "../system/programs.ts";
-import { CommandError, type Output } from "../system/run.ts";
+import { CommandError, lastLines, type Output, oneLine } from "../system/run.ts";
 import { BaseMachine } from "./base.ts";
-import { type InsideSpec, insideRevision, insideSpec, type MachineAnswer, observedOf, startInput } from "./inside.ts";
+import {
+  type InsideSpec,
+  insideRevision,
+  insideSpec,
+  type MachineAnswer,
+  observedOf,
+  startedIn,
+  startInput,
+} from "./inside.ts";
 import { lockIn } from "./lock.ts";
 import type { Driver, ExecOptions, Lock, LockOptions, Machine, Reached, Start } from "./machine.ts";
 import type { Observed, There } from "./observe.ts";
@@ -65,10 +73,10 @@ export const ssh: Driver<SshSpec> = {
     return [name, remotePaths.home, sandbox.subnet, mode, "ssh", host!, String(port)];
   },
 
-  problemsOf(_, { home, ssh: target }) {
+  problemsOf(config, { home, ssh: target }) {
     const message = "it cannot be written; set this variable to a folder of yours";
     const own = isWritable(home) ? [] : [{ option: "GVISOR_K3S_HOME", value: home, message }];
-    return [...own, ...keyProblems(target!)];
+    return [...own, ...keyProblems(target!), ...linkProblems(config)];
   },
 
   problemsThere: (config, { ssh: target }, observed) => problemsThere(config, target!, observed),
@@ -88,6 +96,16 @@ function targetOf({ ssh: options }: StackConfig): SshTarget {
     sudo = user !== "root",
   } = options;
   return { host: host!, port, user, ...(privateKey === undefined ? {} : { privateKey }), knownHosts, sudo };
+}
+
+/** Whether a machine that does not answer is left to itself; see `destroy --forget`. */
+const FORGETTING = () => process.env.GVISOR_K3S_FORGET !== undefined;
+
+/** What the link of a node that joins a cluster takes here. */
+function linkProblems({ joins, ssh: { host } }: StackConfig): Problem[] {
+  if (joins === undefined || existsSync("/dev/net/tun")) return [];
+  const message = "there is no /dev/net/tun here, which the link to it takes; load it (modprobe tun)";
+  return [{ option: "ssh.host", value: host, message }];
 }
 
 class SshMachine extends BaseMachine implements Machine {
@@ -130,11 +148,15 @@ class SshMachine extends BaseMachine implements Machine {
   async lock(options: LockOptions): Promise<Lock> {
     const { name, home } = this.ref;
     const here = await lockIn(join(home, "locks", name), options);
-    const there = await holdThere(this, options);
+    const there = await holdThere(this, options).catch((error: Error) => {
+      // What is to be removed from a machine that is gone is locked by nobody there.
+      if (options.last && FORGETTING()) return undefined;
+      throw options.last ? this.#gone(error) : error;
+    });
     return {
-      release(gone) {
-        there.release(gone);
-        here.release(gone);
+      async release(gone) {
+        await there?.release(gone);
+        await here.release(gone);
       },
     };
   }
@@ -162,11 +184,12 @@ class SshMachine extends BaseMachine implements Machine {
     await this.upload(folders, say);
     const init = join(remotePaths.artifacts, spec.takes[0]!.id, "sandbox-init");
     const input = startInput(this.ref, { spec, owner, incarnation, repairs }, remotePaths.home, remotePaths.artifacts);
-    const known = { version: 2, kind: "ssh", ssh: this.#target, repairs } as const;
+    const { address, bridge } = spec;
+    const joins = this.ref.joins === undefined ? {} : { joins: this.ref.joins };
+    const known = { version: 2, kind: "ssh", ssh: this.#target, repairs, owner, address, bridge, ...joins } as const;
     // Before there is anything there: whoever comes after a kill knows that it was made from here.
     const nothing = { incarnation: 0, revision: "", pid: 0, startTime: "", programs: { init } };
-    const { address, bridge } = spec;
-    if (previous === undefined) await writeRecord(name, home, { ...known, ...nothing, owner, address, bridge });
+    if (previous === undefined) await writeRecord(name, home, { ...known, ...nothing });
     const { stdout } = await this.exec([init, "machine", "start"], { input, timeout: 90_000 }).catch(
       async (error: unknown) => {
         // Where the machine itself says so, nothing is there; where the way to it is gone, nobody knows.
@@ -174,8 +197,7 @@ class SshMachine extends BaseMachine implements Machine {
         throw error;
       },
     );
-    const started = JSON.parse(stdout) as MachineRecord;
-    const record: MachineRecord = { ...started, ...known, programs: { init: spec.init } };
+    const record: MachineRecord = { ...startedIn(JSON.parse(stdout)), ...known, programs: { init: spec.init } };
     await writeRecord(name, home, record);
     // What ran the steps of a release up to 0.2 there; without it, the ends of its resources do nothing.
     await this.exec(["rm", "-f", join(remotePaths.cache, "runner")]);
@@ -203,6 +225,23 @@ class SshMachine extends BaseMachine implements Machine {
     const { name, home } = this.ref;
     const { address, bridge } = { ...readRecord(name, home), ...known };
     const input = JSON.stringify({ version: 1, name, home: remotePaths.home, address, bridge });
+    try {
+      await this.#remove(input);
+    } catch (error) {
+      if (!FORGETTING()) throw this.#gone(error as Error);
+      say(`${this.title} does not say that it has removed the node; what is noted of it here is removed`);
+    }
+    await this.forget();
+  }
+
+  /** Says what to do about a machine that is no more. */
+  #gone(error: Error): Error {
+    const advice = `if ${this.title} is gone for good, the same command with --forget leaves it to itself`;
+    return new Error(`${error.message}\n${advice}`, { cause: error });
+  }
+
+  /** Removes the node from the machine. */
+  async #remove(input: string): Promise<void> {
     const init = this.initPath();
     const { stdout: found } = await this.exec(["sh", "-c", '[ ! -x "$1" ] || echo there', "sh", init]);
     if (found.includes("there")) await this.exec([init, "machine", "stop"], { input, timeout: 120_000 });
@@ -210,7 +249,6 @@ class SshMachine extends BaseMachine implements Machine {
     const script =
       'rmdir "$1/sandboxes" 2> /dev/null; [ -e "$1/sandboxes" ] || { rm -rf "$2" && { rmdir "$1" || true; } }';
     await this.exec(["sh", "-c", script, "sh", remotePaths.home, remotePaths.cache]);
-    await this.forget();
   }
 
   /** Removes what is noted here, unless the cluster has moved to another machine. */
@@ -230,6 +268,9 @@ class SshMachine extends BaseMachine implements Machine {
 }
 
 const say = (line: string) => console.error(line);
+
+/** Characters of a word that a machine says, and how many of a kind are taken. */
+const [LONGEST, MOST] = [200, 50];
 
 /** What is observed, with whether the processes are there that lead to the machine: a step starts each again. */
 function withWays(ref: MachineRef, observed: Observed): Observed {
@@ -252,6 +293,9 @@ async function askThere(machine: SshMachine, input: string): Promise<{ there: Th
   const { name } = machine.ref;
   const script = `echo "arch $(uname -m)"
 { dmesg -S || dmesg; } 2> /dev/null | grep -q 'Starting gVisor' && echo gvisor
+[ -z "$1" ] || [ -c /dev/net/tun ] || echo "missing /dev/net/tun"
+while read -r device to by rest; do case $device in lo|Iface|gk-nodes) ;; *) echo "route $to $by $rest";; esac; done \
+  < /proc/net/route
 for program in ${PROGRAMS.join(" ")}; do command -v $program > /dev/null || echo "missing $program"; done
 [ -e /etc/resolv.conf ] || echo "missing /etc/resolv.conf"
 for folder in ${folders.join(" ")}; do [ -d $folder ] && [ -n "$(ls -A $folder)" ] && echo "taken $folder"; done
@@ -259,11 +303,15 @@ df -P -k /var/lib | { read -r header; read -r device size used free rest; echo "
 for init in ${artifacts}/init-*/sandbox-init; do last=$init; done
 if [ -x "$last" ] && [ -e ${home}/sandboxes/${name} ]; then printf 'observed '; "$last" machine observe || exit 1; fi
 `;
-  const { stdout } = await machine.exec(["sh", "-c", script], { input });
+  const { stdout } = await machine.exec(["sh", "-c", script, "sh", machine.ref.joins ?? ""], { input });
   const lines = stdout.split("\n");
-  const all = (word: string) =>
+  const words = (word: string) =>
     lines.filter((line) => line.startsWith(`${word} `)).map((line) => line.slice(word.length + 1));
-  const observed = all("observed")[0];
+  const all = (word: string) =>
+    words(word)
+      .slice(0, MOST)
+      .map((text) => oneLine(text.slice(0, LONGEST)));
+  const observed = words("observed")[0];
   return {
     there: {
       arch: all("arch")[0] ?? "",
@@ -272,14 +320,48 @@ if [ -x "$last" ] && [ -e ${home}/sandboxes/${name} ]; then printf 'observed '; 
       taken: all("taken"),
       free: Math.floor(Number(all("free")[0] ?? 0) / 1024),
       stranger: false,
+      networks: all("route").flatMap(networksOf),
     },
-    ...(observed === undefined ? {} : { answer: JSON.parse(observed) as MachineAnswer }),
+    ...(observed === undefined ? {} : { answer: answerIn(machine, observed) }),
   };
 }
 
+/**
+ * The network that a route leads to, and the address by which; of a line of /proc/net/route: the network, the gateway, what
+ * is of no interest here, and the mask, in hexadecimal digits, the last byte first.
+ */
+function networksOf(line: string): string[] {
+  const [to, by, , , , , mask] = line.split(/\s+/);
+  const bytes = [to, by, mask].map((hex) =>
+    /^[0-9A-Fa-f]{8}$/.test(hex ?? "") ? Buffer.from(hex!, "hex").reverse() : undefined,
+  );
+  const [network, gateway, bits] = bytes;
+  if (!network || !gateway || !bits) return [];
+  const length = bits.reduce((sum, byte) => sum + byte.toString(2).replaceAll("0", "").length, 0);
+  const isAny = (address: Buffer) => address.every((byte) => byte === 0);
+  return [
+    ...(isAny(network) ? [] : [`${network.join(".")}/${length}`]),
+    ...(isAny(gateway) ? [] : [`${gateway.join(".")}/32`]),
+  ];
+}
+
+function answerIn(machine: SshMachine, text: string): MachineAnswer {
+  try {
+    return JSON.parse(text) as MachineAnswer;
+  } catch {
+    throw new Error(`${machine.title} does not tell how it is, but ${oneLine(text.slice(0, LONGEST))}`);
+  }
+}
+
+function meet(one: string, other: string): boolean {
+  const [a, b] = [parseNetwork(one), parseNetwork(other)];
+  return a !== undefined && b !== undefined && overlap(a, b);
+}
+
 /** What stands in the way on a machine that answers. */
-function problemsThere({ name }: StackConfig, { host }: SshTarget, { record, there }: Observed): Problem[] {
+function problemsThere({ name, joins }: StackConfig, { host }: SshTarget, { record, there }: Observed): Problem[] {
   if (there === undefined) return [];
+  const own = joins ? meshNetworks(joins) : [];
   const problem = (message: string): Problem => ({ option: "ssh.host", value: host, message });
   const problems: Problem[] = [];
   if (!there.isGvisor) {
@@ -300,6 +382,12 @@ function problemsThere({ name }: StackConfig, { host }: SshTarget, { record, the
     problems.push({ option: "name", value: name, message: `${message} from there` });
   }
   if (record !== undefined) return problems;
+  // The machine would look for it on the link, and be reached no more.
+  const between = (there.networks ?? []).find((text) => own.some((mesh) => meet(text, mesh)));
+  if (between !== undefined) {
+    const message = `it is on the network ${between}, and the cluster's nodes have their addresses in ${own.join(" and ")}`;
+    problems.push(problem(`${message}; give a machine on another network`));
+  }
   if (there.taken.length > 0) {
     const message = `it has a container runtime or a node already, or what one left: ${there.taken.join(", ")}; a node`;
     problems.push(problem(`${message} needs these for itself: remove them, or give another machine`));
@@ -321,7 +409,7 @@ const SSH_FAILED = 255;
 
 function problemOf(target: SshTarget, exitCode: number | undefined, output: string): Problem | undefined {
   const { host, port, user, privateKey, knownHosts } = target;
-  const last = output.trimEnd().split("\n").at(-1)!;
+  const last = lastLines(output, 1).slice(0, LONGEST);
   if (/^sudo:|not in the sudoers/m.test(output)) {
     const message = `it cannot become root on ${host} without a password (${last}); allow that in sudoers, or give`;
     return { option: "ssh.user", value: user, message: `${message} another user` };

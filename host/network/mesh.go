@@ -236,7 +236,7 @@ func LeaveMesh(ctx context.Context, namespace, link string) error {
 	defer unlock()
 	if isNamespace(File(namespace)) {
 		others, err := netns.In(File(namespace), func() (int, error) {
-			if err := removeLink(ctx, link); err != nil {
+			if err := removeLink(ctx, link, "tuntap"); err != nil {
 				return 0, err
 			}
 			return countPorts()

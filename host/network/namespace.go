@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -107,7 +108,9 @@ func removeNamespace(name string) error {
 	return nil
 }
 
-func removeLink(ctx context.Context, name string) error {
+// removeLink removes a link of one of these types, by default a veth.
+func removeLink(ctx context.Context, name string, types ...string) error {
+	types = append(types, "veth")
 	stop := make(chan struct{})
 	changes := make(chan netlink.LinkUpdate)
 	// Before the first look, so that nothing happens between the two.
@@ -127,7 +130,7 @@ func removeLink(ctx context.Context, name string) error {
 		if err != nil {
 			return fmt.Errorf("looking for the link %s: %w", name, err)
 		}
-		if link.Type() != "veth" {
+		if !slices.Contains(types, link.Type()) {
 			return fmt.Errorf("the link %s is none of a sandbox's, but of the type %s: it is left alone", name, link.Type())
 		}
 		failure := netlink.LinkDel(link)

@@ -1,5 +1,5 @@
 import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { arch, tmpdir } from "node:os";
 import { join } from "node:path";
 import { rootCertificates } from "node:tls";
 import fc from "fast-check";
@@ -12,6 +12,7 @@ import { inSandbox } from "../../config/paths.ts";
 import { parseStackConfig } from "../../config/schema.ts";
 import { FakeMachine } from "../../machines/fake.ts";
 import { driverOf } from "../../machines/index.ts";
+import { startedIn } from "../../machines/inside.ts";
 import { hostPaths } from "../../machines/paths.ts";
 import { joinServer } from "../../steps/join.ts";
 import { invitationIn, inviteNode, removeNode, returnNode } from "../../steps/member.ts";
@@ -48,6 +49,16 @@ describe("the nodes of the options", () => {
     [{ target: "inside", nodes: [{ name: "w" }] }, "nodes", "target: managed"],
     [{ nodes: [{ name: "w", ssh: {} }] }, "nodes[0].ssh.host", ""],
     [{ nodes: [{ name: "w", count: 2, ssh: { host: "a" } }] }, "nodes.w.count", "a is one machine"],
+    [
+      {
+        nodes: [
+          { name: "v", ssh: { host: "a" } },
+          { name: "w", ssh: { host: "a", user: "ops" } },
+        ],
+      },
+      "nodes.w.ssh.host",
+      "the node of the pool v is there",
+    ],
     [{ nodes: [{ name: "w", cpus: 1, ssh: { host: "a" } }] }, "nodes.w.cpus", "a sandbox that is made here is limited"],
   ])("are refused as %j", (options, option, message) => {
     const parse = () => parseStackConfig({ name: "dev", ...options });
@@ -69,6 +80,25 @@ describe("the nodes of the options", () => {
     expect(meshNetworks(far!.joins!)).toEqual(["10.107.0.0/16", config.sandbox.subnet]);
   });
 
+  it.each([
+    ["a network of the nodes'", ["10.107.3.0/24"], "it is on the network 10.107.3.0/24"],
+    ["the nodes' as a way out", ["192.0.2.0/24", "10.107.0.1/32"], "it is on the network 10.107.0.1/32"],
+    ["others", ["192.0.2.0/24", "192.0.2.1/32", "10.108.0.0/16"], undefined],
+  ])("are not put on a machine that has %s", (_, networks, message) => {
+    const config = parseStackConfig({ name: "dev", nodes: [{ name: "far", ssh: { host: "a" } }] });
+    const far = joiningNodes(config)[0]!.config;
+    const there = {
+      arch: { x64: "x86_64", arm64: "aarch64" }[arch() as "x64"],
+      isGvisor: true,
+      missing: [],
+      taken: [],
+    };
+    const observed = { state: "absent", drift: [], repairs: {}, problems: [] } as const;
+    const found = { ...observed, drift: [], problems: [], there: { ...there, free: 4096, stranger: false, networks } };
+    const problems = driverOf(far).problemsThere!(far, driverOf(far).refOf(far, home), found);
+    expect(problems.map((problem) => problem.message.split(",")[0])).toEqual(message === undefined ? [] : [message]);
+  });
+
   it("have networks that share no address, whatever they are called", () => {
     const name = fc.string({ unit: fc.constantFrom(..."abc"), minLength: 1, maxLength: 12 });
     fc.assert(
@@ -88,6 +118,21 @@ describe("the nodes of the options", () => {
     expect(new Set(links).size).toBe(names.length);
     for (const link of links) expect(link).toMatch(/^gk-.{1,12}$/);
   });
+});
+
+it("what a machine tells of its start is numbers and a hash, whatever else it says", () => {
+  const told = {
+    incarnation: 3,
+    revision: "ab1",
+    pid: 7,
+    startTime: "99",
+    owner: "p/other",
+    joins: "other",
+    kind: "managed",
+  };
+  expect(startedIn(told)).toEqual({ incarnation: 3, revision: "ab1", pid: 7, startTime: "99" });
+  for (const wrong of [null, [], "x", { pid: -1, incarnation: 1e99, revision: "\u001b[2J", startTime: {} }])
+    expect(startedIn(wrong)).toEqual({ incarnation: 0, revision: "", pid: 0, startTime: "" });
 });
 
 describe("an invitation", () => {
