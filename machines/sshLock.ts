@@ -44,11 +44,13 @@ export async function holdThere(machine: Machine, { what, alone, say }: LockOpti
     child.stdout.on("data", (data: Buffer) => {
       clearTimeout(silent);
       said += data.length;
-      if (said > MOST) reject(new Error(`${file} cannot be locked there: too much is said of it`));
+      if (said > MOST) return reject(new Error(`${file} cannot be locked there: too much is said of it`));
       const lines = (rest + data.toString("utf8")).slice(-MOST).split("\n");
       rest = lines.pop()!;
-      if (lines.includes("held")) resolve();
-      else for (const line of lines) say(oneLine(line));
+      for (const line of lines) {
+        if (line === "held") resolve();
+        else say(oneLine(line));
+      }
     });
   });
   try {
