@@ -84,16 +84,10 @@ program
   .action(async (name: string, { forget, ...flags }: { forget?: boolean } & Flags) => {
     if (flags.dryRun) return await preview(name, flags);
     begin(flags);
-    if (forget) forgetMachines();
-    const made = await (await load.cluster()).up(name, { progress, signal });
+    const made = await (await load.cluster()).up(name, { progress, signal, forgotten: forget ?? false });
     progress.end();
     printMade(name, made, flags);
   });
-
-/** Has the steps leave alone what is on machines that do not answer. */
-function forgetMachines(): void {
-  process.env.GVISOR_K3S_FORGET = "1";
-}
 
 /** What has come to be, and what to do with it. */
 function printMade(name: string, made: Cluster, flags: Flags): void {
@@ -206,7 +200,6 @@ program
     begin(flags);
     if (flags.dryRun)
       return await printChanges(await (await load.cluster()).previewDestroy(name, { progress, signal }), flags);
-    if (forget) forgetMachines();
     await (await load.cluster()).destroy(name, { progress, signal, forgotten: forget ?? false });
     progress.say(`${name} is gone`);
     if (flags.json) print({ name, destroyed: true });

@@ -21,12 +21,13 @@ import {
 } from "../artifacts/artifacts.ts";
 import { type KubernetesMinor, kubernetesMinors, minorOf, wayTo } from "../config/kubernetes.ts";
 import { linkAddresses } from "../config/network.ts";
+import { nodesOf } from "../config/nodes.ts";
 import { inSandbox } from "../config/paths.ts";
 import { refuse } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { diskUsage } from "../machines/disk.ts";
-import { driverOf, openMachine, whileLocked } from "../machines/index.ts";
+import { openMachine, refOf, whileLocked } from "../machines/index.ts";
 import type { Machine } from "../machines/machine.ts";
 import { hostPaths } from "../machines/paths.ts";
 import type { MachineRef } from "../machines/ref.ts";
@@ -44,7 +45,7 @@ import { homeFolder } from "../system/folders.ts";
 import { type Change, changeOf, isSecret } from "./changes.ts";
 import { forget } from "./kubeconfig.ts";
 import { machineOf, machinesOf } from "./list.ts";
-import { nodeOf, nodesOf } from "./nodes.ts";
+import { nodeOf } from "./nodes.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 import { isWork, nameOf, type Progress } from "./progress.ts";
 import { checkStackConfig, isLast, openStack, readConfig, setOption } from "./workspace.ts";
@@ -68,6 +69,23 @@ interface Options {
   signal?: AbortSignal;
 }
 
+/** What may be given up where it cannot be removed. */
+interface Forgetful extends Options {
+  /** Of what is on another machine only what is noted here is removed: the machine is gone for good. */
+  forgotten?: boolean;
+}
+
+/** Has steps leave to itself what is on a machine that does not answer; they are processes of Pulumi's, and of this one. */
+async function forgetting<T>(forgotten: boolean, work: () => Promise<T>): Promise<T> {
+  if (!forgotten) return await work();
+  process.env.GVISOR_K3S_FORGET = "1";
+  try {
+    return await work();
+  } finally {
+    delete process.env.GVISOR_K3S_FORGET;
+  }
+}
+
 /** A stack whose runs ask Pulumi nothing when they have ended: events have told it, and each question is a process. */
 async function stackOf(name: string, progress: Progress): Promise<Stack> {
   const stack = await openStack(name, (line) => progress.say(line));
@@ -86,7 +104,7 @@ const telling = (progress: Progress) => ({
  * @throws InputError that lists everything that is wrong with the options, before anything is made
  * @throws CommandError (Pulumi's) if a step fails, which {@link Progress} has told; what is done is kept
  */
-export async function up(name: string, { progress, signal }: Options): Promise<Cluster> {
+export async function up(name: string, { progress, signal, forgotten = false }: Forgetful): Promise<Cluster> {
   await needRoom();
   const config = await checkStackConfig(name);
   if (config.mode !== "external") await provideServer(config.kubernetes, progress);
@@ -99,7 +117,8 @@ export async function up(name: string, { progress, signal }: Options): Promise<C
     if (metadata?.type === "pulumi:pulumi:Stack") outputs = metadata.new?.outputs ?? {};
     resources = event.summaryEvent?.resourceChanges ?? resources;
   };
-  await stack.up({ ...telling(progress), signal, onEvent }).catch(async (error: unknown) => {
+  const run = () => stack.up({ ...telling(progress), signal, onEvent });
+  await forgetting(forgotten, run).catch(async (error: unknown) => {
     const problem = await fullDisk();
     if (problem !== undefined) progress.error(`${problem}; make room`);
     throw error;
@@ -243,12 +262,8 @@ export async function refresh(name: string, { progress, signal }: Options): Prom
 /**
  * Removes the cluster and everything of it, its entries in the user's kubeconfig included; one that is dead or gone is no
  * error.
- * @param forgotten of what is on another machine only what is noted here is removed: the machine is gone for good
  */
-export async function destroy(
-  name: string,
-  { progress, signal, forgotten = false }: Options & { forgotten?: boolean },
-): Promise<void> {
+export async function destroy(name: string, { progress, signal, forgotten = false }: Forgetful): Promise<void> {
   const home = homeFolder();
   const cluster = await clusterOf(name);
   const ref = machineOf(name, cluster);
@@ -260,19 +275,21 @@ export async function destroy(
   // Of a cluster whose server is elsewhere nothing is asked of anybody.
   const whole = forgotten && machine?.forget !== undefined;
   // On a disk that is full Pulumi could not note that the sandbox is gone, which is what makes room.
-  if (!whole && (await fullDisk()) !== undefined) await removeMachines(name, cluster, progress);
+  const remove = () => forgetting(forgotten, () => removeMachines(name, cluster, progress));
+  if (!whole && (await fullDisk()) !== undefined) await remove();
   const stack = await stackOf(name, progress);
   await removeDeadTrials(home);
   if (whole) {
     await machine.forget!();
   } else {
     const onEvent = (event: EngineEvent) => progress.see(event);
-    await stack.destroy({ ...telling(progress), signal, onEvent }).catch((error: unknown) => {
+    const run = () => stack.destroy({ ...telling(progress), signal, onEvent });
+    await forgetting(forgotten, run).catch((error: unknown) => {
       const advice = `\`gvisor-k3s destroy ${name} --forget\` removes what is noted here`;
       if (elsewhere.length > 0) progress.error(`if a machine is gone for good, ${advice}`);
       throw error;
     });
-    await removeMachines(name, cluster, progress); // of an `up` that was killed before it was noted in Pulumi's state
+    await remove(); // of an `up` that was killed before it was noted in Pulumi's state
   }
   await stack.workspace.removeStack(name, { force: whole });
   await forget(name);
@@ -319,11 +336,6 @@ async function clusterOf(stack: string): Promise<string> {
     ({ name }) => name,
     () => stack,
   );
-}
-
-/** What finds the machine of a cluster. */
-export function refOf(config: StackConfig): MachineRef {
-  return driverOf(config).refOf(config, homeFolder());
 }
 
 /** The kubeconfig's file of a cluster, whatever its mode. */

@@ -6,13 +6,12 @@
 import { provide } from "../artifacts/artifacts.ts";
 import { blockersAmong, describeRemedy, probedQuirks, type QuirkId, quirk } from "../config/quirks.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { driverFor, openMachine } from "../machines/index.ts";
+import { driverFor, openMachine, refOf } from "../machines/index.ts";
 import type { Machine } from "../machines/machine.ts";
 import { inTrial } from "../machines/trial.ts";
 import { type Answer, ask, probes, quirksIn } from "../steps/probe.ts";
 import { says } from "../system/programs.ts";
 import { oneLine } from "../system/run.ts";
-import { refOf } from "./cluster.ts";
 import { secretsOf, statesFolder, statesInClear } from "./secrets.ts";
 
 /** One row of the report. */

@@ -3,12 +3,12 @@
  * @module
  */
 import { refuse } from "../config/problems.ts";
-import { openMachine, whileLocked } from "../machines/index.ts";
+import { openMachine, refOf, whileLocked } from "../machines/index.ts";
 import { readRecord } from "../machines/record.ts";
 import { seedProblems, snapshotNamed } from "../machines/seed.ts";
 import { homeFolder } from "../system/folders.ts";
 import { isAlive, processStart } from "../system/processes.ts";
-import { type Cluster, refOf, up } from "./cluster.ts";
+import { type Cluster, up } from "./cluster.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 import type { Progress } from "./progress.ts";
 import { deleteSnapshot, listSnapshots, saveSnapshot } from "./snapshots.ts";

@@ -2,14 +2,9 @@
  * The nodes of a cluster, each with the options of its machine.
  * @module
  */
-import { joiningNodes } from "../config/nodes.ts";
+import { nodesOf } from "../config/nodes.ts";
 import { refuse } from "../config/problems.ts";
 import type { NamedConfig } from "./options.ts";
-
-/** The options of each node's machine: the server's first, whose name is the cluster's. */
-export function nodesOf(config: NamedConfig): NamedConfig[] {
-  return [config, ...joiningNodes(config).map((node) => ({ ...config, ...node.config }))];
-}
 
 /**
  * The options of one node's machine.

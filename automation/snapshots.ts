@@ -7,11 +7,12 @@ import { existsSync, readFileSync } from "node:fs";
 import { request } from "node:https";
 import { join } from "node:path";
 import { fileDigest, pathOnHost, provide, wanted } from "../artifacts/artifacts.ts";
+import { nodesOf } from "../config/nodes.ts";
 import { type Problem, refuse } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { driverOf, openMachine, stateHere } from "../machines/index.ts";
+import { openMachine, refOf, stateHere } from "../machines/index.ts";
+import { inTurn } from "../machines/lock.ts";
 import type { Keeper, Kept, KeptAs } from "../machines/machine.ts";
-import { inTurn } from "../machines/outliving.ts";
 import { hostPaths } from "../machines/paths.ts";
 import { type MachineRecord, readRecord } from "../machines/record.ts";
 import type { MachineRef } from "../machines/ref.ts";
@@ -32,12 +33,10 @@ import {
 import { credentialsIn, decoded } from "../servers/kubeconfig.ts";
 import { lastReady } from "../servers/ready.ts";
 import { isUpgraded } from "../steps/data.ts";
-import { joinedAgain } from "../steps/join.ts";
-import { homeFolder } from "../system/folders.ts";
+import { nodeReady } from "../steps/join.ts";
 import { ownPackage } from "../system/package.ts";
 import type { ProcessId } from "../system/processes.ts";
 import { waitFor } from "../system/wait.ts";
-import { nodesOf } from "./nodes.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 import { pulumiLocks } from "./project.ts";
 
@@ -302,8 +301,6 @@ async function goOn(keeper: Keeper, paused: string, kept: Snapshot, say: Say): P
   return "files";
 }
 
-const refOf = (config: StackConfig): MachineRef => driverOf(config).refOf(config, homeFolder());
-
 const keptAs = ({ mode }: StackConfig): KeptAs => (mode === "control-plane" ? "memory" : "files");
 
 function checkName(name: string): void {
@@ -318,11 +315,11 @@ function checkName(name: string): void {
  */
 function keptNodes(config: NamedConfig): [server: NamedConfig, ...joined: NamedConfig[]] {
   needKeeper(config);
-  const nodes = nodesOf(config).slice(1);
-  const elsewhere = nodes.filter((node) => openMachine(refOf(node)).keeper === undefined).map(({ name }) => name);
+  const [server, ...joined] = nodesOf(config);
+  const elsewhere = joined.filter((node) => openMachine(refOf(node)).keeper === undefined).map(({ name }) => name);
   const message = "only nodes that are made on this machine can be saved, and the others would go on by themselves";
   refuse(elsewhere.map((value) => ({ option: "nodes", value, message })));
-  return [config, ...nodes];
+  return [server, ...joined];
 }
 
 /** @throws InputError if the cluster's server is on no machine that can be kept */
@@ -455,7 +452,7 @@ function misfits(config: NamedConfig, ref: MachineRef, kept: Snapshot): Problem[
 
 /** Waits until what is on a machine answers: the API server, or the kubelet of a node that has joined one. */
 async function answers(config: NamedConfig, ref: MachineRef): Promise<void> {
-  if (config.joins) await joinedAgain(openMachine(ref));
+  if (config.joins) await nodeReady(openMachine(ref));
   else await serves(ref);
 }
 

@@ -3,9 +3,10 @@
  * @module
  */
 import { existsSync, statSync } from "node:fs";
+import { nodesOf } from "../config/nodes.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { type DiskUsage, diskUsage } from "../machines/disk.ts";
-import { openMachine, stateHere } from "../machines/index.ts";
+import { openMachine, refOf, stateHere } from "../machines/index.ts";
 import type { Machine } from "../machines/machine.ts";
 import type { Observed } from "../machines/observe.ts";
 import { hostPaths } from "../machines/paths.ts";
@@ -15,8 +16,7 @@ import { distributionOf } from "../servers/index.ts";
 import { filesBelow } from "../system/files.ts";
 import { homeFolder } from "../system/folders.ts";
 import { oneLine, printable, run } from "../system/run.ts";
-import { kubeconfigOf, kubectl, refOf } from "./cluster.ts";
-import { nodesOf } from "./nodes.ts";
+import { kubeconfigOf, kubectl } from "./cluster.ts";
 import { commandName, type NamedConfig } from "./options.ts";
 
 /** What `status` prints with `--json`. */

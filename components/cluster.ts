@@ -2,7 +2,7 @@
 import { readFileSync } from "node:fs";
 import * as pulumi from "@pulumi/pulumi";
 import { addonImages, programOf, wanted } from "../artifacts/artifacts.ts";
-import { type JoiningNode as Joining, joiningNodes } from "../config/nodes.ts";
+import { type JoiningNode as Joining, joiningNodes, nodesOf } from "../config/nodes.ts";
 import { InputError } from "../config/problems.ts";
 import type { QuirkId } from "../config/quirks.ts";
 import { CRUN, manifestName, parseStackConfig, type StackConfig } from "../config/schema.ts";
@@ -146,7 +146,7 @@ function sandboxed(config: StackConfig, scope: Scope, late: LateConfig): Cluster
   // Each part's commands depend on the parts that it is given. The parts themselves do not: runc's build would wait for
   // the sandbox.
   const joining = joiningNodes(config);
-  const [observed, ...others] = observeAll([config, ...joining.map((node) => node.config)]);
+  const [observed, ...others] = observeAll(nodesOf(config));
   const sandbox = new Sandbox(own("sandbox"), { config, observed: observed! }, under);
   const probe = new QuirkProbe(own("quirks"), { sandbox, mode: config.mode, quirks: config.quirks }, under);
   const containerd = config.mode === "node" ? containerRuntime(config, late, scope, sandbox, probe) : undefined;

@@ -3,7 +3,7 @@ import { meshDevice, meshOf } from "../config/mesh.ts";
 import { linkAddresses } from "../config/network.ts";
 import { InputError } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { driverOf, openMachine } from "../machines/index.ts";
+import { driverOf, openMachine, refOf } from "../machines/index.ts";
 import { incarnationOf, type Observed } from "../machines/observe.ts";
 import { hostPaths } from "../machines/paths.ts";
 import type { MachineRef } from "../machines/ref.ts";
@@ -137,7 +137,7 @@ export function observeAll(configs: readonly StackConfig[]): Promise<Observed>[]
  */
 async function observe(config: StackConfig): Promise<Observed> {
   try {
-    const observed = await openMachine(driverOf(config).refOf(config, homeFolder())).observe();
+    const observed = await openMachine(refOf(config)).observe();
     needMachine(config, observed);
     return observed;
   } catch (error) {

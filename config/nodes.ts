@@ -5,6 +5,7 @@ import { defaultSubnet, type StackConfig } from "./schema.ts";
 export interface JoiningNode {
   /** Its name in the cluster, which is its machine's too. */
   name: string;
+  /** The pool that it is of. */
   pool: string;
   labels: Record<string, string>;
   taints: string[];
@@ -12,6 +13,11 @@ export interface JoiningNode {
   drain: boolean;
   /** The options of the cluster, with what is the node's own in its place. */
   config: StackConfig;
+}
+
+/** The options of each node's machine: the server's first, whose name is the cluster's. */
+export function nodesOf<Config extends StackConfig>(config: Config): [server: Config, ...joined: Config[]] {
+  return [config, ...joiningNodes(config).map((node) => ({ ...config, ...node.config }))];
 }
 
 /** The nodes of a cluster beside the server's, in the order of their pools. */

@@ -585,8 +585,8 @@ export const stackSchema = z.strictObject({
     )
     .default([])
     .describe(
-      "Further nodes, in pools: each is a sandbox of its own, on this host or over SSH, with a kubelet, containerd, a service proxy " +
-        "and a way out, and options of `sandbox`, `runtime` and `containerd` are theirs too. The first of them restarts " +
+      "Further nodes, in pools: each is a sandbox of its own, on this host or over SSH, with a kubelet, containerd, a " +
+        "service proxy and a way out, and options of `sandbox`, `runtime` and `containerd` are theirs too. The first of them restarts " +
         "the server's sandbox once, which gets a link to the network that the nodes share; others change nothing there. " +
         "One that leaves the list is drained (two minutes) and removed, with all that is on it, volumes of claims included.",
     ),
@@ -931,8 +931,8 @@ function nodesProblems({ nodes, target, distribution, mode, kubernetes: server }
       .filter((name, i) => names.indexOf(name) < i)
       .map((name) => ({ option: "nodes", value: name, message: "two pools have this name; give one another" })),
     ...twiceOnOne(nodes),
-    ...nodes.flatMap(({ name, memory, labels, kubernetes = server, ...own }) => [
-      ...elsewhereProblems({ name, memory, ...own }),
+    ...nodes.flatMap(elsewhereProblems),
+    ...nodes.flatMap(({ name, memory, labels, kubernetes = server }) => [
       ...(isNewer(kubernetes, server)
         ? [
             {
@@ -968,13 +968,7 @@ function twiceOnOne(nodes: Complete["nodes"]): Problem[] {
 }
 
 /** What a node on another machine is given that it cannot have. */
-function elsewhereProblems({
-  name,
-  ssh,
-  count,
-  memory,
-  cpus,
-}: Pick<Complete["nodes"][number], "name" | "ssh" | "count" | "memory" | "cpus">): Problem[] {
+function elsewhereProblems({ name, ssh, count, memory, cpus }: Complete["nodes"][number]): Problem[] {
   if (ssh === undefined) return [];
   const limits = Object.entries({ memory, cpus }).filter(([, value]) => value !== null);
   return [

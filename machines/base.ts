@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { join } from "node:path";
+import { provide, wanted } from "../artifacts/artifacts.ts";
 import { CommandError, type Output, run } from "../system/run.ts";
 import { checkPlace, type ExecOptions } from "./machine.ts";
 import type { MachineRecord } from "./record.ts";
@@ -105,6 +106,10 @@ export async function orAbsent(reading: Promise<Output>): Promise<string | undef
     throw error;
   }
 }
+
+/** What does on the host what is to be done beside a sandbox, as it is built today. */
+export const hostToday = async (say: (line: string) => void): Promise<string> =>
+  join(await provide(wanted({ name: "host" }), say), "gvisor-k3s-host");
 
 /** The folder of the locks of a machine that is on this host: a name is one machine here, whatever its home. */
 export const lockFolder = (name: string) => join("/run/lock/gvisor-k3s", name);

@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { provide, wanted } from "../artifacts/artifacts.ts";
 import type { StackConfig } from "../config/schema.ts";
+import { homeFolder } from "../system/folders.ts";
 import { isAlive } from "../system/processes.ts";
 import { inside } from "./inside.ts";
 import type { Driver, LockOptions, Machine } from "./machine.ts";
@@ -15,6 +16,9 @@ const drivers: Record<Kind, Driver> = { managed, inside, ssh } as Record<Kind, D
 
 /** The kind of machine that the options describe. */
 export const driverOf = ({ target }: Pick<StackConfig, "target">): Driver => drivers[target];
+
+/** What finds the machine that the options describe. */
+export const refOf = (config: StackConfig): MachineRef => driverOf(config).refOf(config, homeFolder());
 
 /** The kind of a machine. */
 export const driverFor = ({ kind }: MachineRef): Driver => drivers[kind];

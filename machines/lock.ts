@@ -19,6 +19,7 @@ import {
   writeSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
+import { provide, wanted } from "../artifacts/artifacts.ts";
 import { inherited, printable } from "../system/run.ts";
 import type { Lock, LockOptions } from "./machine.ts";
 
@@ -63,6 +64,26 @@ export async function lockFile(file: string, { init, shared, who, say }: FileLoc
     const [own, there] = [fstatSync(fd), statSync(file, { throwIfNoEntry: false })];
     if (there?.ino === own.ino && there.dev === own.dev) return held(fd, file, who);
     closeSync(fd);
+  }
+}
+
+/**
+ * Has two commands take turns that would be in each other's way: of two processes that they start, one would be known to
+ * nobody.
+ * @param say takes a line when somebody else is waited for
+ */
+export async function inTurn<T>(
+  folder: string,
+  who: string,
+  work: () => Promise<T>,
+  say: (line: string) => void = () => {},
+): Promise<T> {
+  const init = join(await provide(wanted({ name: "init" }), () => {}), "sandbox-init");
+  const lock = await lockFile(join(folder, `${who}.lock`), { init, shared: false, who, say });
+  try {
+    return await work();
+  } finally {
+    lock.release();
   }
 }
 

@@ -43,7 +43,7 @@ import {
 import { isExecutable, says } from "../system/programs.ts";
 import { type Output, run, worked } from "../system/run.ts";
 import { waitFor } from "../system/wait.ts";
-import { ANSWER, BaseMachine, encoded, lockFolder, orAbsent } from "./base.ts";
+import { ANSWER, BaseMachine, encoded, hostToday, lockFolder, orAbsent } from "./base.ts";
 import { lockIn } from "./lock.ts";
 import {
   checkPlace,
@@ -739,9 +739,6 @@ class ManagedSandbox extends BaseMachine implements Machine {
     return await hostToday(() => {});
   }
 }
-
-const hostToday = async (say: (line: string) => void): Promise<string> =>
-  join(await provide(wanted({ name: "host" }), say), "gvisor-k3s-host");
 
 function supervisorOf({ name, home }: MachineRef): SupervisorState | undefined {
   const remedy = "delete it, and the next `gvisor-k3s up` starts the sandbox again";

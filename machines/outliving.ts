@@ -2,15 +2,11 @@
  * Processes of this host that outlive the one that starts them, each noted in a file.
  * @module
  */
-
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { closeSync, openSync } from "node:fs";
-import { join } from "node:path";
-import { provide, wanted } from "../artifacts/artifacts.ts";
 import { writeWhole } from "../system/files.ts";
 import { type ProcessId, processStart } from "../system/processes.ts";
-import { lockFile } from "./lock.ts";
 
 /** What is noted of such a process. */
 export interface Outliving extends ProcessId {
@@ -43,24 +39,4 @@ export async function startOutliving<Note extends { revision: string }>(
   const noted = { ...note, pid, startTime: processStart(pid) ?? "" };
   await writeWhole(file, JSON.stringify(noted));
   return noted;
-}
-
-/**
- * Has two commands take turns that would be in each other's way: of two processes that they start, one would be known to
- * nobody.
- * @param say takes a line when somebody else is waited for
- */
-export async function inTurn<T>(
-  folder: string,
-  who: string,
-  work: () => Promise<T>,
-  say: (line: string) => void = () => {},
-): Promise<T> {
-  const init = join(await provide(wanted({ name: "init" }), () => {}), "sandbox-init");
-  const lock = await lockFile(join(folder, `${who}.lock`), { init, shared: false, who, say });
-  try {
-    return await work();
-  } finally {
-    lock.release();
-  }
 }

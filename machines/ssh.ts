@@ -53,7 +53,7 @@ interface SshSpec extends InsideSpec {
   mesh?: Mesh;
 }
 
-/** Where that is heard. */
+/** Where the machine's end of its link is heard. */
 const LINK_SOCKET = "/run/gvisor-k3s/link.sock";
 
 /** See {@link Driver}. */

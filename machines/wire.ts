@@ -7,13 +7,14 @@
 import { rmSync } from "node:fs";
 import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { provide, wanted } from "../artifacts/artifacts.ts";
 import { MESH_MTU } from "../config/mesh.ts";
 import { readFile, readJson, writeWhole } from "../system/files.ts";
 import { endProcess, isAlive, killProcesses } from "../system/processes.ts";
 import { lastLines, run } from "../system/run.ts";
 import { waitFor } from "../system/wait.ts";
-import { inTurn, type Outliving, revisionOf, startOutliving } from "./outliving.ts";
+import { hostToday } from "./base.ts";
+import { inTurn } from "./lock.ts";
+import { type Outliving, revisionOf, startOutliving } from "./outliving.ts";
 import { hostPaths, meshNamespace } from "./paths.ts";
 import type { MachineRef } from "./ref.ts";
 import { sshCommand } from "./sshConnection.ts";
@@ -23,8 +24,6 @@ const PATIENCE = 30;
 
 /** What the log says then; see host/nodewire. */
 const ATTACHED = /^\S+ \S+ attached$/m;
-
-const hostProgram = async () => join(await provide(wanted({ name: "host" }), () => {}), "gvisor-k3s-host");
 
 const readWire = ({ name, home }: MachineRef) =>
   readJson<Outliving>(hostPaths(name, home).wireProcess, "delete it; the next `up` links the node again");
@@ -47,7 +46,7 @@ export async function openWire(ref: MachineRef, end: FarEnd): Promise<void> {
 
 async function startWire(ref: MachineRef, { address, command }: FarEnd): Promise<void> {
   const { wire, wireProcess, logs, link } = hostPaths(ref.name, ref.home);
-  const program = await hostProgram();
+  const program = await hostToday(() => {});
   const log = join(logs, "wire.log");
   const spec = {
     namespace: meshNamespace(ref.joins!),
@@ -88,7 +87,7 @@ export async function endWire(ref: MachineRef): Promise<void> {
   const { wire, wireProcess, link } = hostPaths(ref.name, ref.home);
   await endProcess(readWire(ref), 15);
   await killProcesses("wire", wire); // one that nobody has noted
-  await run(await hostProgram(), ["network", "down", link, meshNamespace(ref.joins!)]);
+  await run(await hostToday(() => {}), ["network", "down", link, meshNamespace(ref.joins!)]);
   for (const file of [wire, wireProcess]) await rm(file, { force: true });
 }
 

@@ -57,15 +57,15 @@ export const joinServer: Step<JoinParams> = {
     const pods = podNetworkIn(await machine.read(stages), clusterCidr);
     const conflist = { path: conflistPath, content: renderConflist(network, pods, address), mode: 0o644 };
     await writeFiles(context, "join", [...files, conflist], "agent");
-    await serviceGives(machine, "agent", { file: stages, key: "nodeReady" }, PATIENCE);
+    await nodeReady(machine);
   },
 };
 
 /**
- * Waits until a kubelet that was started again, with what it had, has its node Ready.
+ * Waits until the kubelet that runs has its node Ready.
  * @throws Error with the end of its log if it has not
  */
-export const joinedAgain = (machine: Machine): Promise<void> =>
+export const nodeReady = (machine: Machine): Promise<void> =>
   serviceGives(machine, "agent", { file: stages, key: "nodeReady" }, PATIENCE);
 
 /**

@@ -8,18 +8,17 @@ import { parseAllDocuments } from "yaml";
 import { entriesOf } from "../artifacts/archive.ts";
 import { knownPatches, patchRefusal } from "../artifacts/artifacts.ts";
 import { readElf } from "../artifacts/elf.ts";
-import { type JoiningNode, joiningNodes } from "../config/nodes.ts";
+import { type JoiningNode, joiningNodes, nodesOf } from "../config/nodes.ts";
 import { type Problem, refuse } from "../config/problems.ts";
 import { tlsFiles } from "../config/registries.ts";
 import { CRUN, type StackConfig } from "../config/schema.ts";
-import { driverOf, openMachine } from "../machines/index.ts";
+import { driverOf, openMachine, refOf } from "../machines/index.ts";
 import type { Observed } from "../machines/observe.ts";
 import { readRecord, takenBy } from "../machines/record.ts";
 import type { MachineRef } from "../machines/ref.ts";
 import { externalProblems } from "../servers/external.ts";
 import { distributionOf } from "../servers/index.ts";
 import { lastReady, versionProblems } from "../servers/ready.ts";
-import { homeFolder } from "../system/folders.ts";
 import { isExecutable, says } from "../system/programs.ts";
 
 /**
@@ -33,7 +32,7 @@ export function preflight(config: StackConfig, owner?: string): void {
     return;
   }
   const driver = driverOf(config);
-  const ref = driver.refOf(config, homeFolder());
+  const ref = refOf(config);
   refuse([
     ...ownerProblems(ref, owner),
     ...driver.problemsOf(config, ref, owner),
@@ -56,14 +55,10 @@ export function preflight(config: StackConfig, owner?: string): void {
  */
 export async function preflightThere(config: StackConfig): Promise<void> {
   if (config.mode === "external") return;
-  const nodes = [config, ...joiningNodes(config).map((node) => node.config)].filter(
-    (node) => driverOf(node).problemsThere,
-  );
+  const nodes = nodesOf(config).filter((node) => driverOf(node).problemsThere);
   const asked = nodes.map(async (node) => problemsThere(node, await openMachine(refOf(node)).observe()));
   refuse((await Promise.all(asked)).flat());
 }
-
-const refOf = (config: StackConfig) => driverOf(config).refOf(config, homeFolder());
 
 const problemsThere = (config: StackConfig, observed: Observed) =>
   driverOf(config).problemsThere?.(config, refOf(config), observed) ?? [];
