@@ -423,7 +423,7 @@ describe("a cluster that is called otherwise than its stack, on a small disk, in
     const archive = join(home, "report.tar.gz");
     expect(JSON.parse(await said("logs", stack, "--output", archive, "--json")).files).toContain("logs/server.log");
     const forgotten = await run("destroy", stack, "--forget");
-    expect(forgotten.all).toBe(`${stack} is not on another machine; \`gvisor-k3s destroy ${stack}\` removes it`);
+    expect(forgotten.all).toBe(`${stack} has nothing on another machine; \`gvisor-k3s destroy ${stack}\` removes it`);
     expect(forgotten.exitCode).toBe(1);
   });
 

@@ -485,12 +485,19 @@ describe("a machine whose memory is used up", () => {
     const resources = { requests: { memory: "64Mi", cpu: "10m" }, limits: { memory: "64Mi", cpu: "10m" } };
     await create(pod("kept", [{ command: ["/bin/sleep", "infinity"], resources }]));
     await ready("kept");
+    // With a request the second is scheduled also where the kubelet, having evicted the first, keeps others away.
+    const asking = { resources: { requests: { memory: "16Mi" } } };
     for (const [pod_, container] of [
-      ["greedy", { command: all }],
-      ["hungry", hungry],
+      ["greedy", { command: all, ...asking }],
+      ["hungry", { ...hungry, ...asking }],
     ] as const) {
       await create(pod(pod_, [container], { volumes, restartPolicy: "Never" }));
-      await waitFor(`${pod_} has gone`, 120, async () => (await ask(pod_, ".status.phase")) === "Failed" || undefined);
+      await waitFor(
+        `${pod_} has gone`,
+        120,
+        async () => (await ask(pod_, ".status.phase")) === "Failed" || undefined,
+        async () => await ask(pod_, ".status"),
+      );
       // Whether the kubelet looks in time decides which of the two it is.
       const why = [
         await ask(pod_, ".status.reason"),

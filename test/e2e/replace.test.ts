@@ -243,7 +243,8 @@ describe("what replaces something", () => {
   };
 
   it("is known for every option whose doc says so", () => {
-    expect(documented(/\breplaces\b/).sort()).toEqual(Object.keys(values).sort());
+    // The further nodes' is seen in elsewhere.test.ts, where there are several machines.
+    expect(documented(/\breplaces\b/).sort()).toEqual([...Object.keys(values), "nodes[].ssh.host"].sort());
   });
 
   it.each(Object.entries(values))("%s", async (path, to) => {
