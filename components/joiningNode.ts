@@ -1,13 +1,12 @@
 import * as pulumi from "@pulumi/pulumi";
-import { serverOf, wanted } from "../artifacts/artifacts.ts";
 import type { JoiningNode as Description } from "../config/nodes.ts";
 import { renderJoinConfig } from "../config/nodeYaml.ts";
 import type { StackConfig } from "../config/schema.ts";
-import { embedded, embeddedServer } from "../servers/embedded.ts";
-import type { Invitation } from "../steps/member.ts";
+import { distributionOf } from "../servers/index.ts";
+import type { Invitation, ServerRef } from "../servers/server.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
 import { lift } from "./inputs.ts";
-import type { K3sNode } from "./k3sNode.ts";
+import { type K3sNode, programsOf } from "./k3sNode.ts";
 import type { Sandbox } from "./sandbox.ts";
 
 export interface JoiningNodeArgs {
@@ -28,8 +27,8 @@ export interface JoiningNodeArgs {
  * there when the node is Ready. Its removal drains it; where the whole cluster goes, nothing is drained.
  */
 export class JoiningNode extends pulumi.ComponentResource {
-  /** The program with the kubelet in it, by its path on the node's machine. */
-  readonly program: string;
+  /** What its kubelet is of. */
+  readonly server: ServerRef;
   /** Done when the node is Ready and takes pods. */
   readonly ready: pulumi.Resource;
 
@@ -37,10 +36,14 @@ export class JoiningNode extends pulumi.ComponentResource {
     super("gvisor-k3s:index:JoiningNode", name, {}, options);
     const { sandbox, containerd, node, server, after } = args;
     const { config } = node;
-    this.program = embeddedServer(config);
+    const distribution = distributionOf(config);
+    this.server = distribution.refOf(config);
+    const { takes, downloads } = programsOf(name, sandbox, config, this);
     // On the server's machine, and of that: where both go, nothing is asked of it.
-    const asked = { program: server.node.server.server, node: node.name };
-    const kubelet = node.drain ? { kubelet: embedded.refOf(config).version } : {};
+    const asked = { program: server.node.server.kubectl, node: node.name };
+    const { version } = this.server;
+    const drained = node.drain && version !== undefined;
+    const kubelet = drained ? { kubelet: version } : {};
     const member = server.sandbox.step(
       `${name}-member`,
       "disk",
@@ -58,16 +61,26 @@ export class JoiningNode extends pulumi.ComponentResource {
     const invitation = pulumi.secret(member.stdout.apply((text) => JSON.parse(text) as Invitation));
     const api = `${server.sandbox.address}:${config.node.httpsListenPort}`;
     const params = {
-      program: this.program,
-      takes: { artifacts: [wanted({ name: serverOf(config.kubernetes) })], own: [] },
+      server: this.server,
+      takes,
       invitation,
       network: config.network,
       clusterCidr: config.node.clusterCidr,
       address: sandbox.address,
     };
-    const content = lift(args.options, (options) => renderJoinConfig(node, sandbox.address, api, options));
-    const join = sandbox.step(`${name}-join`, "memory", { step: "join", params, content }, this, containerd, member);
-    this.ready = node.drain
+    const content = lift(args.options, (options) =>
+      renderJoinConfig(node, sandbox.address, api, options, distribution.tellsAgents),
+    );
+    const join = sandbox.step(
+      `${name}-join`,
+      "memory",
+      { step: "join", params, content },
+      this,
+      containerd,
+      member,
+      ...downloads,
+    );
+    this.ready = drained
       ? server.sandbox.step(
           `${name}-return`,
           "disk",

@@ -21,6 +21,15 @@ export interface K3sNodeArgs {
   options?: pulumi.Input<StackConfig["node"]>;
 }
 
+/** What a node takes of its distribution, and the step that downloads it, if anything is downloaded. */
+export function programsOf(name: string, sandbox: Sandbox, config: StackConfig, parent: pulumi.Resource) {
+  const { download, ...takes } = distributionOf(config).takes(config);
+  const { version, mirror, airgap } = config.k3s;
+  const args = { step: "k3s", params: { release: { version, mirror, airgap } } } as const;
+  const downloads = download ? [sandbox.step(`${name}-download`, "cache", args, parent)] : [];
+  return { takes, downloads };
+}
+
 /**
  * The Kubernetes server, with a config file in k3s's own keys; a change of it restarts the server, which running pods
  * survive. It is there when the node is Ready.
@@ -51,11 +60,7 @@ export class K3sNode extends pulumi.ComponentResource {
     this.server = distribution.refOf(config);
     this.client = { distribution: this.server.distribution, kubectl: this.server.kubectl };
     this.kubeconfigPath = sandbox.kubeconfigPath;
-    const { download, ...takes } = distribution.takes(config);
-    const release = { version: config.k3s.version, mirror: config.k3s.mirror, airgap: config.k3s.airgap };
-    const downloads = download
-      ? [sandbox.step(`${name}-download`, "cache", { step: "k3s", params: { release } }, this)]
-      : [];
+    const { takes, downloads } = programsOf(name, sandbox, config, this);
     const disabled = distribution.disabled(config);
     const content = lift(late, (node) => renderNodeConfig(sandbox.ref.name, address, node, this.runsPods, disabled));
     this.revision = lift(content, digest);

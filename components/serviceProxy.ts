@@ -30,7 +30,7 @@ export class ServiceProxy extends pulumi.ComponentResource {
     super("gvisor-k3s:index:ServiceProxy", name, {}, options);
     const { sandbox, node, joined, probe, network } = args;
     // Of the node's own version.
-    const proxy = serviceProxy(joined?.program ?? node.server.kubectl);
+    const proxy = serviceProxy((joined ?? node).server.kubectl);
     const filters = probe.found.apply((found) => !found.includes("no-pod-filter"));
     const params = {
       server: node.client,

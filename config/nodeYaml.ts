@@ -54,16 +54,24 @@ export function renderNodeConfig(
 }
 
 /**
- * The config file of a node that joins a server, in k3s's own keys for an agent, with those of the cluster that k3s'
- * server would tell it. A change takes effect by a restart of the kubelet, which running pods survive.
+ * The config file of a node that joins a server, in k3s's own keys for an agent. A change takes effect by a restart of
+ * the kubelet, which running pods survive.
  * @param server the API server's address and port
+ * @param told whether the server tells it the cluster's networks, as k3s' does, whose agent has no keys for them
  */
 export function renderJoinConfig(
   { name, labels, taints }: Pick<JoiningNode, "name" | "labels" | "taints">,
   address: string,
   server: string,
   options: StackConfig["node"],
+  told = false,
 ): string {
+  const networks = {
+    "service-cidr": options.serviceCidr,
+    "cluster-cidr": options.clusterCidr,
+    "cluster-dns": options.clusterDns,
+    "cluster-domain": options.clusterDomain,
+  };
   const lists = {
     "node-label": Object.entries(labels).map(([key, value]) => `${key}=${value}`),
     "node-taint": taints,
@@ -76,10 +84,7 @@ export function renderJoinConfig(
       "data-dir": inSandbox.nodeData,
       "node-name": name,
       "node-ip": address,
-      "service-cidr": options.serviceCidr,
-      "cluster-cidr": options.clusterCidr,
-      "cluster-dns": options.clusterDns,
-      "cluster-domain": options.clusterDomain,
+      ...(told ? {} : networks),
       "container-runtime-endpoint": inSandbox.containerdSocket,
       "resolv-conf": "/etc/resolv.conf",
       ...Object.fromEntries(Object.entries(lists).filter(([, values]) => values.length > 0)),

@@ -23,15 +23,26 @@ export function nodesOf<Config extends StackConfig>(config: Config): [server: Co
 /** The nodes of a cluster beside the server's, in the order of their pools. */
 export function joiningNodes(config: StackConfig): JoiningNode[] {
   const taken = [config.sandbox.subnet];
-  return config.nodes.flatMap(({ name: pool, count, memory, cpus, kubernetes = config.kubernetes, ssh, ...more }) =>
-    Array.from({ length: count }, (_, i) => {
-      const name = `${config.name}-${pool}-${i + 1}`;
-      const subnet = defaultSubnet(name, taken);
-      taken.push(subnet);
-      const sandbox = { ...config.sandbox, subnet, memory, cpus };
-      const where = ssh === undefined ? {} : { target: "ssh" as const, ssh };
-      const own = { name, sandbox, kubernetes, nodes: [], ports: [], from: undefined, joins: meshOf(config)! };
-      return { ...more, name, pool, config: { ...config, ...own, ...where } };
-    }),
+  return config.nodes.flatMap(
+    ({ name: pool, count, memory, cpus, kubernetes = config.kubernetes, k3s, ssh, ...more }) =>
+      Array.from({ length: count }, (_, i) => {
+        const name = `${config.name}-${pool}-${i + 1}`;
+        const subnet = defaultSubnet(name, taken);
+        taken.push(subnet);
+        const sandbox = { ...config.sandbox, subnet, memory, cpus };
+        const where = ssh === undefined ? {} : { target: "ssh" as const, ssh };
+        const release = { ...config.k3s, ...k3s };
+        const own = {
+          name,
+          sandbox,
+          kubernetes,
+          k3s: release,
+          nodes: [],
+          ports: [],
+          from: undefined,
+          joins: meshOf(config)!,
+        };
+        return { ...more, name, pool, config: { ...config, ...own, ...where } };
+      }),
   );
 }

@@ -30,6 +30,8 @@ export const inSandbox = {
   nodeData: "/var/lib/rancher/k3s",
   /** By which a node joins a server. */
   joinToken: "/etc/rancher/k3s/token",
+  /** By which k3s knows a node again. */
+  nodePassword: "/etc/rancher/node/password",
   logs: "/var/log/gvisor-k3s",
 } as const;
 
@@ -43,6 +45,7 @@ export const places = [
   "/etc/cni/net.d",
   "/etc/kubernetes",
   "/etc/rancher/k3s",
+  "/etc/rancher/node",
   "/etc/passwd",
   "/etc/group",
   "/etc/hosts",

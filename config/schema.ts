@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { basename } from "node:path";
 import { z } from "zod";
-import { isNewer, type KubernetesMinor, kubernetesMinors, newestKubernetes } from "./kubernetes.ts";
+import { isNewer, type KubernetesMinor, kubernetesMinors, minorOf, newestKubernetes } from "./kubernetes.ts";
 import { addressAt, contains, type Mesh, overlap, parseNetwork } from "./network.ts";
 import { absolutePath, ociRule, RULE_FORMS } from "./ociRules.ts";
 import { type Problem, refuse } from "./problems.ts";
@@ -88,6 +88,10 @@ const sshOptions = {
     ),
   sudo: z.boolean().optional().describe("Whether commands are run by `sudo -n`. Default: for any user but root."),
 };
+
+const releaseTag = z
+  .string()
+  .regex(/^v1\.\d+\.\d+(-rc\d+)?\+k3s\d+$/, "a release's tag such as v1.36.4+k3s1 is allowed");
 
 /**
  * Every option of the stack, its default and its doc. The README's table is generated from here.
@@ -189,9 +193,7 @@ export const stackSchema = z.strictObject({
     ),
   k3s: z
     .strictObject({
-      version: z
-        .string()
-        .regex(/^v1\.\d+\.\d+(-rc\d+)?\+k3s\d+$/, "a release's tag such as v1.36.4+k3s1 is allowed")
+      version: releaseTag
         .default("v1.36.4+k3s1")
         .describe(
           "The release of k3s, by its tag. It is downloaded once and verified with the release's own " +
@@ -564,6 +566,18 @@ export const stackSchema = z.strictObject({
             "The minor version of their kubelet, no newer than the server's. Default: the server's. Another one starts " +
               "each kubelet anew, one node after the other and after the server, while its pods go on.",
           ),
+        k3s: z
+          .strictObject({
+            version: releaseTag
+              .optional()
+              .describe(
+                "The release of k3s of their agent, with `distribution: k3s`, no newer than the server's. Default: the " +
+                  "server's. Another one starts each agent anew, one node after the other and after the server, while its " +
+                  "pods go on.",
+              ),
+            path: absolutePath.optional().describe("A k3s binary that is taken as it is, in place of that release."),
+          })
+          .optional(),
         drain: z
           .boolean()
           .default(false)
@@ -920,10 +934,11 @@ function crossChecks({
 }
 
 /** What is wrong with the further nodes. */
-function nodesProblems({ nodes, target, distribution, mode, kubernetes: server }: Complete): Problem[] {
+function nodesProblems(config: Complete): Problem[] {
+  const { nodes, target, mode } = config;
   if (nodes.length === 0) return [];
-  const fits = target === "managed" && distribution === "embedded" && mode === "node";
-  const message = "further nodes join a server of distribution: embedded, target: managed and mode: node; leave it out";
+  const fits = target === "managed" && mode === "node";
+  const message = "further nodes join a server of target: managed and mode: node; leave it out";
   const names = nodes.map(({ name }) => name);
   return [
     ...(fits ? [] : [{ option: "nodes", value: names, message }]),
@@ -932,16 +947,8 @@ function nodesProblems({ nodes, target, distribution, mode, kubernetes: server }
       .map((name) => ({ option: "nodes", value: name, message: "two pools have this name; give one another" })),
     ...twiceOnOne(nodes),
     ...nodes.flatMap(elsewhereProblems),
-    ...nodes.flatMap(({ name, memory, labels, kubernetes = server }) => [
-      ...(isNewer(kubernetes, server)
-        ? [
-            {
-              option: `nodes.${name}.kubernetes`,
-              value: kubernetes,
-              message: `a node is never newer than its server, which is of ${server}; give the server that version first`,
-            },
-          ]
-        : []),
+    ...nodes.flatMap((node) => kubeletProblems(node, config)),
+    ...nodes.flatMap(({ name, memory, labels }) => [
       ...(memory !== null && bytes(memory) < bytes("256Mi")
         ? [{ option: `nodes.${name}.memory`, value: memory, message: "at least 256Mi is allowed" }]
         : []),
@@ -954,6 +961,32 @@ function nodesProblems({ nodes, target, distribution, mode, kubernetes: server }
         })),
     ]),
   ];
+}
+
+/** What is wrong with the kubelet that a pool asks for. */
+function kubeletProblems({ name, kubernetes, k3s }: Complete["nodes"][number], config: Complete): Problem[] {
+  const about = (option: string, value: unknown, message: string) => [
+    { option: `nodes.${name}.${option}`, value, message },
+  ];
+  const newer = (server: string) =>
+    `a node is never newer than its server, which is of ${server}; give the server that version first`;
+  const server = config.distribution === "k3s" ? config.k3s.version : config.kubernetes;
+  if (config.distribution === "embedded") {
+    if (k3s !== undefined) return about("k3s", k3s, "it is for distribution: k3s; set that, or leave it out");
+    if (kubernetes === undefined || !isNewer(kubernetes, server)) return [];
+    return about("kubernetes", kubernetes, newer(server));
+  }
+  if (kubernetes !== undefined) {
+    const message = `it is for distribution: embedded; nodes.${name}.k3s says which k3s it is. Leave it out`;
+    return about("kubernetes", kubernetes, message);
+  }
+  if (k3s?.version === undefined) return [];
+  if (k3s.path !== undefined) return about("k3s.version", k3s.version, "k3s.path is taken as it is; leave one out");
+  if (config.k3s.path !== undefined) {
+    const message = "the server's k3s, a program of yours (k3s.path), is theirs too; give them k3s.path";
+    return about("k3s.version", k3s.version, message);
+  }
+  return isNewer(minorOf(k3s.version), minorOf(server)) ? about("k3s.version", k3s.version, newer(server)) : [];
 }
 
 /** Pools that name one machine. */

@@ -9,10 +9,11 @@ import { kubernetesMinors, minorOf, nextTo } from "../config/kubernetes.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import type { Machine } from "../machines/machine.ts";
+import type { MachineFile } from "../machines/ref.ts";
 import { serviceGives } from "../machines/services.ts";
 import { CommandError, lastLines } from "../system/run.ts";
 import { waitFor } from "../system/wait.ts";
-import type { Distribution, Server, ServerRef, Stage } from "./server.ts";
+import type { Distribution, Invitation, Server, ServerRef, Stage } from "./server.ts";
 
 /** Seconds for the API server or the node to become ready; on two slow cores it takes about ten. */
 const PATIENCE = 180;
@@ -40,6 +41,12 @@ interface ManifestState {
   final?: boolean;
 }
 
+/** By what a node that joins knows the server and the server's clients, where both distributions' kubelets look. */
+export const authorityFiles = (serverCA: string, clientCA: string): MachineFile[] => [
+  { path: `${inSandbox.nodeData}/agent/server-ca.crt`, content: serverCA, mode: 0o600 },
+  { path: `${inSandbox.nodeData}/agent/client-ca.crt`, content: clientCA, mode: 0o600 },
+];
+
 /** The server's program by its path on the machine: it is kubectl as well, and what other servers lack of this one. */
 export const embeddedServer = ({ kubernetes }: Pick<StackConfig, "kubernetes">) =>
   pathInSandbox({ name: serverOf(kubernetes) }, "gvisor-k3s-node");
@@ -57,6 +64,7 @@ export const embedded: Distribution = {
   }),
   takes: ({ kubernetes }) => ({ artifacts: [wanted({ name: serverOf(kubernetes) })], own: [], download: false }),
   disabled: ({ addons }) => (addons.localStorage.enabled ? [] : ["local-storage"]),
+  tellsAgents: false,
   hasControllers: true,
   lacks: [],
   problemsOf: () => [],
@@ -93,6 +101,18 @@ class EmbeddedServer implements Server {
     return {
       service: { name: "server", command: command("server"), check: command("check"), stopSeconds: 15 },
       files: [{ path: inSandbox.nodeConfig, content: config, mode: 0o600 }],
+    };
+  }
+
+  agent(config: string, { token, serverCA, clientCA }: Invitation): ReturnType<Server["agent"]> {
+    const command = (verb: string) => [this.#ref.server, verb, "--config", inSandbox.nodeConfig];
+    return {
+      service: { name: "agent", command: command("join"), check: command("check"), stopSeconds: 15 },
+      files: [
+        { path: inSandbox.nodeConfig, content: config, mode: 0o600 },
+        { path: inSandbox.joinToken, content: `${token}\n`, mode: 0o600 },
+        ...authorityFiles(serverCA, clientCA),
+      ],
     };
   }
 

@@ -2,6 +2,7 @@
  * The official k3s, in the place of the server that is built here.
  * @module
  */
+import { createHash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -16,13 +17,14 @@ import type { Problem } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
 import type { ExecOptions, Machine } from "../machines/machine.ts";
 import { hostPaths } from "../machines/paths.ts";
+import type { MachineFile } from "../machines/ref.ts";
 import { lastWords, logOf, serviceStates } from "../machines/services.ts";
 import { writeWhole } from "../system/files.ts";
 import { says } from "../system/programs.ts";
 import { type Output, worked } from "../system/run.ts";
 import { waitFor } from "../system/wait.ts";
-import { embeddedServer } from "./embedded.ts";
-import type { Distribution, Server, ServerRef, Stage } from "./server.ts";
+import { authorityFiles, embeddedServer } from "./embedded.ts";
+import type { Distribution, Invitation, Server, ServerRef, Stage } from "./server.ts";
 
 /**
  * What k3s brings and this project has its own of, or has no use for: there is no netfilter for a load balancer, Traefik
@@ -55,6 +57,7 @@ export const k3s: Distribution = {
     own: path === undefined ? [] : [{ source: path, name: "k3s" }],
     download: path === undefined,
   }),
+  tellsAgents: true,
   hasControllers: false,
   // Its kubelet's cAdvisor reads gVisor's cgroups as upstream does, and finds cpuacct.usage_percpu missing. Then it has no
   // figures at all, of the node's file systems neither.
@@ -104,6 +107,17 @@ interface NodeConfig {
   "kube-scheduler-arg"?: string[];
 }
 
+const sha256 = (text: string) => createHash("sha256").update(text).digest("hex");
+
+/** The files of a server and of an agent. */
+function filesOf(config: string): MachineFile[] {
+  const kubelet = `${inSandbox.nodeData}/agent/etc/kubelet.conf.d/10-gvisor-k3s.conf`;
+  return [
+    { path: inSandbox.nodeConfig, content: config, mode: 0o600 },
+    { path: kubelet, content: renderKubeletConfig(), mode: 0o600 },
+  ];
+}
+
 class K3sServer implements Server {
   readonly #ref: ServerRef;
   // k3s writes it for its kube-proxy, whether that runs or not.
@@ -114,13 +128,25 @@ class K3sServer implements Server {
   }
 
   service(config: string): ReturnType<Server["service"]> {
-    const kubelet = `${inSandbox.nodeData}/agent/etc/kubelet.conf.d/10-gvisor-k3s.conf`;
     const command = [this.#ref.server, "server", "--config", inSandbox.nodeConfig];
+    return { service: { name: "server", command, stopSeconds: 15, restartEvery: RENEWAL }, files: filesOf(config) };
+  }
+
+  /**
+   * k3s' own agent, which this project's program starts, and has beside it what such a node needs. It knows the server by
+   * the hash in the token, and is known by a password of its own from its first start on (k3s' docs, "k3s token"): made of
+   * the token's secret, so that a machine that is made anew has the same.
+   */
+  agent(config: string, { token, serverCA, clientCA }: Invitation): ReturnType<Server["agent"]> {
+    const command = [this.#ref.kubectl, "join", "--config", inSandbox.nodeConfig, "--agent", this.#ref.server];
+    const password = sha256(`the password of a node: ${token}`).slice(0, 32);
     return {
-      service: { name: "server", command, stopSeconds: 15, restartEvery: RENEWAL },
+      service: { name: "agent", command, stopSeconds: 15, restartEvery: RENEWAL },
       files: [
-        { path: inSandbox.nodeConfig, content: config, mode: 0o600 },
-        { path: kubelet, content: renderKubeletConfig(), mode: 0o600 },
+        ...filesOf(config),
+        { path: inSandbox.joinToken, content: `K10${sha256(serverCA)}::${token}\n`, mode: 0o600 },
+        { path: inSandbox.nodePassword, content: `${password}\n`, mode: 0o600 },
+        ...authorityFiles(serverCA, clientCA),
       ],
     };
   }

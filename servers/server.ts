@@ -43,6 +43,13 @@ export interface Client {
   withdraw(machine: Machine, manifest: string): Promise<void>;
 }
 
+/** What a node needs to join; as node/server/members.go prints it. */
+export interface Invitation {
+  token: string;
+  serverCA: string;
+  clientCA: string;
+}
+
 /** A server on a machine. */
 export interface Server extends Client {
   /**
@@ -50,6 +57,11 @@ export interface Server extends Client {
    * @param config the content of its config file
    */
   service(config: string): { service: Omit<Service, "config">; files: MachineFile[] };
+  /**
+   * The service that runs a kubelet of its version which joins it, on a machine of its own, and the files that it reads.
+   * @param config the content of its config file
+   */
+  agent(config: string, invitation: Invitation): { service: Omit<Service, "config">; files: MachineFile[] };
   /**
    * Waits until the process that runs now is so far.
    * @param config the content of its config file, as the host has it: that on the machine is its root's to write
@@ -67,6 +79,8 @@ export interface Distribution {
   refOf(config: StackConfig): ServerRef;
   /** What is to be there for it: artifacts, programs of the user's, and whether something is downloaded. */
   takes(config: StackConfig): { artifacts: Wanted[]; own: { source: string; name: string }[]; download: boolean };
+  /** Whether nodes that join are told the cluster's networks by the server, and take no such keys in their config file. */
+  tellsAgents: boolean;
   /** Whether this project's controllers are in it; if not, they run beside it. */
   hasControllers: boolean;
   /** What of the server's own addons is switched off, by k3s' names. */

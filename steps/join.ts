@@ -5,14 +5,15 @@ import { inSandbox } from "../config/paths.ts";
 import type { StackConfig } from "../config/schema.ts";
 import type { Machine } from "../machines/machine.ts";
 import { ensureService, serviceGives } from "../machines/services.ts";
-import type { Invitation } from "./member.ts";
+import { openServer } from "../servers/index.ts";
+import type { Invitation, ServerRef } from "../servers/server.ts";
 import { provideTo } from "./runtime.ts";
 import type { OnMachine, Step } from "./step.ts";
 import { writeFiles } from "./write.ts";
 
 export interface JoinParams extends OnMachine {
-  /** The program with the kubelet in it, by its path on the machine. */
-  program: string;
+  /** What its kubelet is of. */
+  server: ServerRef;
   takes: { artifacts: Wanted[]; own: { source: string; name: string }[] };
   invitation: Invitation;
   network: StackConfig["network"];
@@ -34,24 +35,14 @@ const PATIENCE = 120;
  */
 export const joinServer: Step<JoinParams> = {
   name: () => "join",
-  async run({ program, takes, invitation, network, clusterCidr, address }, context) {
+  async run({ server, takes, invitation, network, clusterCidr, address }, context) {
     const { machine, content: config, repairs, say } = context;
     await provideTo(machine, takes, say);
-    const agent = `${inSandbox.nodeData}/agent`;
-    const files = [
-      { path: inSandbox.nodeConfig, content: config, mode: 0o600 },
-      { path: inSandbox.joinToken, content: `${invitation.token}\n`, mode: 0o600 },
-      { path: `${agent}/server-ca.crt`, content: invitation.serverCA, mode: 0o600 },
-      { path: `${agent}/client-ca.crt`, content: invitation.clientCA, mode: 0o600 },
-    ];
+    const { service, files } = openServer(server).agent(config, invitation);
     await writeFiles(context, "join", files, "agent");
-    const command = (verb: string) => [program, verb, "--config", inSandbox.nodeConfig];
     await ensureService(machine, {
-      name: "agent",
-      command: command("join"),
-      check: command("check"),
+      ...service,
       config: `${files.map(({ content }) => content).join()}${repairs}`,
-      stopSeconds: 15,
     });
     await serviceGives(machine, "agent", { file: stages, key: "pods" }, PATIENCE);
     const pods = podNetworkIn(await machine.read(stages), clusterCidr);

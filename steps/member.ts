@@ -1,6 +1,7 @@
 import { X509Certificate } from "node:crypto";
 import { inSandbox } from "../config/paths.ts";
 import type { Machine } from "../machines/machine.ts";
+import type { Invitation } from "../servers/server.ts";
 import { CommandError, lastLines, type Output } from "../system/run.ts";
 import type { OnMachine, Step } from "./step.ts";
 
@@ -13,13 +14,6 @@ export interface MemberParams extends OnMachine {
   address: string;
   /** The version of its kubelet, as the node tells it, where it is drained before it gets another one. */
   kubelet?: string;
-}
-
-/** What a node needs to join; as node/server/members.go prints it. */
-export interface Invitation {
-  token: string;
-  serverCA: string;
-  clientCA: string;
 }
 
 /** Seconds that a node's pods have to move before it is removed. */

@@ -37,7 +37,7 @@ export function preflight(config: StackConfig, owner?: string): void {
     ...ownerProblems(ref, owner),
     ...driver.problemsOf(config, ref, owner),
     ...patchProblems(config),
-    ...distributionOf(config).problemsOf(config),
+    ...releases(config).flatMap((node) => distributionOf(node).problemsOf(node)),
     ...joiningNodes(config).flatMap((node) => nodeProblems(node, owner)),
     ...memoryProblems(config),
     ...versionProblems(lastReady(ref), config),
@@ -78,6 +78,12 @@ function nodeProblems({ name, pool, config }: JoiningNode, owner: string | undef
     .map((problem) => ({ ...problem, option: "nodes", value: `${name} (${config.sandbox.subnet})` }));
 }
 
+/** The options of one node for each release of Kubernetes that the cluster's nodes are of. */
+function releases(config: StackConfig): StackConfig[] {
+  const of = ({ kubernetes, k3s }: StackConfig) => JSON.stringify([kubernetes, k3s]);
+  return [...new Map(nodesOf(config).map((node) => [of(node), node])).values()];
+}
+
 /** MiB that a node takes at least, and the server's. */
 const [NODE_MIB, SERVER_MIB] = [160, 350];
 
@@ -115,7 +121,9 @@ function programProblems(config: StackConfig): Problem[] {
     "containerd.shim": containerd.shim,
     "runtime.path": runtime.path,
   };
-  const problems = missing({ "k3s.path": k3s.path, "sandbox.runsc": sandbox.runsc, ...inTheSandbox });
+  const theirs = config.nodes.map(({ name, k3s: its }) => [`nodes.${name}.k3s.path`, its?.path]);
+  const k3sPaths = { "k3s.path": k3s.path, ...Object.fromEntries(theirs) };
+  const problems = missing({ ...k3sPaths, "sandbox.runsc": sandbox.runsc, ...inTheSandbox });
   if (crun && runtime.path === undefined && !isExecutable(CRUN)) {
     const message =
       `there is no ${CRUN}; install it (Debian: apt-get install crun), or give the path of another one with ` +

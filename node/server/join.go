@@ -1,13 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,7 +25,8 @@ import (
 
 // A node that joins another one's server runs a kubelet alone. It comes with the server's address, a token, and the two
 // authorities, and asks the server for certificates of its own, which the kubelet renews. Who serves Services on the
-// node calls the API server by the kubelet's kubeconfig.
+// node calls the API server by the kubelet's kubeconfig. Where the server is k3s, its own agent runs in place of that
+// kubelet, and everything else is the same.
 
 const (
 	joinCommand   = "join"
@@ -30,7 +36,9 @@ const (
 
 func (c *Config) agentPath(name string) string { return c.path("agent", name) }
 
-func runJoin(ctx context.Context, c *Config) error {
+// runJoin runs a node that joins, until the context's end.
+// official is k3s' program, whose agent is the kubelet and reads the config's file; empty for that of this program.
+func runJoin(ctx context.Context, c *Config, file, official string) error {
 	if c.Server == "" || c.TokenFile == "" {
 		return errors.New("server and token-file: both are needed to join")
 	}
@@ -40,7 +48,8 @@ func runJoin(ctx context.Context, c *Config) error {
 	if err := forgetOtherServer(c); err != nil {
 		return err
 	}
-	if err := writeBootstrap(c); err != nil {
+	kubelet, err := joiningKubelet(c, file, official)
+	if err != nil {
 		return err
 	}
 	stages := newStages(c)
@@ -48,17 +57,7 @@ func runJoin(ctx context.Context, c *Config) error {
 	defer cancel(nil)
 	components := newComponents(c, nil, cancel)
 	started := time.Now()
-	components.start(ctx, "kubelet", func(ctx context.Context) error {
-		return runKubelet(ctx, c, kubeletIdentity{
-			kubeconfig: c.agentPath("kubelet.kubeconfig"),
-			clientCA:   c.agentPath("client-ca.crt"),
-			provider:   "gvisor-k3s-agent://" + c.NodeName,
-			flags: map[string]string{
-				"bootstrap-kubeconfig": c.agentPath("bootstrap.kubeconfig"),
-				"cert-dir":             c.agentPath("pki"),
-			},
-		})
-	})
+	components.start(ctx, "kubelet", kubelet)
 	components.start(ctx, "volumes", func(ctx context.Context) error {
 		client := joinedClient(ctx, c)
 		if client == nil {
@@ -71,6 +70,37 @@ func runJoin(ctx context.Context, c *Config) error {
 	<-ctx.Done()
 	components.wait()
 	return endOf(ctx)
+}
+
+// joiningKubelet is what runs as the node's kubelet.
+func joiningKubelet(c *Config, file, official string) (func(context.Context) error, error) {
+	if official != "" {
+		return func(ctx context.Context) error { return runOfficialAgent(ctx, official, file) }, nil
+	}
+	if err := writeBootstrap(c); err != nil {
+		return nil, err
+	}
+	identity := kubeletIdentity{
+		kubeconfig: c.agentPath("kubelet.kubeconfig"),
+		clientCA:   c.agentPath("client-ca.crt"),
+		provider:   "gvisor-k3s-agent://" + c.NodeName,
+		flags: map[string]string{
+			"bootstrap-kubeconfig": c.agentPath("bootstrap.kubeconfig"),
+			"cert-dir":             c.agentPath("pki"),
+		},
+	}
+	return func(ctx context.Context) error { return runKubelet(ctx, c, identity) }, nil
+}
+
+// runOfficialAgent runs k3s' agent until the context's end. It does not outlive this process, whatever becomes of that.
+func runOfficialAgent(ctx context.Context, program, file string) error {
+	runtime.LockOSThread() // with the thread that started it, it would end too
+	command := exec.CommandContext(ctx, program, "agent", "--config", file)
+	command.Stdout, command.Stderr = os.Stdout, os.Stderr
+	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
+	command.WaitDelay = agentPatience
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmp.Or(command.Run(), errors.New("it should not"))
 }
 
 // forgetOtherServer takes away what the node has of a server that is no more: another authority is another cluster.
@@ -86,9 +116,15 @@ func forgetOtherServer(c *Config) error {
 		return err
 	}
 	if string(before) != now {
-		err := errors.Join(os.RemoveAll(c.agentPath("pki")), os.RemoveAll(c.agentPath("kubelet.kubeconfig")))
-		if err != nil {
-			return err
+		// The latter are those of k3s' agent, which asks for them again.
+		for _, pattern := range []string{"pki", "*.kubeconfig", "client-kube*", "client-k3s*", "serving-*"} {
+			found, err := filepath.Glob(c.agentPath(pattern))
+			for _, path := range found {
+				err = errors.Join(err, os.RemoveAll(path))
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	if err := os.MkdirAll(c.agentPath("pki"), 0o700); err != nil {

@@ -7,7 +7,9 @@
 //	gvisor-k3s-node check --config FILE         check the config file only
 //	gvisor-k3s-node ready --config FILE [--stage api|node] [--wait SECONDS]
 //	                                            print the state as JSON; exit code 0 if it is ready
-//	gvisor-k3s-node join --config FILE          run a kubelet that joins the config's server, until SIGTERM; see join.go
+//	gvisor-k3s-node join --config FILE [--agent K3S]
+//	                                            run a kubelet that joins the config's server, until SIGTERM, or k3s'
+//	                                            agent in its place; see join.go
 //	gvisor-k3s-node invite --config FILE --node NAME --address IP
 //	                                            let a node join, and print as JSON what it needs to
 //	gvisor-k3s-node forget --config FILE --node NAME
@@ -76,6 +78,7 @@ func dispatch(args []string) error {
 	}
 	stage := flags.String("stage", "node", "what to be ready for: api, agent or node")
 	wait := flags.Int("wait", 0, "seconds to wait for it")
+	official := flags.String("agent", "", "join: the k3s whose agent is the kubelet")
 	claims := flags.Bool("claims", false, "beside: bind claims to folders of the node")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
@@ -100,7 +103,7 @@ func dispatch(args []string) error {
 		return runAgent(ctx, config, os.Stdin)
 	}
 	if args[0] == joinCommand {
-		return runJoin(ctx, config)
+		return runJoin(ctx, config, *file, *official)
 	}
 	if args[0] == "beside" {
 		return runBeside(ctx, config, *claims)

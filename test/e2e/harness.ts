@@ -211,7 +211,8 @@ export const optionsFile = (stack: string): string => join(root, `Pulumi.${stack
 
 /** Writes it. */
 export function setOptions(stack: string, options: object): void {
-  const config = Object.fromEntries(Object.entries(options).map(([key, value]) => [`gvisor-k3s:${key}`, value]));
+  const all = Object.entries({ ...server, ...options });
+  const config = Object.fromEntries(all.map(([key, value]) => [`gvisor-k3s:${key}`, value]));
   writeFileSync(optionsFile(stack), JSON.stringify({ config }));
 }
 

@@ -12,7 +12,8 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { stringify } from "yaml";
 import { imageName } from "../../artifacts/artifacts.ts";
 import { k3sFolder, releaseFiles } from "../../artifacts/k3sRelease.ts";
-import { changes, cli, inside, kubectl, kubectlProcess, open, ownHome, removeHome, services } from "./harness.ts";
+import { waitFor } from "../../system/wait.ts";
+import { changes, cli, inside, kill, kubectl, kubectlProcess, open, ownHome, removeHome, services } from "./harness.ts";
 
 const home = await ownHome();
 const name = "e2e-r";
@@ -27,6 +28,18 @@ ${version === odd ? 'echo "Unknown flag --node-ip found in config.yaml, skipping
 mkdir -p /var/lib/rancher/k3s/agent
 ln -sf ../server/cred/kube-proxy.kubeconfig /var/lib/rancher/k3s/agent/kubeproxy.kubeconfig
 echo "Starting k3s ${version}" >&2
+if [ "$1" = agent ]; then
+  cd /var/lib/rancher/k3s
+  mkdir -p inner/agent
+  # The hash is checked as k3s does, of what the server has; the rest of its token is one of Kubernetes' own.
+  [ "$(sed 's/^K10//; s/::.*//' /etc/rancher/k3s/token)" = "$(sha256sum agent/server-ca.crt | cut -d' ' -f1)" ] || exit 1
+  [ -s /etc/rancher/node/password ] || exit 1
+  sed 's/.*:://' /etc/rancher/k3s/token > inner/token
+  cp agent/*-ca.crt inner/agent
+  ln -sf ../inner/agent/kubelet.kubeconfig agent
+  sed "s,^data-dir: .*,&/inner,; s,^token-file: .*,token-file: $PWD/inner/token," "$3" > inner/config.yaml
+  exec /usr/local/bin/gvisor-k3s-node join --config inner/config.yaml
+fi
 exec /usr/local/bin/gvisor-k3s-node "$@"
 `;
 const manifest = join(home, "settings.yaml");
@@ -172,6 +185,54 @@ it("has claims bound by this project's provisioner, for as long as they are to b
   expect(await inside(name, "/bin/cat", `/proc/${(await services(name)).controllers!.pid}/cmdline`)).not.toContain(
     "claims",
   );
+});
+
+it("has nodes whose kubelets are of its agent, of the server's release or an older one", async () => {
+  const [first, second] = [`${name}-w-1`, `${name}-old-1`];
+  const several = (version: string) => ({
+    ...options,
+    k3s: { ...options.k3s, version: newer },
+    nodes: [{ name: "w" }, { name: "old", k3s: { version } }],
+  });
+  await (await open(name, several(older))).up();
+  const said = async (node: string) =>
+    (await inside(node, "/bin/cat", "/var/log/gvisor-k3s/agent.log")).match(/Starting k3s \S+/g)!.at(-1);
+  expect([await said(first), await said(second)]).toEqual([`Starting k3s ${newer}`, `Starting k3s ${older}`]);
+  const image = imageName("testpod");
+  for (const node of [first, second]) {
+    const pin = {
+      nodeName: node,
+      terminationGracePeriodSeconds: 1,
+      containers: [{ name: "main", image, imagePullPolicy: "Never" }],
+    };
+    const pod = { apiVersion: "v1", kind: "Pod", metadata: { name: `on-${node}`, labels: { on: node } }, spec: pin };
+    await kubectlProcess(name, ["apply", "--filename=-"], { input: JSON.stringify(pod) });
+    await kubectl(name, "wait", `pod/on-${node}`, "--for=condition=Ready", "--timeout=90s");
+    const api = await kubectl(
+      name,
+      "exec",
+      `on-${node}`,
+      "--",
+      "/testpod",
+      "get",
+      "https://kubernetes.default.svc/version",
+    );
+    expect(api, node).toContain("gitVersion");
+  }
+  const { changed } = await changes(async (run) => await (await open(name, several(newer))).up(run));
+  expect({ ...changed, update: changed.update!.sort() }).toEqual({
+    update: ["old-1-node-download", "old-1-node-join"],
+  });
+  expect(await said(second)).toBe(`Starting k3s ${newer}`);
+  await kill(first, "agent"); // and k3s, which has the kubelet's ports, with it
+  const health = () => kubectl(name, "get", `--raw=/api/v1/nodes/${first}/proxy/healthz`).catch(() => "");
+  await waitFor("its kubelet answers again", 60, async () => (await health()) === "ok" || undefined);
+  await kubectl(name, "wait", `node/${first}`, "--for=condition=Ready", "--timeout=90s");
+  expect(
+    await kubectl(name, "get", "pod", `on-${first}`, "-o=jsonpath={.status.containerStatuses[0].restartCount}"),
+  ).toBe("0");
+  await (await open(name, { ...several(newer), nodes: [] })).up();
+  expect(await kubectl(name, "get", "nodes", "-o=name")).toBe(`node/${name}`);
 });
 
 it("has manifests applied, and what left one is deleted", async () => {

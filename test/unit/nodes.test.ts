@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { mkdtempSync, rmSync } from "node:fs";
 import { arch, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -8,12 +9,15 @@ import { conflistPath } from "../../config/conflist.ts";
 import { meshDevice, meshNetworks } from "../../config/mesh.ts";
 import { overlap, parseNetwork } from "../../config/network.ts";
 import { joiningNodes } from "../../config/nodes.ts";
+import { renderKubeletConfig } from "../../config/nodeYaml.ts";
 import { inSandbox } from "../../config/paths.ts";
 import { parseStackConfig } from "../../config/schema.ts";
 import { FakeMachine } from "../../machines/fake.ts";
 import { driverOf } from "../../machines/index.ts";
 import { startedIn } from "../../machines/inside.ts";
 import { hostPaths } from "../../machines/paths.ts";
+import { distributionOf } from "../../servers/index.ts";
+import type { ServerRef } from "../../servers/server.ts";
 import { joinServer } from "../../steps/join.ts";
 import { invitationIn, inviteNode, removeNode, returnNode } from "../../steps/member.ts";
 import { CommandError } from "../../system/run.ts";
@@ -22,6 +26,8 @@ const home = mkdtempSync(join(tmpdir(), "gvisor-k3s-nodes-"));
 afterAll(() => rmSync(home, { recursive: true }));
 
 describe("the nodes of the options", () => {
+  const k3s = { distribution: "k3s", k3s: { version: "v1.36.4+k3s1" } };
+
   it("are called by cluster, pool and number, and have limits and a network of their own", () => {
     const nodes = [
       { name: "w", count: 2, memory: "1Gi" },
@@ -41,11 +47,37 @@ describe("the nodes of the options", () => {
     expect(joiningNodes(config).map((node) => node.config.kubernetes)).toEqual(["1.37", "1.36"]);
   });
 
+  it("are of the server's k3s, or of another one", () => {
+    const nodes = [
+      { name: "w" },
+      { name: "old", k3s: { version: "v1.35.9+k3s1" } },
+      { name: "own", k3s: { path: process.execPath } },
+    ];
+    const config = parseStackConfig({ name: "dev", ...k3s, nodes });
+    expect(joiningNodes(config).map((node) => distributionOf(node.config).refOf(node.config).version)).toEqual([
+      "v1.36.4+k3s1",
+      "v1.35.9+k3s1",
+      undefined,
+    ]);
+  });
+
   it.each([
     [{ kubernetes: "1.36", nodes: [{ name: "w", kubernetes: "1.37" }] }, "nodes.w.kubernetes", "never newer than its"],
     [{ nodes: [{ name: "w" }, { name: "w" }] }, "nodes", "two pools have this name"],
     [{ nodes: [{ name: "w", memory: "100Mi" }] }, "nodes.w.memory", "at least 256Mi"],
     [{ nodes: [{ name: "w", labels: { "node-role.kubernetes.io/x": "" } }] }, "nodes.w.labels", "no kubelet may give"],
+    [{ nodes: [{ name: "w", k3s: { path: "/k3s" } }] }, "nodes.w.k3s", "for distribution: k3s"],
+    [{ ...k3s, nodes: [{ name: "w", kubernetes: "1.36" }] }, "nodes.w.kubernetes", "nodes.w.k3s says which"],
+    [
+      { ...k3s, nodes: [{ name: "w", k3s: { version: "v1.37.0+k3s1" } }] },
+      "nodes.w.k3s.version",
+      "never newer than its",
+    ],
+    [
+      { distribution: "k3s", k3s: { path: "/k3s" }, nodes: [{ name: "w", k3s: { version: "v1.35.0+k3s1" } }] },
+      "nodes.w.k3s.version",
+      "give them k3s.path",
+    ],
     [{ target: "inside", nodes: [{ name: "w" }] }, "nodes", "target: managed"],
     [{ nodes: [{ name: "w", ssh: {} }] }, "nodes[0].ssh.host", ""],
     [{ nodes: [{ name: "w", count: 2, ssh: { host: "a" } }] }, "nodes.w.count", "a is one machine"],
@@ -155,9 +187,9 @@ const context = (machine: FakeMachine, content = "") => ({
 let said: string[] = [];
 
 describe("a node that joins", () => {
-  const params = (machine: FakeMachine) => ({
+  const params = (machine: FakeMachine, distribution: ServerRef["distribution"] = "embedded") => ({
     machine: machine.ref,
-    program: "/opt/node",
+    server: { distribution, server: distribution === "k3s" ? "/opt/k3s" : "/opt/node", kubectl: "/opt/node" },
     takes: { artifacts: [], own: [] },
     invitation: { token: "abcdef.0123456789abcdef", serverCA: "server", clientCA: "client" },
     network: parseStackConfig({ name: "a" }).network,
@@ -181,6 +213,23 @@ describe("a node that joins", () => {
     expect(machine.files.get(conflistPath)).toContain('"10.42.7.0/24"');
     expect(machine.files.get(inSandbox.joinToken)).toBe("abcdef.0123456789abcdef\n");
     expect(machine.files.get(inSandbox.nodeConfig)).toBe("config");
+  });
+
+  it("to k3s has k3s' agent run, which takes no other server, and keeps its password on a machine made anew", async () => {
+    const [first, second] = [joining("10.42.7.0/24"), joining("10.42.7.0/24")];
+    for (const machine of [first, second]) {
+      await joinServer.run(params(machine, "k3s"), context(machine, "config"));
+    }
+    expect(first.services.get("agent")!.command.join(" ")).toBe(
+      `/opt/node join --config ${inSandbox.nodeConfig} --agent /opt/k3s`,
+    );
+    const hash = createHash("sha256").update("server").digest("hex");
+    expect(first.files.get(inSandbox.joinToken)).toBe(`K10${hash}::abcdef.0123456789abcdef\n`);
+    expect(first.files.get(inSandbox.nodePassword)).toMatch(/^[0-9a-f]{32}\n$/);
+    expect(second.files.get(inSandbox.nodePassword)).toBe(first.files.get(inSandbox.nodePassword));
+    expect(first.files.get(`${inSandbox.nodeData}/agent/etc/kubelet.conf.d/10-gvisor-k3s.conf`)).toBe(
+      renderKubeletConfig(),
+    );
   });
 
   it.each([["10.43.0.0/24"], ["../../etc"], [7], [undefined]])("takes no %s for it", async (pods) => {
