@@ -265,7 +265,7 @@ export async function refresh(name: string, { progress, signal }: Options): Prom
  */
 export async function destroy(name: string, { progress, signal, forgotten = false }: Forgetful): Promise<void> {
   const home = homeFolder();
-  const cluster = await clusterOf(name);
+  const [cluster] = await namesOf(name);
   const ref = machineOf(name, cluster);
   const machine = ref && openMachine(ref);
   const elsewhere = machinesOf(name).filter((found) => openMachine(found).forget !== undefined);
@@ -275,7 +275,7 @@ export async function destroy(name: string, { progress, signal, forgotten = fals
   // Of a cluster whose server is elsewhere nothing is asked of anybody.
   const whole = forgotten && machine?.forget !== undefined;
   // On a disk that is full Pulumi could not note that the sandbox is gone, which is what makes room.
-  const remove = () => forgetting(forgotten, () => removeMachines(name, cluster, progress));
+  const remove = () => forgetting(forgotten, () => removeMachines(name, progress));
   if (!whole && (await fullDisk()) !== undefined) await remove();
   const stack = await stackOf(name, progress);
   await removeDeadTrials(home);
@@ -320,21 +320,26 @@ async function needRoom(): Promise<void> {
 }
 
 /** Removes what is a stack's by what is written down, without Pulumi. */
-async function removeMachines(stack: string, cluster: string, progress: Progress): Promise<void> {
+async function removeMachines(stack: string, progress: Progress): Promise<void> {
   for (const machine of machinesOf(stack)) {
     progress.say(`removing the sandbox ${machine.name}`);
     await runStep("sandbox-remove", { version: VERSION, machine }, "");
   }
   // What a fork that was not started has left: nothing but the other cluster's data.
-  const planted: MachineRef = { kind: "managed", name: cluster, home: homeFolder() };
-  if (isPlanted(planted)) await runStep("sandbox-remove", { version: VERSION, machine: planted }, "");
+  for (const name of await namesOf(stack)) {
+    const machine: MachineRef = { kind: "managed", name, home: homeFolder() };
+    if (isPlanted(machine)) await runStep("sandbox-remove", { version: VERSION, machine }, "");
+  }
 }
 
-/** The option `name` of a stack; the stack's own name where its options cannot be read any more. */
-async function clusterOf(stack: string): Promise<string> {
+/** What the nodes of a stack are called, the server's first; the stack's own name where its options cannot be read. */
+async function namesOf(stack: string): Promise<[server: string, ...joined: string[]]> {
   return await readConfig(stack).then(
-    ({ name }) => name,
-    () => stack,
+    (config) => {
+      const [{ name }, ...joined] = nodesOf(config);
+      return [name, ...joined.map((node) => node.name)];
+    },
+    () => [stack],
   );
 }
 

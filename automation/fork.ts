@@ -2,10 +2,11 @@
  * Clusters that begin with what another one has.
  * @module
  */
+import { nodesOf } from "../config/nodes.ts";
 import { refuse } from "../config/problems.ts";
 import { openMachine, refOf, whileLocked } from "../machines/index.ts";
 import { readRecord } from "../machines/record.ts";
-import { seedProblems, snapshotNamed } from "../machines/seed.ts";
+import { partOf, seedProblems } from "../machines/seed.ts";
 import { homeFolder } from "../system/folders.ts";
 import { isAlive, processStart } from "../system/processes.ts";
 import { type Cluster, up } from "./cluster.ts";
@@ -45,10 +46,6 @@ export async function fork(name: string, fresh: string, options: ForkOptions): P
       refuse([{ option: "NEW", value: fresh, message }]);
     }
     await checkStackConfig(fresh);
-    if (source.nodes.length > 0) {
-      const message = `only a cluster of one node is forked, and ${name} has several`;
-      refuse([{ option: "NAME", value: name, message }]);
-    }
     const kept = options.from ?? `fork-${process.pid}`;
     if (options.from === undefined) {
       for (const { name: left, madeBy } of listSnapshots(source)) {
@@ -81,21 +78,25 @@ function checkName(fresh: string): void {
 }
 
 function needNew(config: NamedConfig): void {
-  const ref = refOf(config);
-  if (readRecord(ref.name, ref.home) === undefined) return;
+  const there = nodesOf(config)
+    .map(refOf)
+    .some((ref) => readRecord(ref.name, ref.home) !== undefined);
+  if (!there) return;
   const name = commandName(config);
   const message = `it is there already; choose another name, or remove it first (\`gvisor-k3s destroy ${name}\`)`;
   refuse([{ option: "NEW", value: name, message }]);
 }
 
-/** Puts a snapshot where the new cluster's sandbox begins with it. */
+/** Puts a snapshot where the new cluster's sandboxes begin with it, the server's last. */
 async function plant(config: NamedConfig, from: string, say: (line: string) => void): Promise<void> {
-  const home = homeFolder();
-  refuse(seedProblems(config, from, home));
-  const { folder, snapshot } = snapshotNamed(from, home)!;
-  const machine = openMachine(refOf(config));
-  await whileLocked(machine, { what: "fork", alone: true, say }, async () => {
-    needNew(config); // another one may have come first
-    await machine.keeper!.plant(folder, snapshot, from);
-  });
+  refuse(seedProblems(config, from, homeFolder()));
+  for (const node of nodesOf(config).reverse()) {
+    const machine = openMachine(refOf(node));
+    const part = partOf(from, machine.ref);
+    if (part === undefined) continue; // a node that is new
+    await whileLocked(machine, { what: "fork", alone: true, say }, async () => {
+      needNew(config); // another one may have come first
+      await machine.keeper!.plant(part.folder, part.snapshot, from);
+    });
+  }
 }

@@ -39,7 +39,6 @@ export function joiningNodes(config: StackConfig): JoiningNode[] {
           k3s: release,
           nodes: [],
           ports: [],
-          from: undefined,
           joins: meshOf(config)!,
         };
         return { ...more, name, pool, config: { ...config, ...own, ...where } };

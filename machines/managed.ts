@@ -61,7 +61,7 @@ import type { Observed } from "./observe.ts";
 import { hostPaths, LINK_PREFIX, machinesIn, meshNamespace } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
-import { isPlanted, type Seed, seedOf, seedProblems, snapshotNamed } from "./seed.ts";
+import { isPlanted, partOf, type Seed, seedOf, seedProblems } from "./seed.ts";
 import { serviceStates } from "./services.ts";
 import { driftIn, repairsOf } from "./written.ts";
 
@@ -404,12 +404,12 @@ class ManagedSandbox extends BaseMachine implements Machine {
    * @returns what tells it, or undefined if it begins with nothing
    */
   async #seeded({ from }: ManagedSpec): Promise<string | undefined> {
-    const { home } = this.ref;
     const { seed, rootfs, bundle } = this.#paths;
     if (from !== null && seedOf(this.ref) === undefined) {
-      const found = snapshotNamed(from, home);
-      if (found === undefined) throw new Error(`there is no snapshot ${from}`);
-      await this.#plant(found.folder, found.snapshot, from);
+      const found = partOf(from, this.ref);
+      // A node that joins may be one that the snapshot has not.
+      if (found === undefined && this.ref.joins === undefined) throw new Error(`there is no snapshot ${from}`);
+      if (found !== undefined) await this.#plant(found.folder, found.snapshot, from);
     }
     const noted = seedOf(this.ref);
     if (noted === undefined) {

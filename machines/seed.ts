@@ -7,6 +7,7 @@ import { existsSync } from "node:fs";
 import { compareBuild } from "semver";
 import { manifest } from "../artifacts/artifacts.ts";
 import { minorOf } from "../config/kubernetes.ts";
+import { joiningNodes } from "../config/nodes.ts";
 import type { Problem } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { readJson } from "../system/files.ts";
@@ -45,6 +46,21 @@ export function snapshotNamed(from: string, home: string): { folder: string; sna
   return snapshot && { snapshot, folder: snapshotFolder(ref, snapshot.name) };
 }
 
+/**
+ * What of a snapshot a machine begins with, and its folder: of a node that joins, what that node of the other cluster has
+ * of it. Undefined if there is nothing.
+ */
+export function partOf(from: string, ref: MachineRef): { folder: string; snapshot: Snapshot } | undefined {
+  const whole = snapshotNamed(from, ref.home);
+  if (whole === undefined || ref.joins === undefined) return whole;
+  const { cluster, name, created } = whole.snapshot;
+  const node: MachineRef = { ...ref, name: `${cluster}${ref.name.slice(ref.joins.length)}` };
+  const folder = snapshotFolder(node, name);
+  const snapshot = manifestIn(folder);
+  // Nothing else tells that it was made with the server's, and not for another cluster, which has that name.
+  return snapshot?.created === created ? { folder, snapshot } : undefined;
+}
+
 /** The options that have to be as they were. */
 const SAME = ["mode", "distribution", "node", "network", "containerd"] as const;
 
@@ -67,9 +83,17 @@ export function seedProblems(config: StackConfig, from: string, home: string): P
   const problems = SAME.filter((key) => now[key] !== snapshot.options[key]).map((option): Problem => {
     return { option, message: `it was another one when ${at} was made; say what it was then` };
   });
-  if (optionHashes({ ...config, nodes: [] }).nodes !== snapshot.options.nodes) {
-    const message = `${at} is of a cluster of several nodes; only one of a cluster of one node can be begun with`;
-    problems.push({ option: "from", value: from, message });
+  if (![now.nodes, optionHashes({ ...config, nodes: [] }).nodes].includes(snapshot.options.nodes)) {
+    problems.push({ option: "nodes", message: `they were others when ${at} was made; say what they were then` });
+  } else if (now.nodes === snapshot.options.nodes) {
+    const absent = joiningNodes(config)
+      .map((node): MachineRef => ({ kind: "managed", name: node.name, joins: config.name, home }))
+      .filter((ref) => partOf(from, ref) === undefined)
+      .map((ref) => ref.name.slice(config.name.length + 1));
+    if (absent.length > 0) {
+      const message = `${at} has nothing of ${absent.join(", ")} any more; take another one`;
+      problems.push({ option: "from", value: from, message });
+    }
   }
   const stored = config.node.apiServerArgs.filter((arg) => STORAGE_ARGS.test(arg));
   if (stored.length > 0) {

@@ -75,6 +75,12 @@ func runJoin(ctx context.Context, c *Config, file, official string) error {
 // joiningKubelet is what runs as the node's kubelet.
 func joiningKubelet(c *Config, file, official string) (func(context.Context) error, error) {
 	if official != "" {
+		// It asks for certificates at each start. With one of before, whose node was deleted, it would do so for ever in vain
+		// (k3s: pkg/agent/config, its fallback sends a body twice), and with the token alone it does not.
+		err := os.Remove(c.agentPath("client-kubelet.crt"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 		return func(ctx context.Context) error { return runOfficialAgent(ctx, official, file) }, nil
 	}
 	if err := writeBootstrap(c); err != nil {
@@ -83,7 +89,7 @@ func joiningKubelet(c *Config, file, official string) (func(context.Context) err
 	identity := kubeletIdentity{
 		kubeconfig: c.agentPath("kubelet.kubeconfig"),
 		clientCA:   c.agentPath("client-ca.crt"),
-		provider:   "gvisor-k3s-agent://" + c.NodeName,
+		provider:   joinedID(c.NodeName),
 		flags: map[string]string{
 			"bootstrap-kubeconfig": c.agentPath("bootstrap.kubeconfig"),
 			"cert-dir":             c.agentPath("pki"),

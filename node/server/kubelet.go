@@ -88,6 +88,9 @@ func runKubelet(ctx context.Context, c *Config, identity kubeletIdentity) error 
 // providerID tells the server's own node from others that somebody has made.
 func providerID(node string) string { return "gvisor-k3s://" + node }
 
+// joinedID tells nodes that joined as this project has them join.
+func joinedID(node string) string { return "gvisor-k3s-agent://" + node }
+
 func kubeletSettings(c *Config, identity kubeletIdentity) *kubeletconfig.KubeletConfiguration {
 	yes, no := true, false
 	asks := identity.servingCert == ""

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -24,8 +25,8 @@ import (
 )
 
 // A cluster that begins with another one's data has what that had, and is not that: its authorities, certificates and
-// the key of its service accounts are new, so that neither lets in who has credentials of the other, and its node is
-// called by its own name. Objects keep their UIDs, by which they refer to each other.
+// the key of its service accounts are new, so that neither lets in who has credentials of the other, and its nodes are
+// called by names of their own. Objects keep their UIDs, by which they refer to each other.
 
 const (
 	// seedFile names what the data are from, as whoever has put them there calls it.
@@ -75,10 +76,13 @@ func reidentify(ctx context.Context, c *Config, backend server.Backend) error {
 	if err != nil {
 		return err
 	}
-	r := &renaming{backend: backend, name: c.NodeName, hasNode: !c.DisableAgent, ca: string(ca)}
+	r := &renaming{
+		backend: backend, name: c.NodeName, hasNode: !c.DisableAgent, ca: string(ca), names: map[string]string{},
+	}
 	// The nodes are the last: until then they tell what the node was called.
 	for _, step := range []func(context.Context) error{
 		r.findNode,
+		r.findJoined,
 		r.leases,
 		r.pods,
 		r.volumes,
@@ -98,7 +102,7 @@ func reidentify(ctx context.Context, c *Config, backend server.Backend) error {
 	if err != nil {
 		return err
 	}
-	klog.InfoS("the data of another cluster are this one's", "from", string(seed), "node before", r.before)
+	klog.InfoS("the data of another cluster are this one's", "from", string(seed), "nodes", r.names)
 	return writePrivate(c.path("server", seededFile), seed)
 }
 
@@ -133,10 +137,10 @@ func forgetHistory(ctx context.Context, c *Config) error {
 // renaming is what is done for it.
 type renaming struct {
 	backend server.Backend
-	name    string // of the node
-	hasNode bool   // a control plane alone may have nodes, and none is its own
-	before  string // what it was called; "" for no other name
-	ca      string // who signs what the API server serves with
+	name    string            // of the server's own node
+	hasNode bool              // a control plane alone may have nodes, and none is its own
+	names   map[string]string // what its nodes are called, by what they were; none that keeps its name
+	ca      string            // who signs what the API server serves with
 }
 
 // findNode finds the node that was the server's own among those that there are: by the id that it registered with, by
@@ -171,7 +175,7 @@ func (r *renaming) findNode(ctx context.Context) error {
 		others := slices.DeleteFunc(slices.Clone(found), func(name string) bool { return name == r.name })
 		switch {
 		case len(others) == 1:
-			r.before = others[0]
+			r.names[others[0]] = r.name
 			return nil
 		case len(others) == 0 && len(found) > 0:
 			return nil
@@ -183,40 +187,77 @@ func (r *renaming) findNode(ctx context.Context) error {
 	return nil
 }
 
-// nodes has the node be the one of this name, with what people have given it: the kubelet registers the rest anew.
-func (r *renaming) nodes(ctx context.Context) error {
-	key := storageKey("minions", "", r.before)
-	if r.before == "" {
-		return nil
-	}
-	err := r.each(ctx, key, func(found *server.KeyValue, object runtime.Object) (bool, error) {
-		if node, ok := object.(*corev1.Node); ok && found.Key == key {
-			return false, r.renamed(ctx, node)
+// findJoined finds the nodes that joined the other cluster as this project has them join: their names begin with that of
+// the server's node.
+func (r *renaming) findJoined(ctx context.Context) error {
+	for before, name := range maps.Clone(r.names) {
+		prefix := storageKey("minions", "", "")
+		err := r.each(ctx, prefix, func(found *server.KeyValue, object runtime.Object) (bool, error) {
+			joined := strings.TrimPrefix(found.Key, prefix)
+			short, isOf := strings.CutPrefix(joined, before+"-")
+			if node, ok := object.(*corev1.Node); ok && isOf && node.Spec.ProviderID == joinedID(joined) {
+				r.names[joined] = name + "-" + short
+			}
+			return false, nil
+		})
+		if err != nil {
+			return err
 		}
-		return false, nil
-	})
-	if err != nil {
-		return err
 	}
-	return r.remove(ctx, key)
+	return nil
 }
 
-func (r *renaming) renamed(ctx context.Context, node *corev1.Node) error {
+// nodes has the nodes be those of the new names, with what people have given them: the kubelets register the rest anew.
+// The server's own is the last: until then it tells what the others were called.
+func (r *renaming) nodes(ctx context.Context) error {
+	last := func(name string) int {
+		if r.names[name] == r.name {
+			return 1
+		}
+		return 0
+	}
+	byOrder := func(a, b string) int { return cmp.Or(last(a)-last(b), strings.Compare(a, b)) }
+	for _, before := range slices.SortedFunc(maps.Keys(r.names), byOrder) {
+		key := storageKey("minions", "", before)
+		err := r.each(ctx, key, func(found *server.KeyValue, object runtime.Object) (bool, error) {
+			if node, ok := object.(*corev1.Node); ok && found.Key == key {
+				return false, r.renamed(ctx, node, r.names[before])
+			}
+			return false, nil
+		})
+		if err == nil {
+			err = r.remove(ctx, key)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// renamed makes a node of another one. Its pods keep their network, which is noted on its disk.
+func (r *renaming) renamed(ctx context.Context, node *corev1.Node, name string) error {
 	labels := map[string]string{} // it may have none
 	maps.Copy(labels, node.Labels)
-	labels[hostnameLabel] = r.name
+	labels[hostnameLabel] = name
 	now := metav1.Now()
+	id := providerID(name)
+	if name != r.name {
+		id = joinedID(name)
+	}
 	other := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: r.name, UID: uuid.NewUUID(), CreationTimestamp: now, Labels: labels},
+		ObjectMeta: metav1.ObjectMeta{Name: name, UID: uuid.NewUUID(), CreationTimestamp: now, Labels: labels},
 		Spec: corev1.NodeSpec{
-			ProviderID:    providerID(r.name),
+			ProviderID:    id,
+			PodCIDR:       node.Spec.PodCIDR,
+			PodCIDRs:      node.Spec.PodCIDRs,
 			Taints:        node.Spec.Taints,
 			Unschedulable: node.Spec.Unschedulable,
 		},
 	}
 	value, err := encodeStored(other, corev1.SchemeGroupVersion)
 	if err == nil {
-		_, err = r.backend.Create(ctx, storageKey("minions", "", r.name), value, 0)
+		_, err = r.backend.Create(ctx, storageKey("minions", "", name), value, 0)
 	}
 	if errors.Is(err, server.ErrKeyExists) {
 		return nil // of a start that was killed
@@ -251,16 +292,16 @@ func (r *renaming) leases(ctx context.Context) error {
 	return nil
 }
 
-// pods are where they were, on the node by its new name.
+// pods are where they were, on the nodes by their new names.
 func (r *renaming) pods(ctx context.Context) error {
 	return r.each(ctx, storageKey("pods", "", ""), func(_ *server.KeyValue, object runtime.Object) (bool, error) {
 		pod, ok := object.(*corev1.Pod)
-		if !ok || r.before == "" || pod.Spec.NodeName != r.before {
+		if !ok || r.names[pod.Spec.NodeName] == "" {
 			return false, nil
 		}
-		pod.Spec.NodeName = r.name
-		if pod.Spec.NodeSelector[hostnameLabel] == r.before {
-			pod.Spec.NodeSelector[hostnameLabel] = r.name
+		pod.Spec.NodeName = r.names[pod.Spec.NodeName]
+		if name := r.names[pod.Spec.NodeSelector[hostnameLabel]]; name != "" {
+			pod.Spec.NodeSelector[hostnameLabel] = name
 		}
 		if affinity := pod.Spec.Affinity; affinity != nil && affinity.NodeAffinity != nil {
 			r.selector(affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution)
@@ -269,7 +310,7 @@ func (r *renaming) pods(ctx context.Context) error {
 	})
 }
 
-// volumes that are folders of the node are its own under its new name.
+// volumes that are folders of a node are its own under its new name.
 func (r *renaming) volumes(ctx context.Context) error {
 	prefix := storageKey("persistentvolumes", "", "")
 	return r.each(ctx, prefix, func(_ *server.KeyValue, object runtime.Object) (bool, error) {
@@ -281,17 +322,18 @@ func (r *renaming) volumes(ctx context.Context) error {
 	})
 }
 
-// selector has what asks for the node by its former name ask for it by the new one, and tells whether anything did.
+// selector has what asks for a node by its former name ask for it by the new one, and tells whether anything did.
 func (r *renaming) selector(selector *corev1.NodeSelector) bool {
 	changed := false
-	if selector == nil || r.before == "" {
+	if selector == nil {
 		return false
 	}
 	for _, term := range selector.NodeSelectorTerms {
 		for _, expression := range slices.Concat(term.MatchExpressions, term.MatchFields) {
 			for i, value := range expression.Values {
-				if (expression.Key == hostnameLabel || expression.Key == "metadata.name") && value == r.before {
-					expression.Values[i], changed = r.name, true
+				name := r.names[value]
+				if name != "" && (expression.Key == hostnameLabel || expression.Key == "metadata.name") {
+					expression.Values[i], changed = name, true
 				}
 			}
 		}
@@ -303,18 +345,22 @@ func (r *renaming) claims(ctx context.Context) error {
 	prefix := storageKey("persistentvolumeclaims", "", "")
 	return r.each(ctx, prefix, func(_ *server.KeyValue, object runtime.Object) (bool, error) {
 		claim, ok := object.(*corev1.PersistentVolumeClaim)
-		if !ok || r.before == "" || claim.Annotations[selectedNode] != r.before {
+		if !ok || r.names[claim.Annotations[selectedNode]] == "" {
 			return false, nil
 		}
-		claim.Annotations[selectedNode] = r.name
+		claim.Annotations[selectedNode] = r.names[claim.Annotations[selectedNode]]
 		return true, nil
 	})
 }
 
 // tokens of service accounts that are kept in Secrets are signed with a key that is no more; a controller makes others.
+// Those by which nodes join are let in whoever signs, and are removed.
 func (r *renaming) tokens(ctx context.Context) error {
-	return r.each(ctx, storageKey("secrets", "", ""), func(_ *server.KeyValue, object runtime.Object) (bool, error) {
+	return r.each(ctx, storageKey("secrets", "", ""), func(found *server.KeyValue, object runtime.Object) (bool, error) {
 		secret, ok := object.(*corev1.Secret)
+		if ok && secret.Type == corev1.SecretTypeBootstrapToken {
+			return false, r.remove(ctx, found.Key)
+		}
 		if !ok || secret.Type != corev1.SecretTypeServiceAccountToken {
 			return false, nil
 		}

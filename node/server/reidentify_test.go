@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -113,7 +114,7 @@ func TestRenamedNodeWithoutLabels(t *testing.T) {
 	ctx, store, stop := openDatastore(t, configFor(t, ""))
 	defer stop()
 	r := &renaming{backend: store, name: "other"}
-	if err := r.renamed(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "before"}}); err != nil {
+	if err := r.renamed(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "before"}}, "other"); err != nil {
 		t.Fatal(err)
 	}
 	if _, found, err := store.Get(ctx, storageKey("minions", "", "other"), 0, false); err != nil || found == nil {
@@ -159,9 +160,13 @@ func TestFindNode(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		r := &renaming{backend: store, name: "dev2", hasNode: c.hasNode}
-		if err := r.findNode(ctx); (err != nil) != (c.want == "error") || err == nil && r.before != c.want {
-			t.Errorf("%s: %q, %v", c.what, r.before, err)
+		r := &renaming{backend: store, name: "dev2", hasNode: c.hasNode, names: map[string]string{}}
+		want := map[string]string{}
+		if c.want != "" {
+			want[c.want] = "dev2"
+		}
+		if err := r.findNode(ctx); (err != nil) != (c.want == "error") || err == nil && !maps.Equal(r.names, want) {
+			t.Errorf("%s: %q, %v", c.what, r.names, err)
 		}
 		for _, node := range c.nodes {
 			if err := r.remove(ctx, storageKey("minions", "", node.Name)); err != nil {
@@ -196,14 +201,21 @@ func makeObjects(ctx context.Context, t *testing.T, client kubernetes.Interface)
 	node.Spec.Taints = []corev1.Taint{{Key: "mine", Effect: corev1.TaintEffectNoSchedule}}
 	_, err := client.CoreV1().Nodes().Create(ctx, node, none)
 	must(err)
-	_, err = client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: named("zz-somebody-s")}, none)
+	joined := &corev1.Node{ObjectMeta: named("before-w-1"), Spec: corev1.NodeSpec{ProviderID: joinedID("before-w-1")}}
+	joined.Spec.PodCIDR, joined.Spec.PodCIDRs = "10.42.9.0/24", []string{"10.42.9.0/24"}
+	_, err = client.CoreV1().Nodes().Create(ctx, joined, none)
 	must(err)
+	for _, stranger := range []string{"zz-somebody-s", "before-somebody-s"} {
+		_, err = client.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: named(stranger)}, none)
+		must(err)
+	}
+	must(applyToken(ctx, client, "before-w-1", newMember()))
 	slice := &discoveryv1.EndpointSlice{ObjectMeta: named("kubernetes-mine"), AddressType: discoveryv1.AddressTypeIPv4}
 	slice.Endpoints = []discoveryv1.Endpoint{}
 	_, err = client.DiscoveryV1().EndpointSlices("default").Create(ctx, slice, none)
 	must(err)
 	containers := []corev1.Container{{Name: "main", Image: "example.test/image:1"}}
-	for name, node := range map[string]string{"bound": "before", "elsewhere": "third"} {
+	for name, node := range map[string]string{"bound": "before", "joined": "before-w-1", "elsewhere": "third"} {
 		pod := &corev1.Pod{ObjectMeta: named(name), Spec: corev1.PodSpec{NodeName: node, Containers: containers}}
 		pod.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{ // as a DaemonSet's has it
 			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
@@ -261,13 +273,27 @@ func checkObjects(ctx context.Context, t *testing.T, client kubernetes.Interface
 		!slices.ContainsFunc(renamed.Spec.Taints, func(taint corev1.Taint) bool { return taint.Key == "mine" }) {
 		t.Errorf("the node has not what it was given: %+v, %v", renamed, err)
 	}
-	if _, err := client.CoreV1().Nodes().Get(ctx, "zz-somebody-s", get); err != nil {
-		t.Error(err)
+	joined, err := client.CoreV1().Nodes().Get(ctx, "other-w-1", get)
+	if err != nil || joined.Spec.ProviderID != joinedID("other-w-1") || joined.Spec.PodCIDR != "10.42.9.0/24" {
+		t.Errorf("the node that had joined: %+v, %v", joined.Spec, err)
+	}
+	if _, err := client.CoreV1().Nodes().Get(ctx, "before-w-1", get); !apierrors.IsNotFound(err) {
+		t.Errorf("the node that had joined is there by its former name: %v", err)
+	}
+	for _, stranger := range []string{"zz-somebody-s", "before-somebody-s"} {
+		if _, err := client.CoreV1().Nodes().Get(ctx, stranger, get); err != nil {
+			t.Error(err)
+		}
+	}
+	ofNodes := metav1.ListOptions{FieldSelector: "type=" + string(corev1.SecretTypeBootstrapToken)}
+	tokens, err := client.CoreV1().Secrets("kube-system").List(ctx, ofNodes)
+	if err != nil || len(tokens.Items) > 0 {
+		t.Errorf("nodes join by the other cluster's tokens: %v, %v", tokens.Items, err)
 	}
 	if _, err := client.DiscoveryV1().EndpointSlices("default").Get(ctx, "kubernetes-mine", get); err != nil {
 		t.Error(err)
 	}
-	for name, node := range map[string]string{"bound": "other", "elsewhere": "third"} {
+	for name, node := range map[string]string{"bound": "other", "joined": "other-w-1", "elsewhere": "third"} {
 		pod, err := client.CoreV1().Pods("default").Get(ctx, name, get)
 		if err != nil || pod.Spec.NodeName != node {
 			t.Errorf("the pod %s is on %q, not on %q: %v", name, pod.Spec.NodeName, node, err)
