@@ -3,8 +3,8 @@ SHELL := /bin/bash
 STACK ?= dev
 export PATH := $(CURDIR)/toolchain/node/node_modules/node-linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)/bin:$(PATH)
 
-GO_MODULES := host node/init node/relay node/wire node/wrapper node/images node/cni node/cadvisor node/metrics-server standins \
-	toolchain/golint toolchain/pulumi-sdks
+GO_MODULES := host node/init node/relay node/wire node/wrapper node/images node/cni node/cadvisor node/metrics-server \
+	standins toolchain/golint toolchain/pulumi-sdks
 
 # The versions of Kubernetes beside the newest, each with its own pins for node/server.
 OLDER := $(basename $(notdir $(wildcard node/server/versions/*.mod)))
@@ -17,8 +17,8 @@ SOURCES := index.ts lib.ts config system artifacts machines servers steps compon
 GO_FLAGS := GOFLAGS=-trimpath CGO_ENABLED=0
 SERVER_FLAGS := GOFLAGS=-trimpath\ -tags=netgo,osusergo,sqlite_omit_load_extension CGO_ENABLED=1
 
-.PHONY: api audit help bootstrap build release up preview destroy status doctor bench profile growth nodes conformance check unit \
-	go-lint go-test e2e versions workloads runtimes docs test
+.PHONY: api audit help bootstrap build release up preview destroy status doctor bench profile growth nodes bench-k3s \
+	conformance check unit go-lint go-test e2e versions workloads runtimes docs test
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -50,11 +50,15 @@ bench: build ## measure the same node in gVisor and natively (bench/README.md); 
 profile: build ## show where the time of an up goes: a table, and a picture in .state/profile.html
 	@node bench/profile.ts
 
-nodes: build ## measure clusters of two, five and ten nodes (bench/README.md)
+nodes: build ## measure clusters of two, five and ten nodes, and a node over SSH (bench/README.md)
+	@sh toolchain/bootstrap.sh ssh=openssh-client
 	@node bench/nodes.ts
 
 growth: build ## measure a node with 10, 25, 50 and 100 pods and Services (bench/README.md)
 	@node bench/growth.ts
+
+bench-k3s: build ## measure the embedded server and a k3s in turn (bench/README.md); K3S=FILE
+	@node bench/k3s.ts $(if $(K3S),--k3s '$(K3S)')
 
 conformance: build ## run Kubernetes' own conformance tests (conformance/README.md); GROUPS=all, NODES=2, K3S=FILE, VERSION=1.36
 	@node conformance/run.ts $(if $(GROUPS),--groups '$(GROUPS)') $(if $(PROCS),--procs '$(PROCS)') $(if $(NODES),--nodes '$(NODES)') \

@@ -25,6 +25,8 @@ export interface Measurement {
 export interface ClusterBench {
   /** The cluster's, which is not up yet. */
   stack: Stack;
+  /** A home folder of its own. */
+  home: string;
   /** The kubeconfig's file, once it is. */
   kubeconfig: string;
   /** Ended by an interruption. */
@@ -58,7 +60,7 @@ export async function clusterBench(
   };
   const stack = await openStack(name, say);
   try {
-    const { figures, table } = await work({ stack, kubeconfig, signal: interruption.signal, say, testpod });
+    const { figures, table } = await work({ stack, home, kubeconfig, signal: interruption.signal, say, testpod });
     const all = { date: new Date().toISOString(), load, ...figures };
     writeFileSync(join(import.meta.dirname, `${name}.json`), `${JSON.stringify(all, null, 2)}\n`);
     const readme = join(import.meta.dirname, "README.md");

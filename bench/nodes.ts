@@ -1,6 +1,7 @@
 /**
- * `make nodes`: clusters of several nodes on this host: what a further node takes, and what pods on two nodes have of
- * each other beside two pods on one. Everything is in bench/nodes.json; the table goes into bench/README.md.
+ * `make nodes`: clusters of several nodes: what a further node takes on this host, and what pods on two nodes, or on one
+ * over SSH, have of each other beside two pods on one. Everything is in bench/nodes.json; the table goes into
+ * bench/README.md.
  * @module
  */
 import { setTimeout as sleep } from "node:timers/promises";
@@ -8,6 +9,7 @@ import { AppsV1Api, CoreV1Api, type V1Node } from "@kubernetes/client-node";
 import { imageName } from "../artifacts/artifacts.ts";
 import { markdown } from "../docs/markdown.ts";
 import { waitFor } from "../system/wait.ts";
+import { startSshMachine } from "../test/e2e/sshMachine.ts";
 import { readUsage } from "./cgroup.ts";
 import { type ClusterBench, clusterBench, configOf, halfAndMost, type Measurement, measured } from "./clusterBench.ts";
 
@@ -36,8 +38,7 @@ await clusterBench(NAME, async (bench) => {
   const { stack } = bench;
   await stack.setConfig("pod", { value: JSON.stringify({ enabled: false }) });
   const two = await measure(bench, TWO);
-  const between = await compare(bench);
-  await stack.destroy();
+  const between = await withNodeElsewhere(bench, () => compare(bench));
   const five = await measure(bench, FIVE);
   const spread = await spreadPods(bench);
   await stack.destroy(); // or what it counts of ten has had pods
@@ -70,10 +71,26 @@ function readySince({ status }: V1Node): number {
   return status!.conditions!.find(({ type }) => type === "Ready")!.lastTransitionTime!.getTime();
 }
 
-/** What a pod has of another one on its node, and of one on another node. */
-async function compare(bench: ClusterBench): Promise<{ same: Measurement; other: Measurement }> {
+/** Adds a node to a cluster of two that is on a machine of its own, a sandbox with an SSH server. */
+async function withNodeElsewhere<T>({ stack, home, say }: ClusterBench, work: () => Promise<T>): Promise<T> {
+  say("a node over SSH");
+  const machine = await startSshMachine(home, `${NAME}-far`, "10.109.31");
+  try {
+    const { user: privateKey, knownHosts } = machine.keys;
+    const nodes = [{ name: "n" }, { name: "far", ssh: { host: machine.host, privateKey, knownHosts } }];
+    await stack.setConfig("nodes", { value: JSON.stringify(nodes) });
+    await stack.up();
+    return await work();
+  } finally {
+    await stack.destroy();
+    await machine.remove();
+  }
+}
+
+/** What a pod has of another one on its node, of one on another node, and of one on a node over SSH. */
+async function compare(bench: ClusterBench): Promise<Record<"same" | "other" | "far", Measurement>> {
   const core = configOf(bench).makeApiClient(CoreV1Api);
-  const pods = { here: NAME, same: NAME, other: `${NAME}-n-1` };
+  const pods = { here: NAME, same: NAME, other: `${NAME}-n-1`, far: `${NAME}-far-1` };
   for (const [pod, nodeName] of Object.entries(pods)) {
     const container = { name: "main", image: imageName("testpod"), imagePullPolicy: "Never" };
     const body = { metadata: { name: pod }, spec: { nodeName, containers: [container] } };
@@ -86,7 +103,7 @@ async function compare(bench: ClusterBench): Promise<{ same: Measurement; other:
     });
   await addressOf("here");
   const from = async (pod: string) => await measured(bench, "here", `http://${await addressOf(pod)}:8080`);
-  return { same: await from("same"), other: await from("other") };
+  return { same: await from("same"), other: await from("other"), far: await from("far") };
 }
 
 /** Seconds until pods that are spread over all nodes are Ready, and how many each node has. */
@@ -127,7 +144,7 @@ async function spreadPods(bench: ClusterBench): Promise<{ seconds: number; pods:
 
 function table(
   figures: Figures[],
-  { same, other }: Awaited<ReturnType<typeof compare>>,
+  { same, other, far }: Awaited<ReturnType<typeof compare>>,
   { seconds, pods }: Awaited<ReturnType<typeof spreadPods>>,
 ): string {
   const reached = (so: boolean) => (so ? "yes" : "**no**");
@@ -153,7 +170,11 @@ function table(
     "",
     markdown(
       ["pod to pod", "a connection and a request, p50 / p95, ms", "MB/s"],
-      [network("on one node", same), network("on two nodes", other)],
+      [
+        network("on one node", same),
+        network("on two nodes", other),
+        network("on two nodes, one of which is a machine over SSH, beside this host", far),
+      ],
       true,
     ),
     "",

@@ -66,7 +66,7 @@ export function besidePeers(): string {
       ["network policies enforced", "yes", "yes", "by CNI", "yes ([conformance](../conformance/README.md))"],
       ["a pod over its memory limit is killed", "yes", "yes", "yes", "yes"],
       ["several versions of Kubernetes", "yes", "yes", "yes", "three (`kubernetes`), and k3s' releases"],
-      ["several nodes", "yes", "yes", "yes", "yes, on one host (`nodes`)"],
+      ["several nodes", "yes", "yes", "yes", "yes, on one host and over SSH (`nodes`)"],
       ["pause, resume", "no, stop", "stop, start", "yes", "yes"],
       [
         "snapshot; restore; fork of a cluster",

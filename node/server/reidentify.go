@@ -187,8 +187,8 @@ func (r *renaming) findNode(ctx context.Context) error {
 	return nil
 }
 
-// findJoined finds the nodes that joined the other cluster as this project has them join: their names begin with that of
-// the server's node.
+// findJoined finds the nodes that joined the other cluster as this project has them join: their names begin with that
+// of the server's node.
 func (r *renaming) findJoined(ctx context.Context) error {
 	for before, name := range maps.Clone(r.names) {
 		prefix := storageKey("minions", "", "")

@@ -10,7 +10,8 @@ import { cacheFolder } from "../../system/folders.ts";
 import { killProcesses } from "../../system/processes.ts";
 import { run } from "../../system/run.ts";
 import { waitFor } from "../../system/wait.ts";
-import { root as project } from "./harness.ts";
+
+const project = join(import.meta.dirname, "../..");
 
 const PACKAGES = [
   "bash",
