@@ -7,6 +7,7 @@
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
+import { createRequire } from "node:module";
 import { arch } from "node:os";
 import { extname, join, relative } from "node:path";
 import { type KubernetesMinor, newestKubernetes, olderKubernetes } from "../config/kubernetes.ts";
@@ -110,7 +111,7 @@ const shipped = join(root, "manifests", `${process.platform}-${process.arch}.jso
  * @throws Error that says what is missing to make it
  */
 export function manifest(): Manifest {
-  process.env[VARIABLE] ||= takesRelease() ? shipped : toolchain("--manifest").trim();
+  process.env[VARIABLE] ||= takesRelease() ? shipped : (madeManifest() ?? toolchain("--manifest").trim());
   known ??= readJson<Manifest>(process.env[VARIABLE]!, "delete it");
   if (known === undefined) throw new Error(`there is no ${process.env[VARIABLE]}; unset ${VARIABLE}`);
   return known;
@@ -131,6 +132,13 @@ export function takesStandins(): boolean {
   const archive = release.archives[artifacts.standins];
   if (archive === undefined) return false;
   return process.env.GVISOR_K3S_STANDINS === "1" || isInstalled(archive.package, release);
+}
+
+/** The manifest's file where nothing is to be made for it: to ask another process takes a quarter of a second. */
+function madeManifest(): string | undefined {
+  const load = createRequire(import.meta.filename);
+  const made = load(join(root, `toolchain/manifest${extension}`)) as { madeManifest(): string | undefined };
+  return made.madeManifest();
 }
 
 /** Runs toolchain/build.ts, which is fast unless it builds, and returns what it prints. */

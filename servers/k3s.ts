@@ -63,6 +63,7 @@ export const k3s: Distribution = {
   // figures at all, of the node's file systems neither.
   lacks: [
     "kubectl top and autoscaling by CPU or memory: no figures",
+    "a resize of a pod's memory in place: it waits for a figure that there is not",
     "eviction of pods before memory is used up: they are killed instead, as said above",
   ],
   settings: renderKubeletConfig(),

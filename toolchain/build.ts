@@ -9,13 +9,12 @@
  * @module
  */
 import { existsSync } from "node:fs";
-import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { type ArtifactName, artifactFolder, digest, usualArtifacts } from "../artifacts/artifacts.ts";
+import { type ArtifactName, artifactFolder, usualArtifacts } from "../artifacts/artifacts.ts";
 import { writeWhole } from "../system/files.ts";
-import { cacheFolder } from "../system/folders.ts";
 import { bundledSteps } from "./bundle.ts";
-import { artifactNames, build, currentManifest, patchRefusal } from "./make.ts";
+import { artifactNames, build, patchRefusal } from "./make.ts";
+import { manifestOf } from "./manifest.ts";
 
 const { values, positionals: wanted } = parseArgs({
   allowPositionals: true,
@@ -46,8 +45,7 @@ async function main(): Promise<void> {
 
 /** Writes the manifest of what the sources are now; its name tells its content. */
 async function writeManifest(): Promise<string> {
-  const content = JSON.stringify({ ...currentManifest(), steps: await bundledSteps() }, null, 2);
-  const file = join(cacheFolder(), "manifests", `${digest(content)}.json`);
+  const { file, content } = manifestOf(await bundledSteps());
   if (!existsSync(file)) await writeWhole(file, content, 0o644);
   return file;
 }

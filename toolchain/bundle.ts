@@ -22,28 +22,32 @@ function sourcesDigest(): string {
   return digest(...[PACKAGES, import.meta.filename, ...files].flatMap((file) => [file, readFileSync(file)]));
 }
 
+/** The path of the file of a checkout, made or not; nothing where no packages are installed. */
+export function stepsFile(): string | undefined {
+  if (!existsSync(PACKAGES)) return undefined;
+  return join(artifactsFolder(), `steps-${sourcesDigest()}`, "steps.mjs");
+}
+
 /**
  * Makes the file of a checkout, unless it is there.
  * @returns its path, or nothing where what makes it is not installed, as it is for development only
  */
 export async function bundledSteps(): Promise<string | undefined> {
-  if (!existsSync(PACKAGES)) return undefined;
-  const id = sourcesDigest();
-  const folder = join(artifactsFolder(), `steps-${id}`);
-  if (!existsSync(folder)) {
+  const file = stepsFile();
+  if (file !== undefined && !existsSync(file)) {
     const rolldown = await import("rolldown").catch(() => undefined);
     if (rolldown === undefined) return undefined;
-    await intoPlace(folder, async (work) => {
+    await intoPlace(dirname(file), async (work) => {
       // They look for the rest of the project from where their sources are.
       const here = {
         "import.meta.dirname": JSON.stringify(dirname(MAIN)),
         "import.meta.filename": JSON.stringify(MAIN),
       };
       await bundleSteps(work, here, []);
-      if (sourcesDigest() !== id) throw new Error("the steps' sources were changed meanwhile; run it again");
+      if (stepsFile() !== file) throw new Error("the steps' sources were changed meanwhile; run it again");
     });
   }
-  return join(folder, "steps.mjs");
+  return file;
 }
 
 /**

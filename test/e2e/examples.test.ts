@@ -2,10 +2,10 @@
 import { chmodSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as pulumi from "@pulumi/pulumi";
-import { LocalWorkspace, Stack } from "@pulumi/pulumi/automation/index.js";
+import { type EngineEvent, LocalWorkspace, Stack } from "@pulumi/pulumi/automation/index.js";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { artifactFolder } from "../../artifacts/artifacts.ts";
+import { artifactFolder, imageName } from "../../artifacts/artifacts.ts";
 import { pulumiCommand } from "../../automation/workspace.ts";
 import { inSandbox } from "../../config/paths.ts";
 import { cli, entriesOf, inside, ownHome, removeHome, root } from "./harness.ts";
@@ -114,6 +114,37 @@ it("a pull request's cluster takes what all of them share from another stack, an
     await stack.destroy({ remove: true });
     rmSync(join(workDir, "Pulumi.pr-123.yaml"), { force: true });
   }
+  expect(entriesOf(join(home, "sandboxes"))).toEqual([]);
+});
+
+it("what runs in a cluster is made in its program, once that is there, and removed before it", async () => {
+  const { command, env } = await pulumiCommand(() => {});
+  const workDir = join(examples, "workloads");
+  const state = join(home, "workloads-state");
+  mkdirSync(state);
+  const envVars = { ...env, PULUMI_BACKEND_URL: `file://${state}`, PULUMI_CONFIG_PASSPHRASE: "of a test" };
+  const stack = await Stack.create("test", await LocalWorkspace.create({ workDir, pulumiCommand: command, envVars }));
+  const removed: string[] = [];
+  try {
+    await stack.setAllConfig({ image: { value: imageName("testpod") }, port: { value: "8080" } });
+    const { outputs } = await stack.up();
+    expect(outputs.replicas!.value).toBe(2);
+    const asked = ["kubectl", `--kubeconfig=${outputs.kubeconfigPath!.value}`, "get", "service/web", "--namespace=web"];
+    const kubectl = join(artifactFolder({ name: "server" }), "gvisor-k3s-node");
+    const { stdout } = await execa(kubectl, [...asked, "-o=jsonpath={.spec.clusterIP}"]);
+    expect(stdout).toBe(outputs.address!.value);
+    expect((await stack.preview()).changeSummary).toEqual({ same: expect.any(Number) });
+  } finally {
+    const onEvent = ({ resOutputsEvent: event }: EngineEvent) => {
+      if (event?.metadata.op === "delete") removed.push(event.metadata.type);
+    };
+    await stack.destroy({ onEvent });
+    rmSync(join(workDir, "Pulumi.test.yaml"), { force: true });
+  }
+  // All that is in it goes before anything of the cluster.
+  const last = removed.findLastIndex((type) => type.startsWith("kubernetes:"));
+  expect(removed.filter((type) => type.startsWith("kubernetes:"))).toHaveLength(4);
+  expect(removed.findIndex((type) => type.startsWith("command:"))).toBeGreaterThan(last);
   expect(entriesOf(join(home, "sandboxes"))).toEqual([]);
 });
 
