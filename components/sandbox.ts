@@ -1,6 +1,6 @@
 import * as pulumi from "@pulumi/pulumi";
-import { meshDevice, meshOf } from "../config/mesh.ts";
-import { linkAddresses } from "../config/network.ts";
+import { meshDevice } from "../config/mesh.ts";
+import { linkAddresses, type Mesh } from "../config/network.ts";
 import { InputError } from "../config/problems.ts";
 import type { StackConfig } from "../config/schema.ts";
 import { driverOf, openMachine, refOf } from "../machines/index.ts";
@@ -68,7 +68,7 @@ export class Sandbox extends pulumi.ComponentResource {
     made.add(config.name);
     this.spec = driver.specOf(config);
     this.address = linkAddresses(config.sandbox.subnet).node;
-    this.mesh = meshOf(config) && meshDevice(config);
+    this.mesh = (this.spec as { mesh?: Mesh }).mesh && meshDevice(config);
     this.kubeconfigPath = hostPaths(config.name, home).kubeconfig;
     this.#durable = driver.durable;
     this.#observed = pulumi.output(args.observed ?? observe(config));

@@ -30,6 +30,7 @@ import { inSandbox } from "../config/paths.ts";
 import type { Problem } from "../config/problems.ts";
 import { bytes, needsEgress, publishedPort, type StackConfig } from "../config/schema.ts";
 import { readJson, roomFor, writeWhole } from "../system/files.ts";
+import { homeFolder } from "../system/folders.ts";
 import {
   argumentsOf,
   endProcess,
@@ -133,7 +134,7 @@ export const managed: Driver<ManagedSpec> = {
 
   specOf(config) {
     const { subnet, memory, cpus, platform, network, hostPorts, runsc } = config.sandbox;
-    const mesh = meshOf(config);
+    const mesh = meshOf(config) ?? sharedStill(config);
     const setuid = config.sandbox.setuid && (runsc === undefined || knowsSetuid(runsc));
     const own = (runsc === undefined ? (["runsc", "init", "host"] as const) : (["init", "host"] as const)).map((name) =>
       wanted({ name }),
@@ -206,6 +207,17 @@ export const managed: Driver<ManagedSpec> = {
 
   open: (ref) => new ManagedSandbox(ref),
 };
+
+/**
+ * What a server's sandbox that runs shares with nodes that leave the options. Its link to them stays until it is started
+ * for another reason: it would be started for that before they are drained, and they could not be told to end their pods.
+ */
+function sharedStill({ name, joins, sandbox }: StackConfig): Mesh | undefined {
+  const ref: MachineRef = { kind: "managed", name, home: homeFolder() };
+  if (joins !== undefined || !isRunningHere(ref)) return undefined;
+  const started = readJson<{ network?: { mesh?: object | null } }>(hostPaths(name, ref.home).spec, "run `up` again");
+  return started?.network?.mesh ? { cluster: name, server: sandbox.subnet } : undefined;
+}
 
 /** runsc's flag, which gVisor has since 2026; "runsc flags" names every one. */
 const SETUID = "--allow-suid";

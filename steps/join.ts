@@ -38,7 +38,8 @@ export const joinServer: Step<JoinParams> = {
   async run({ server, takes, invitation, network, clusterCidr, address }, context) {
     const { machine, content: config, repairs, say } = context;
     await provideTo(machine, takes, say);
-    const { service, files } = openServer(server).agent(config, invitation);
+    const opened = openServer(server);
+    const { service, files } = opened.agent(config, invitation);
     await writeFiles(context, "join", files, "agent");
     await ensureService(machine, {
       ...service,
@@ -49,6 +50,7 @@ export const joinServer: Step<JoinParams> = {
     const conflist = { path: conflistPath, content: renderConflist(network, pods, address), mode: 0o644 };
     await writeFiles(context, "join", [...files, conflist], "agent");
     await nodeReady(machine);
+    await opened.tidy?.(machine);
   },
 };
 

@@ -219,11 +219,19 @@ it("has nodes whose kubelets are of its agent, of the server's release or an old
     );
     expect(api, node).toContain("gitVersion");
   }
+  const data = "/var/lib/rancher/k3s/data"; // where a release unpacks itself
+  await inside(
+    second,
+    "/bin/sh",
+    "-c",
+    `mkdir -p ${data}/of-the-one ${data}/of-the-other; ln -s of-the-one ${data}/current`,
+  );
   const { changed } = await changes(async (run) => await (await open(name, several(newer))).up(run));
   expect({ ...changed, update: changed.update!.sort() }).toEqual({
     update: ["old-1-node-download", "old-1-node-join"],
   });
   expect(await said(second)).toBe(`Starting k3s ${newer}`);
+  expect((await inside(second, "/bin/ls", data)).split("\n").sort()).toEqual(["current", "of-the-one"]);
   await kill(first, "agent"); // and k3s, which has the kubelet's ports, with it
   const health = () => kubectl(name, "get", `--raw=/api/v1/nodes/${first}/proxy/healthz`).catch(() => "");
   await waitFor("its kubelet answers again", 60, async () => (await health()) === "ok" || undefined);

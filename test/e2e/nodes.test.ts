@@ -367,6 +367,23 @@ it("shows one node more as that node's resources and nothing else, and one less 
   expect(await inside(name, "/bin/busybox", "ls", "/var/lib/rancher/k3s/server/nodes")).toBe(`${first}.json`);
 });
 
+it("is a cluster of one node again, whose sandbox goes on, once the pods of the last other one have ended", async () => {
+  const leaving = pod("e", first, { image, command: ["/bin/sh", "-c", "trap 'exit 0' TERM; sleep 1000000 & wait"] });
+  await apply({ ...leaving, spec: { ...leaving.spec, terminationGracePeriodSeconds: 30 } });
+  await ready("e");
+  const [sandbox, of] = [supervised(name).sandbox, await identity(name, "a")];
+  const watch = kubectlProcess(name, ["get", "pod", "e", "--watch", "-o=jsonpath={.status.phase}{' '}"], {
+    reject: false,
+  });
+  await up(0);
+  watch.kill();
+  // Who was told to end tells that it has, before it is gone.
+  expect(String((await watch).stdout)).toContain("Succeeded");
+  expect(await kubectl(name, "get", "nodes", "-o=name")).toBe(`node/${name}`);
+  expect([supervised(name).sandbox, await identity(name, "a")]).toEqual([sandbox, of]);
+  expect(entriesOf(join(home, "sandboxes"))).toEqual([name]);
+});
+
 it("leaves nothing", async () => {
   const { exitCode, all } = await cli("destroy", name);
   expect(exitCode, all).toBe(0);
