@@ -34,8 +34,14 @@ export interface Run {
   results: Result[];
 }
 
-/** What is built in, of the newest Kubernetes, on one node and on two, and of each that is older, and k3s. */
-const SERVERS = ["embedded", "embedded, 2 nodes", ...olderKubernetes.map((minor) => `embedded ${minor}`), "k3s"];
+/** What is built in, of the newest Kubernetes, on one node and on two, and of each that is older, and k3s, on one and two. */
+const SERVERS = [
+  "embedded",
+  "embedded, 2 nodes",
+  ...olderKubernetes.map((minor) => `embedded ${minor}`),
+  "k3s",
+  "k3s, 2 nodes",
+];
 
 /** What a node's server is called here. */
 export function serverName({ k3s, kubernetes, nodes }: { k3s?: string; kubernetes?: string; nodes: number }): string {
@@ -44,7 +50,7 @@ export function serverName({ k3s, kubernetes, nodes }: { k3s?: string; kubernete
 }
 
 function fileOf(server: string): string {
-  const which = server.replace(/^embedded,? ?/, "").replaceAll(" ", "-");
+  const which = server.replace(/^embedded,? ?/, "").replaceAll(/,? /g, "-");
   return join(import.meta.dirname, which === "" ? "results.json" : `results-${which}.json`);
 }
 
