@@ -6,6 +6,7 @@
 import { createHash } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
+import { z } from "zod";
 import { artifactsFolder, pathInSandbox, provide, type Wanted, wanted } from "../artifacts/artifacts.ts";
 import { linkAddresses } from "../config/network.ts";
 import { SANDBOX_ENVIRONMENT } from "../config/ociSpec.ts";
@@ -19,8 +20,7 @@ import type { Observed, There } from "./observe.ts";
 import { hostPaths } from "./paths.ts";
 import { checkOwner, type MachineRecord, readRecord, writeRecord } from "./record.ts";
 import type { MachineRef } from "./ref.ts";
-import type { ServiceState } from "./services.ts";
-import { driftIn, type Hashes, repairsOf, writtenFiles } from "./written.ts";
+import { driftIn, repairsOf, writtenFiles } from "./written.ts";
 
 /** What a machine that is a sandbox already is started with. */
 export interface InsideSpec {
@@ -33,18 +33,40 @@ export interface InsideSpec {
   bridge: string;
 }
 
-/** What sandbox-init tells of the machine that it is on; see `machine observe` in node/init. */
-export interface MachineAnswer {
-  record: Omit<MachineRecord, "programs" | "repairs"> | null;
-  alive: boolean;
-  answers: boolean;
-  files: Hashes;
-  services: Record<string, ServiceState>;
+/**
+ * What sandbox-init tells of the machine that it is on; see `machine observe` in node/init. Of one that is elsewhere, root
+ * there may tell anything.
+ */
+const machineAnswer = z.object({
+  record: z.record(z.string(), z.unknown()).nullable(),
+  alive: z.boolean(),
+  answers: z.boolean(),
+  files: z
+    .record(z.string(), z.object({ sha256: z.string().optional(), absent: z.boolean().optional() }))
+    .nullable()
+    .transform((files) => files ?? {}),
+  services: z
+    .record(z.string(), z.unknown())
+    .nullable()
+    .transform((services) => services ?? {}),
   /** MiB. */
-  free: number;
-  arch: string;
-  gvisor: boolean;
-  taken: string[];
+  free: z.number(),
+  arch: z.string(),
+  gvisor: z.boolean(),
+  taken: z
+    .array(z.string())
+    .nullable()
+    .transform((taken) => taken ?? []),
+});
+type MachineAnswer = z.output<typeof machineAnswer>;
+
+/** Takes it out of a text; undefined if that is something else. */
+export function answerIn(text: string): MachineAnswer | undefined {
+  try {
+    return machineAnswer.parse(JSON.parse(text));
+  } catch {
+    return undefined;
+  }
 }
 
 /** What the options say of such a machine, wherever it is. */
@@ -127,7 +149,8 @@ class ThisMachine extends BaseMachine implements Machine {
   async observe(): Promise<Observed> {
     const { name, home } = this.ref;
     const input = JSON.stringify({ version: 1, name, home, files: writtenFiles(this.ref) });
-    const answer = JSON.parse(await this.#init(["machine", "observe"], { input, timeout: ANSWER })) as MachineAnswer;
+    const answer = answerIn(await this.#init(["machine", "observe"], { input, timeout: ANSWER }));
+    if (answer === undefined) throw new Error("sandbox-init does not tell how this machine is; run it again");
     return observedOf(this.ref, answer, readRecord(name, home));
   }
 

@@ -15,15 +15,7 @@ import type { StackConfig } from "../config/schema.ts";
 import { answerOf, isWritable } from "../system/programs.ts";
 import { CommandError, lastLines, type Output, oneLine } from "../system/run.ts";
 import { BaseMachine } from "./base.ts";
-import {
-  type InsideSpec,
-  insideRevision,
-  insideSpec,
-  type MachineAnswer,
-  observedOf,
-  startedIn,
-  startInput,
-} from "./inside.ts";
+import { answerIn, type InsideSpec, insideRevision, insideSpec, observedOf, startedIn, startInput } from "./inside.ts";
 import { lockIn } from "./lock.ts";
 import type { Driver, ExecOptions, Lock, LockOptions, Machine, Reached, Start } from "./machine.ts";
 import type { Observed, There } from "./observe.ts";
@@ -283,7 +275,10 @@ function withWays(ref: MachineRef, observed: Observed): Observed {
 }
 
 /** Asks a machine how it is, by a shell: nothing of this project need be there. */
-async function askThere(machine: SshMachine, input: string): Promise<{ there: There; answer?: MachineAnswer }> {
+async function askThere(
+  machine: SshMachine,
+  input: string,
+): Promise<{ there: There; answer?: NonNullable<ReturnType<typeof answerIn>> }> {
   const { home, artifacts } = remotePaths;
   const folders = ["/etc/cni", "/etc/containerd", "/etc/rancher", "/run/containerd", "/var/lib/cni"].concat([
     "/var/lib/containerd",
@@ -312,6 +307,9 @@ if [ -x "$last" ] && [ -e ${home}/sandboxes/${name} ]; then printf 'observed '; 
       .slice(0, MOST)
       .map((text) => oneLine(text.slice(0, LONGEST)));
   const observed = words("observed")[0];
+  const answer = observed === undefined ? undefined : answerIn(observed);
+  if (observed !== undefined && answer === undefined)
+    throw new Error(`${machine.title} does not tell how it is, but ${oneLine(observed.slice(0, LONGEST))}`);
   return {
     there: {
       arch: all("arch")[0] ?? "",
@@ -322,7 +320,7 @@ if [ -x "$last" ] && [ -e ${home}/sandboxes/${name} ]; then printf 'observed '; 
       stranger: false,
       networks: all("route").flatMap(networksOf),
     },
-    ...(observed === undefined ? {} : { answer: answerIn(machine, observed) }),
+    ...(answer === undefined ? {} : { answer }),
   };
 }
 
@@ -343,14 +341,6 @@ function networksOf(line: string): string[] {
     ...(isAny(network) ? [] : [`${network.join(".")}/${length}`]),
     ...(isAny(gateway) ? [] : [`${gateway.join(".")}/32`]),
   ];
-}
-
-function answerIn(machine: SshMachine, text: string): MachineAnswer {
-  try {
-    return JSON.parse(text) as MachineAnswer;
-  } catch {
-    throw new Error(`${machine.title} does not tell how it is, but ${oneLine(text.slice(0, LONGEST))}`);
-  }
 }
 
 function meet(one: string, other: string): boolean {

@@ -14,7 +14,7 @@ import { inSandbox } from "../../config/paths.ts";
 import { parseStackConfig } from "../../config/schema.ts";
 import { FakeMachine } from "../../machines/fake.ts";
 import { driverOf } from "../../machines/index.ts";
-import { startedIn } from "../../machines/inside.ts";
+import { answerIn, startedIn } from "../../machines/inside.ts";
 import { hostPaths } from "../../machines/paths.ts";
 import { distributionOf } from "../../servers/index.ts";
 import type { ServerRef } from "../../servers/server.ts";
@@ -165,6 +165,23 @@ it("what a machine tells of its start is numbers and a hash, whatever else it sa
   expect(startedIn(told)).toEqual({ incarnation: 3, revision: "ab1", pid: 7, startTime: "99" });
   for (const wrong of [null, [], "x", { pid: -1, incarnation: 1e99, revision: "\u001b[2J", startTime: {} }])
     expect(startedIn(wrong)).toEqual({ incarnation: 0, revision: "", pid: 0, startTime: "" });
+});
+
+it("what a machine tells of itself is of the form that is known, or nothing is taken of it", () => {
+  const told = {
+    record: null,
+    alive: true,
+    answers: false,
+    files: null,
+    services: {},
+    free: 7,
+    arch: "x86_64",
+    gvisor: true,
+  };
+  expect(answerIn(JSON.stringify({ ...told, taken: ["/etc/cni"] }))).toMatchObject({ files: {}, taken: ["/etc/cni"] });
+  for (const wrong of [{ files: [] }, { services: 7 }, { record: [] }, { files: { "/a": null } }, { taken: {} }])
+    expect(answerIn(JSON.stringify({ ...told, taken: null, ...wrong })), JSON.stringify(wrong)).toBe(undefined);
+  for (const text of ["", "null", "[]", "{"]) expect(answerIn(text)).toBe(undefined);
 });
 
 describe("an invitation", () => {
