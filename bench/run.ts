@@ -12,6 +12,7 @@ import { parse, stringify } from "yaml";
 import { artifactFolder } from "../artifacts/artifacts.ts";
 import { inSandbox } from "../config/paths.ts";
 import type { QuirkId } from "../config/quirks.ts";
+import { lockFolder } from "../machines/base.ts";
 import { openMachine } from "../machines/index.ts";
 import { hostPaths } from "../machines/paths.ts";
 import type { MachineRef } from "../machines/ref.ts";
@@ -125,6 +126,8 @@ try {
   process.exitCode = 1;
 } finally {
   for (const name of [refs.native.name, controlPlane]) rmSync(settings(name), { force: true });
+  for (const { name } of [...Object.values(refs), { name: controlPlane }, { name: FORK }])
+    rmSync(lockFolder(name), { recursive: true, force: true });
   rmSync(folder, { recursive: true, force: true });
 }
 
