@@ -136,7 +136,7 @@ export function takesStandins(): boolean {
 
 /** The manifest's file where nothing is to be made for it: to ask another process takes a quarter of a second. */
 function madeManifest(): string | undefined {
-  const load = createRequire(import.meta.filename);
+  const load = createRequire(join(root, "package.json"));
   const made = load(join(root, `toolchain/manifest${extension}`)) as { madeManifest(): string | undefined };
   return made.madeManifest();
 }

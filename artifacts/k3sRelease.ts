@@ -75,10 +75,15 @@ export async function fetchK3s(release: K3sRelease, say: (line: string) => void)
   const part = join(parts, binary);
   await mkdir(parts, { recursive: true });
   try {
-    if (release.airgap) await copyFile(from(binary), part).catch(absent);
-    else await download(from(binary), part, expected, say);
-    await verify(part, expected, `${from(binary)} is not what ${sums} says`);
-    await place(part, folder);
+    const otherwise = `${from(binary)} is not what ${sums} says`;
+    if (release.airgap) {
+      if (!existsSync(from(binary))) absent();
+      await place(from(binary), folder, expected, otherwise);
+    } else {
+      await download(from(binary), part, expected, say);
+      await verify(part, expected, otherwise);
+      await place(part, folder, expected, otherwise);
+    }
   } catch (error) {
     if (!existsSync(folder)) throw error; // another process brought it meanwhile, and took the part away
   }
@@ -96,9 +101,11 @@ async function verify(part: string, expected: string, otherwise: string): Promis
   );
 }
 
-async function place(part: string, folder: string): Promise<void> {
+/** Copies it to where it stays, and looks at the copy: another process may be changing what is copied. */
+async function place(source: string, folder: string, expected: string, otherwise: string): Promise<void> {
   await intoPlace(folder, async (work) => {
-    await copyFile(part, join(work, "k3s"));
+    await copyFile(source, join(work, "k3s"));
+    await verify(join(work, "k3s"), expected, otherwise);
     await chmod(join(work, "k3s"), 0o755);
   });
 }

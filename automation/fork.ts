@@ -6,7 +6,9 @@ import { nodesOf } from "../config/nodes.ts";
 import { refuse } from "../config/problems.ts";
 import { openMachine, refOf, whileLocked } from "../machines/index.ts";
 import { readRecord } from "../machines/record.ts";
-import { partOf, seedProblems } from "../machines/seed.ts";
+import { isPlanted, partOf, seedProblems } from "../machines/seed.ts";
+import { runStep } from "../steps/steps.ts";
+import { VERSION } from "../steps/versions.ts";
 import { homeFolder } from "../system/folders.ts";
 import { isAlive, processStart } from "../system/processes.ts";
 import { type Cluster, up } from "./cluster.ts";
@@ -90,13 +92,22 @@ function needNew(config: NamedConfig): void {
 /** Puts a snapshot where the new cluster's sandboxes begin with it, the server's last. */
 async function plant(config: NamedConfig, from: string, say: (line: string) => void): Promise<void> {
   refuse(seedProblems(config, from, homeFolder()));
-  for (const node of nodesOf(config).reverse()) {
-    const machine = openMachine(refOf(node));
-    const part = partOf(from, machine.ref);
-    if (part === undefined) continue; // a node that is new
-    await whileLocked(machine, { what: "fork", alone: true, say }, async () => {
-      needNew(config); // another one may have come first
-      await machine.keeper!.plant(part.folder, part.snapshot, from);
-    });
+  // At once with what was looked at: a snapshot that is deleted now is an error of what reads it.
+  const parts = nodesOf(config)
+    .reverse()
+    .map((node) => ({ machine: openMachine(refOf(node)), part: partOf(from, refOf(node)) }));
+  try {
+    for (const { machine, part } of parts) {
+      if (part === undefined) continue; // a node that is new
+      await whileLocked(machine, { what: "fork", alone: true, say }, async () => {
+        needNew(config); // another one may have come first
+        await machine.keeper!.plant(part.folder, part.snapshot, from);
+      });
+    }
+  } catch (error) {
+    for (const { machine } of parts.filter(({ machine }) => isPlanted(machine.ref))) {
+      await runStep("sandbox-remove", { version: VERSION, machine: machine.ref }, "");
+    }
+    throw error;
   }
 }

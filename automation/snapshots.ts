@@ -442,7 +442,10 @@ function misfits(config: NamedConfig, ref: MachineRef, kept: Snapshot): Problem[
     wrong(key, undefined, `it was another one when ${at} was made; set it back, and run \`gvisor-k3s up\` first`);
   }
   if (problems.length === 0 && (kept.revision !== record.revision || kept.init !== record.programs.init)) {
-    wrong("SNAPSHOT", kept.name, `${at} is of a sandbox that was started otherwise, by gvisor-k3s ${kept.product}`);
+    const cluster = commandName(config);
+    const remedy = `run \`gvisor-k3s pause ${cluster}\` and \`gvisor-k3s up ${cluster}\` first, which start it as its options say`;
+    const message = `${at} is of a sandbox that was started otherwise, by gvisor-k3s ${kept.product}; ${remedy}`;
+    wrong("SNAPSHOT", kept.name, message);
   }
   const features = kept.cpu.length === 0 ? [] : cpuFeatures();
   const lost = kept.cpu.filter((feature) => !features.includes(feature));

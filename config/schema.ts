@@ -157,7 +157,7 @@ export const stackSchema = z.strictObject({
     .describe(
       "A snapshot that the cluster begins with: `CLUSTER/SNAPSHOT`, or the newest of `CLUSTER`. It has its objects, " +
         "images and volumes, and an identity of its own: names, addresses, certificates, keys, tokens. What `mode`, " +
-        "`kubernetes`, `node`, `network` and `containerd` say has to be the same. It needs `target: managed` and " +
+        "`kubernetes`, `node`, `nodes`, `network` and `containerd` say has to be the same. It needs `target: managed` and " +
         "`distribution: embedded`. Changing it changes nothing of a cluster that is there; one " +
         "that is replaced begins with the snapshot again.",
     ),
@@ -964,7 +964,7 @@ function nodesProblems(config: Complete): Problem[] {
 }
 
 /** What is wrong with the kubelet that a pool asks for. */
-function kubeletProblems({ name, kubernetes, k3s }: Complete["nodes"][number], config: Complete): Problem[] {
+function kubeletProblems({ name, kubernetes, k3s, drain }: Complete["nodes"][number], config: Complete): Problem[] {
   const about = (option: string, value: unknown, message: string) => [
     { option: `nodes.${name}.${option}`, value, message },
   ];
@@ -980,7 +980,13 @@ function kubeletProblems({ name, kubernetes, k3s }: Complete["nodes"][number], c
     const message = `it is for distribution: embedded; nodes.${name}.k3s says which k3s it is. Leave it out`;
     return about("kubernetes", kubernetes, message);
   }
+  if (drain && (k3s?.path ?? config.k3s.path) !== undefined) {
+    return about("drain", drain, "of a k3s that is a program of yours the version is not known; leave it out");
+  }
   if (k3s?.version === undefined) return [];
+  if (config.k3s.airgap !== undefined && k3s.version !== server) {
+    return about("k3s.version", k3s.version, "k3s.airgap has one release, the server's; give them k3s.path");
+  }
   if (k3s.path !== undefined) return about("k3s.version", k3s.version, "k3s.path is taken as it is; leave one out");
   if (config.k3s.path !== undefined) {
     const message = "the server's k3s, a program of yours (k3s.path), is theirs too; give them k3s.path";

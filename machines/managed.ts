@@ -417,7 +417,8 @@ class ManagedSandbox extends BaseMachine implements Machine {
    */
   async #seeded({ from }: ManagedSpec): Promise<string | undefined> {
     const { seed, rootfs, bundle } = this.#paths;
-    if (from !== null && seedOf(this.ref) === undefined) {
+    if (!this.#clusterBegins(from)) await rm(this.#paths.seedNote, { force: true });
+    else if (from !== null && seedOf(this.ref) === undefined) {
       const found = partOf(from, this.ref);
       // A node that joins may be one that the snapshot has not.
       if (found === undefined && this.ref.joins === undefined) throw new Error(`there is no snapshot ${from}`);
@@ -434,6 +435,19 @@ class ManagedSandbox extends BaseMachine implements Machine {
       await rename(seed, rootfs);
     }
     return noted.id;
+  }
+
+  /**
+   * Whether the cluster begins with a snapshot, of a node that joins: its server does, or has, which a fork that was killed
+   * has not come to, or has been for long.
+   * @param from see the option
+   */
+  #clusterBegins(from: string | null): boolean {
+    const { joins, home } = this.ref;
+    if (joins === undefined) return true;
+    if (from !== null) return !existsSync(hostPaths(joins, home).ready);
+    const server: MachineRef = { kind: "managed", name: joins, home };
+    return seedOf(server) !== undefined || readRecord(joins, home)?.seed !== undefined;
   }
 
   /** The note is the last: without it the machine begins with nothing. */

@@ -38,7 +38,8 @@ export const inviteNode: Step<MemberParams, Invitation> = {
   async run({ program, node, address, kubelet }, { machine, say }) {
     const kubectl = kubectlOn(machine, program);
     const found = kubelet === undefined ? undefined : await nodeOf(kubectl, node);
-    if (found !== undefined && found.kubelet !== kubelet) {
+    // A node that has not told which it has, as one of a fork, has no pods that run.
+    if (found?.kubelet !== undefined && found.kubelet !== kubelet) {
       say(`draining ${node}, which gets ${kubelet} in place of ${lastLines(found.kubelet, 1)}`);
       if (!found.cordoned) await kubectl(["annotate", "node", node, "--overwrite", `${DRAINED}=`]);
       await drain(kubectl, node, "its kubelet is not exchanged");
@@ -82,7 +83,7 @@ async function nodeOf(kubectl: Kubectl, node: string) {
   return {
     drained: metadata?.annotations?.[DRAINED] !== undefined,
     cordoned: spec?.unschedulable === true,
-    kubelet: String(status?.nodeInfo?.kubeletVersion),
+    kubelet: status?.nodeInfo?.kubeletVersion ? String(status.nodeInfo.kubeletVersion) : undefined,
   };
 }
 

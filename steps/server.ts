@@ -60,7 +60,7 @@ async function startFirst(context: ServerContext, ref: ServerRef, config: string
   // The other cluster's root may have put there what looks like a server that has one already, but does not know the id.
   if (seed !== undefined && (await machine.read(file("seed"), { tail: 64 })) !== seed) {
     await dropCopies(machine, true);
-    await machine.remove([file("seed"), file("seeded")]);
+    await machine.remove([file("seed"), file("seeded"), file("renames.json")]);
     await machine.write([{ path: file("seed"), content: seed, mode: 0o600 }]);
   }
   await startServer(context, ref, config, "node");

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -34,7 +35,12 @@ const (
 	// seededFile names that for which a new identity was made.
 	seededFile = "seeded"
 
+	// renamesFile has the new names of nodes by those of before, until all is done.
+	renamesFile = "renames.json"
+
 	hostnameLabel = corev1.LabelHostname
+	// drainedAnnotation is at nodes that take no pods because they were drained for another kubelet; see steps/member.ts.
+	drainedAnnotation = "gvisor-k3s/drained"
 	// selectedNode is where a claim's volume is made (k8s.io/component-helpers/storage/volume).
 	selectedNode = "volume.kubernetes.io/selected-node"
 )
@@ -80,9 +86,9 @@ func reidentify(ctx context.Context, c *Config, backend server.Backend) error {
 		backend: backend, name: c.NodeName, hasNode: !c.DisableAgent, ca: string(ca), names: map[string]string{},
 	}
 	// The nodes are the last: until then they tell what the node was called.
+	r.noted = c.path("server", renamesFile)
 	for _, step := range []func(context.Context) error{
-		r.findNode,
-		r.findJoined,
+		r.findNodes,
 		r.leases,
 		r.pods,
 		r.volumes,
@@ -103,7 +109,10 @@ func reidentify(ctx context.Context, c *Config, backend server.Backend) error {
 		return err
 	}
 	klog.InfoS("the data of another cluster are this one's", "from", string(seed), "nodes", r.names)
-	return writePrivate(c.path("server", seededFile), seed)
+	if err := writePrivate(c.path("server", seededFile), seed); err != nil {
+		return err
+	}
+	return os.Remove(r.noted)
 }
 
 // forgetHistory has the datastore hold nothing but what there is now: in what it was there are tokens that are good in
@@ -141,6 +150,26 @@ type renaming struct {
 	hasNode bool              // a control plane alone may have nodes, and none is its own
 	names   map[string]string // what its nodes are called, by what they were; none that keeps its name
 	ca      string            // who signs what the API server serves with
+	noted   string            // the file with the names
+}
+
+// findNodes finds what the nodes were called, and notes it: half of it done tells it no more.
+func (r *renaming) findNodes(ctx context.Context) error {
+	noted, err := os.ReadFile(r.noted)
+	if err == nil {
+		return json.Unmarshal(noted, &r.names)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := errors.Join(r.findNode(ctx), r.findJoined(ctx)); err != nil {
+		return err
+	}
+	content, err := json.Marshal(r.names)
+	if err != nil {
+		return err
+	}
+	return writePrivate(r.noted, content)
 }
 
 // findNode finds the node that was the server's own among those that there are: by the id that it registered with, by
@@ -245,8 +274,14 @@ func (r *renaming) renamed(ctx context.Context, node *corev1.Node, name string) 
 	if name != r.name {
 		id = joinedID(name)
 	}
+	annotations := map[string]string{}
+	if since, is := node.Annotations[drainedAnnotation]; is {
+		annotations[drainedAnnotation] = since // or nobody would have it take pods again
+	}
 	other := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: name, UID: uuid.NewUUID(), CreationTimestamp: now, Labels: labels},
+		ObjectMeta: metav1.ObjectMeta{
+			Name: name, UID: uuid.NewUUID(), CreationTimestamp: now, Labels: labels, Annotations: annotations,
+		},
 		Spec: corev1.NodeSpec{
 			ProviderID:    id,
 			PodCIDR:       node.Spec.PodCIDR,

@@ -176,6 +176,50 @@ func TestFindNode(t *testing.T) {
 	}
 }
 
+// A renaming that is interrupted goes on with the names that it began with: a new one may look like a former one.
+func TestInterruptedRenaming(t *testing.T) {
+	config := configFor(t, "")
+	ctx, store, stop := openDatastore(t, config)
+	defer stop()
+	for name, id := range map[string]string{"dev": providerID("dev"), "dev-w-1": joinedID("dev-w-1")} {
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{ProviderID: id}}
+		value, err := encodeStored(node, corev1.SchemeGroupVersion)
+		if err == nil {
+			_, err = store.Create(ctx, storageKey("minions", "", name), value, 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin := func() *renaming {
+		t.Helper()
+		r := &renaming{backend: store, name: "dev-2", hasNode: true, names: map[string]string{}}
+		r.noted = config.path("server", renamesFile)
+		if err := r.findNodes(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if err := os.MkdirAll(config.path("server"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := begin()
+	want := map[string]string{"dev": "dev-2", "dev-w-1": "dev-2-w-1"}
+	if !maps.Equal(r.names, want) {
+		t.Errorf("the names are %q", r.names)
+	}
+	joined := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "dev-w-1"}}
+	if err := r.renamed(ctx, joined, "dev-2-w-1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.remove(ctx, storageKey("minions", "", "dev-w-1")); err != nil {
+		t.Fatal(err)
+	}
+	if again := begin().names; !maps.Equal(again, want) {
+		t.Errorf("then they are %q", again)
+	}
+}
+
 func readFile(t *testing.T, path string) []byte {
 	t.Helper()
 	content, err := os.ReadFile(path)
