@@ -25,6 +25,12 @@ export const nextTo = (version: string): string => `1.${numberOf(minorOf(version
 /** The number of a minor version: 37 of "1.37". */
 const numberOf = (minor: string): number => Number(minor.split(".")[1]);
 
+/** How many minor versions a kubelet may be older than its API server (Kubernetes' version skew policy). */
+export const KUBELET_SKEW = 3;
+
+/** Whether a kubelet of a minor version is older than an API server of another one can have it. */
+export const isTooOld = (minor: string, server: string): boolean => numberOf(server) - numberOf(minor) > KUBELET_SKEW;
+
 /** Whether a minor version is a later one than another. */
 export const isNewer = (minor: string, than: string): boolean => numberOf(minor) > numberOf(than);
 

@@ -1,7 +1,15 @@
 import { createHash } from "node:crypto";
 import { basename } from "node:path";
 import { z } from "zod";
-import { isNewer, type KubernetesMinor, kubernetesMinors, minorOf, newestKubernetes } from "./kubernetes.ts";
+import {
+  isNewer,
+  isTooOld,
+  KUBELET_SKEW,
+  type KubernetesMinor,
+  kubernetesMinors,
+  minorOf,
+  newestKubernetes,
+} from "./kubernetes.ts";
 import { addressAt, contains, type Mesh, overlap, parseNetwork } from "./network.ts";
 import { absolutePath, ociRule, RULE_FORMS } from "./ociRules.ts";
 import { type Problem, refuse } from "./problems.ts";
@@ -571,7 +579,7 @@ export const stackSchema = z.strictObject({
             version: releaseTag
               .optional()
               .describe(
-                "The release of k3s of their agent, with `distribution: k3s`, no newer than the server's. Default: the " +
+                "The release of k3s of their agent, with `distribution: k3s`, no newer than the server's, and at most three minor versions older. Default: the " +
                   "server's. Another one starts each agent anew, one node after the other and after the server, while its " +
                   "pods go on.",
               ),
@@ -990,6 +998,10 @@ function kubeletProblems({ name, kubernetes, k3s, drain }: Complete["nodes"][num
   if (k3s.path !== undefined) return about("k3s.version", k3s.version, "k3s.path is taken as it is; leave one out");
   if (config.k3s.path !== undefined) {
     const message = "the server's k3s, a program of yours (k3s.path), is theirs too; give them k3s.path";
+    return about("k3s.version", k3s.version, message);
+  }
+  if (isTooOld(minorOf(k3s.version), minorOf(server))) {
+    const message = `a node is at most ${KUBELET_SKEW} minor versions older than its server, which is of ${server}`;
     return about("k3s.version", k3s.version, message);
   }
   return isNewer(minorOf(k3s.version), minorOf(server)) ? about("k3s.version", k3s.version, newer(server)) : [];

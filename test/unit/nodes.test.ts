@@ -78,6 +78,21 @@ describe("the nodes of the options", () => {
       "nodes.w.k3s.version",
       "give them k3s.path",
     ],
+    [{ ...k3s, nodes: [{ name: "w", k3s: { version: "v1.32.0+k3s1" } }] }, "nodes.w.k3s.version", "at most 3 minor"],
+    [
+      { ...k3s, nodes: [{ name: "w", k3s: { path: "/k3s" }, drain: true }] },
+      "nodes.w.drain",
+      "the version is not known",
+    ],
+    [
+      {
+        distribution: "k3s",
+        k3s: { version: "v1.36.4+k3s1", airgap: "/k3s" },
+        nodes: [{ name: "w", k3s: { version: "v1.35.9+k3s1" } }],
+      },
+      "nodes.w.k3s.version",
+      "k3s.airgap has one release",
+    ],
     [{ target: "inside", nodes: [{ name: "w" }] }, "nodes", "target: managed"],
     [{ nodes: [{ name: "w", ssh: {} }] }, "nodes[0].ssh.host", ""],
     [{ nodes: [{ name: "w", count: 2, ssh: { host: "a" } }] }, "nodes.w.count", "a is one machine"],
