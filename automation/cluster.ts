@@ -265,7 +265,8 @@ export async function refresh(name: string, { progress, signal }: Options): Prom
  */
 export async function destroy(name: string, { progress, signal, forgotten = false }: Forgetful): Promise<void> {
   const home = homeFolder();
-  const [cluster] = await namesOf(name);
+  const names = await namesOf(name);
+  const [cluster] = names;
   const ref = machineOf(name, cluster);
   const machine = ref && openMachine(ref);
   const elsewhere = machinesOf(name).filter((found) => openMachine(found).forget !== undefined);
@@ -275,7 +276,7 @@ export async function destroy(name: string, { progress, signal, forgotten = fals
   // Of a cluster whose server is elsewhere nothing is asked of anybody.
   const whole = forgotten && machine?.forget !== undefined;
   // On a disk that is full Pulumi could not note that the sandbox is gone, which is what makes room.
-  const remove = () => forgetting(forgotten, () => removeMachines(name, progress));
+  const remove = () => forgetting(forgotten, () => removeMachines(name, names, progress));
   if (!whole && (await fullDisk()) !== undefined) await remove();
   const stack = await stackOf(name, progress);
   await removeDeadTrials(home);
@@ -320,13 +321,13 @@ async function needRoom(): Promise<void> {
 }
 
 /** Removes what is a stack's by what is written down, without Pulumi. */
-async function removeMachines(stack: string, progress: Progress): Promise<void> {
+async function removeMachines(stack: string, names: readonly string[], progress: Progress): Promise<void> {
   for (const machine of machinesOf(stack)) {
     progress.say(`removing the sandbox ${machine.name}`);
     await runStep("sandbox-remove", { version: VERSION, machine }, "");
   }
   // What a fork that was not started has left: nothing but the other cluster's data.
-  for (const name of await namesOf(stack)) {
+  for (const name of names) {
     const machine: MachineRef = { kind: "managed", name, home: homeFolder() };
     if (isPlanted(machine)) await runStep("sandbox-remove", { version: VERSION, machine }, "");
   }

@@ -58,7 +58,7 @@ const machineAnswer = z.object({
     .nullable()
     .transform((taken) => taken ?? []),
 });
-type MachineAnswer = z.output<typeof machineAnswer>;
+export type MachineAnswer = z.output<typeof machineAnswer>;
 
 /** Takes it out of a text; undefined if that is something else. */
 export function answerIn(text: string): MachineAnswer | undefined {

@@ -15,7 +15,16 @@ import type { StackConfig } from "../config/schema.ts";
 import { answerOf, isWritable } from "../system/programs.ts";
 import { CommandError, lastLines, type Output, oneLine } from "../system/run.ts";
 import { BaseMachine } from "./base.ts";
-import { answerIn, type InsideSpec, insideRevision, insideSpec, observedOf, startedIn, startInput } from "./inside.ts";
+import {
+  answerIn,
+  type InsideSpec,
+  insideRevision,
+  insideSpec,
+  type MachineAnswer,
+  observedOf,
+  startedIn,
+  startInput,
+} from "./inside.ts";
 import { lockIn } from "./lock.ts";
 import type { Driver, ExecOptions, Lock, LockOptions, Machine, Reached, Start } from "./machine.ts";
 import type { Observed, There } from "./observe.ts";
@@ -275,10 +284,7 @@ function withWays(ref: MachineRef, observed: Observed): Observed {
 }
 
 /** Asks a machine how it is, by a shell: nothing of this project need be there. */
-async function askThere(
-  machine: SshMachine,
-  input: string,
-): Promise<{ there: There; answer?: NonNullable<ReturnType<typeof answerIn>> }> {
+async function askThere(machine: SshMachine, input: string): Promise<{ there: There; answer?: MachineAnswer }> {
   const { home, artifacts } = remotePaths;
   const folders = ["/etc/cni", "/etc/containerd", "/etc/rancher", "/run/containerd", "/var/lib/cni"].concat([
     "/var/lib/containerd",

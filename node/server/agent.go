@@ -95,11 +95,8 @@ func (a *agent) once(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	a.stages.agentStarts()
-	command := exec.CommandContext(ctx, "/proc/self/exe", agentCommand, "--config", a.file)
+	command := agentProcess(ctx, "/proc/self/exe", a.file)
 	command.Args[0] = os.Args[0] // by which it is known in a list of processes
-	command.Stdout, command.Stderr = os.Stdout, os.Stderr
-	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
-	command.WaitDelay = agentPatience
 	input, err := command.StdinPipe()
 	if err != nil {
 		return err
@@ -130,6 +127,16 @@ func (a *agent) once(ctx context.Context) error {
 		return errors.New(why)
 	}
 	return cmp.Or(err, errors.New("it should not")) // what a panic says is in the log
+}
+
+// agentProcess is a program's agent, with what it says in this process's log: it is told to end with the context, and
+// has some time for that.
+func agentProcess(ctx context.Context, program, file string) *exec.Cmd {
+	command := exec.CommandContext(ctx, program, agentCommand, "--config", file)
+	command.Stdout, command.Stderr = os.Stdout, os.Stderr
+	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
+	command.WaitDelay = agentPatience
+	return command
 }
 
 // listen notes how far the agent is, and returns why it ends.

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -101,10 +100,7 @@ func joiningKubelet(c *Config, file, official string) (func(context.Context) err
 // runOfficialAgent runs k3s' agent until the context's end. It does not outlive this process, whatever becomes of that.
 func runOfficialAgent(ctx context.Context, program, file string) error {
 	runtime.LockOSThread() // with the thread that started it, it would end too
-	command := exec.CommandContext(ctx, program, "agent", "--config", file)
-	command.Stdout, command.Stderr = os.Stdout, os.Stderr
-	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
-	command.WaitDelay = agentPatience
+	command := agentProcess(ctx, program, file)
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmp.Or(command.Run(), errors.New("it should not"))
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -83,10 +82,13 @@ func reidentify(ctx context.Context, c *Config, backend server.Backend) error {
 		return err
 	}
 	r := &renaming{
-		backend: backend, name: c.NodeName, hasNode: !c.DisableAgent, ca: string(ca), names: map[string]string{},
+		backend: backend,
+		name:    c.NodeName,
+		hasNode: !c.DisableAgent,
+		ca:      string(ca),
+		names:   map[string]string{},
+		noted:   c.path("server", renamesFile),
 	}
-	// The nodes are the last: until then they tell what the node was called.
-	r.noted = c.path("server", renamesFile)
 	for _, step := range []func(context.Context) error{
 		r.findNodes,
 		r.leases,
@@ -237,20 +239,12 @@ func (r *renaming) findJoined(ctx context.Context) error {
 }
 
 // nodes has the nodes be those of the new names, with what people have given them: the kubelets register the rest anew.
-// The server's own is the last: until then it tells what the others were called.
 func (r *renaming) nodes(ctx context.Context) error {
-	last := func(name string) int {
-		if r.names[name] == r.name {
-			return 1
-		}
-		return 0
-	}
-	byOrder := func(a, b string) int { return cmp.Or(last(a)-last(b), strings.Compare(a, b)) }
-	for _, before := range slices.SortedFunc(maps.Keys(r.names), byOrder) {
+	for before, name := range r.names {
 		key := storageKey("minions", "", before)
 		err := r.each(ctx, key, func(found *server.KeyValue, object runtime.Object) (bool, error) {
 			if node, ok := object.(*corev1.Node); ok && found.Key == key {
-				return false, r.renamed(ctx, node, r.names[before])
+				return false, r.renamed(ctx, node, name)
 			}
 			return false, nil
 		})
