@@ -240,8 +240,8 @@ export async function provide({ id, name, patches = [] }: Wanted, say: (line: st
   return folder;
 }
 
-/** The images that are built here. */
-const IMAGES = ["pause", "testpod"] as const;
+/** The images that are built here with their program. */
+export const plainImages = ["pause", "testpod"] as const;
 
 /**
  * Those of addons. What is in them is a place for their program: that is mounted there from the artifact cache, which
@@ -250,13 +250,10 @@ const IMAGES = ["pause", "testpod"] as const;
 export const addonImages = ["coredns", "metrics-server", "traefik"] as const;
 
 export type AddonImage = (typeof addonImages)[number];
-export type OwnImage = (typeof IMAGES)[number] | AddonImage;
+export type OwnImage = (typeof plainImages)[number] | AddonImage;
 
 /** All of them. */
-export const ownImages: readonly OwnImage[] = [...IMAGES, ...addonImages];
-
-/** The archives that they are in, all of the artifact `images`. */
-export const imageArchives = [...IMAGES, "addons"] as const;
+export const ownImages: readonly OwnImage[] = [...plainImages, ...addonImages];
 
 /** The artifact that an addon's program is in. */
 export function programOf(addon: AddonImage): Artifact {
@@ -274,9 +271,9 @@ export function imageName(image: OwnImage): string {
   return `${OWN_IMAGES}${image}:${artifactId({ name: "images" }).split("-").at(-1)}`;
 }
 
-/** An archive of images that are built here, on the host. */
-export function imageArchive(archive: (typeof imageArchives)[number]): string {
-  return join(artifactFolder({ name: "images" }), `${archive}.tar`);
+/** The archive of all images that are built here, on the host. */
+export function imageArchive(): string {
+  return join(artifactFolder({ name: "images" }), "images.tar");
 }
 
 /** Go's name for this machine's architecture, or for that which is built for (GOARCH). */

@@ -3,7 +3,7 @@
  * as a unified diff.
  * @module
  */
-import { isDeepStrictEqual, styleText } from "node:util";
+import { styleText } from "node:util";
 import type { EngineEvent, OpType } from "@pulumi/pulumi/automation/index.js";
 import { createTwoFilesPatch } from "diff";
 import { parse, stringify } from "yaml";
@@ -34,6 +34,7 @@ const about: Partial<
   containerd: { file: inSandbox.containerdConfig, effect: "restarts containerd; running pods live on" },
   registries: { file: `${inSandbox.registries} (by path)` },
   server: { file: inSandbox.nodeConfig, effect: effectOnServer },
+  ready: { effect: "waits until the node is Ready again, and restarts nothing" },
   network: { file: conflistPath },
   proxy: { effect: "restarts the service proxy: connections through Services break" },
 };
@@ -51,18 +52,10 @@ function effectOnSandbox(before: Inputs, after: Inputs): string {
 
 /** What a change of the server's step does: another version is told. */
 function effectOnServer(before: Inputs, after: Inputs): string {
-  if (isDeepStrictEqual(withoutBelow(before), withoutBelow(after))) {
-    return "waits until the node is Ready again, and restarts nothing";
-  }
   const [old, next] = [before, after].map((inputs) => paramsOf<{ server?: ServerRef }>(inputs)?.server?.version);
   if (old === undefined || next === undefined || old === next)
     return "restarts the node's server; running pods live on";
   return `takes the node's server from ${old} to ${next}; running pods and all data live on`;
-}
-
-/** The inputs of a step but for what says that what it rests on was repaired. */
-function withoutBelow(inputs: Inputs): Inputs {
-  return inputs && { ...inputs, environment: { ...(inputs.environment as object), BELOW_REPAIRS: undefined } };
 }
 
 /** The parameters of a step; undefined where they are not known yet. */

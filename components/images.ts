@@ -1,5 +1,5 @@
 import * as pulumi from "@pulumi/pulumi";
-import { fileDigest, imageArchive, imageArchives, type Wanted, wanted } from "../artifacts/artifacts.ts";
+import { fileDigest, imageArchive, type Wanted, wanted } from "../artifacts/artifacts.ts";
 import { PINNED } from "../steps/images.ts";
 import type { ContainerdConfig } from "./containerdConfig.ts";
 import type { Sandbox } from "./sandbox.ts";
@@ -25,7 +25,7 @@ export class Images extends pulumi.ComponentResource {
       programs,
       labels: [PINNED],
       archives: [
-        ...imageArchives.map((archive) => ({ path: imageArchive(archive), sha256: images.id })),
+        { path: imageArchive(), sha256: images.id },
         ...archives.map((path) => ({ path, sha256: fileDigest(path) })),
       ],
     };

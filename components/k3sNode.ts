@@ -32,7 +32,7 @@ export function programsOf(name: string, sandbox: Sandbox, config: StackConfig, 
 
 /**
  * The Kubernetes server, with a config file in k3s's own keys; a change of it restarts the server, which running pods
- * survive. It is there when the node is Ready.
+ * survive. The API is served while containerd is still made ready; the node is there when it is Ready.
  */
 export class K3sNode extends pulumi.ComponentResource {
   /** What runs as the server, and what is taken for kubectl. */
@@ -67,19 +67,23 @@ export class K3sNode extends pulumi.ComponentResource {
     const files = this.#files(`${name}-files`, args);
     const { settings } = distribution;
     const read = [...(files ? [files.hash] : []), ...(settings === undefined ? [] : [digest(settings)])].join("-");
-    const params = { server: this.server, takes, ...(read === "" ? {} : { files: read }) };
-    const after = [
-      ...(runtime ? [runtime.containerd, runtime.network] : [sandbox]),
-      ...downloads,
-      ...(files ? [files.step] : []),
-    ];
+    const stage = runtime ? "api" : "node";
+    const params = { server: this.server, takes, stage, ...(read === "" ? {} : { files: read }) } as const;
+    const below = runtime ? [runtime.containerd, runtime.network] : [];
     const server = sandbox.step(
       `${name}-server`,
       "memory",
-      { step: "server", params, content, ...(runtime ? { restsOn: "network" } : {}) },
+      { step: "server", params, content },
       this,
-      ...after,
+      sandbox,
+      ...(distribution.awaitsRuntime ? [] : below),
+      ...downloads,
+      ...(files ? [files.step] : []),
     );
+    if (runtime) {
+      const ready = { step: "ready", params: { server: this.server }, restsOn: "network" } as const;
+      sandbox.step(`${name}-ready`, "memory", ready, this, server, ...below);
+    }
     // A command of its own: a change of the server's config leaves the kubeconfig known, and with it all that is made
     // through it.
     const { stdout } = sandbox.step(

@@ -65,6 +65,7 @@ export const embedded: Distribution = {
   takes: ({ kubernetes }) => ({ artifacts: [wanted({ name: serverOf(kubernetes) })], own: [], download: false }),
   disabled: ({ addons }) => (addons.localStorage.enabled ? [] : ["local-storage"]),
   tellsAgents: false,
+  awaitsRuntime: true,
   hasControllers: true,
   lacks: [],
   problemsOf: () => [],

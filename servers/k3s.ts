@@ -58,6 +58,7 @@ export const k3s: Distribution = {
     download: path === undefined,
   }),
   tellsAgents: true,
+  awaitsRuntime: false,
   hasControllers: false,
   // Its kubelet's cAdvisor reads gVisor's cgroups as upstream does, and finds cpuacct.usage_percpu missing. Then it has no
   // figures at all, of the node's file systems neither.

@@ -21,10 +21,18 @@ export interface ReadyServer {
   config: string;
   /** What is taken for kubectl, by its path on the machine; releases up to 0.2 noted none. */
   kubectl?: string;
+  /** That its node never was: the first server of a cluster, so far. */
+  awaitsNode?: true;
 }
 
-/** The server that was ready last; undefined if none was. */
-export function lastReady({ name, home }: Pick<MachineRef, "name" | "home">): ReadyServer | undefined {
+/** The server that was ready last, with its node; undefined if none was. */
+export function lastReady(ref: Pick<MachineRef, "name" | "home">): ReadyServer | undefined {
+  const noted = notedServer(ref);
+  return noted?.awaitsNode ? undefined : noted;
+}
+
+/** The server whose API was there last; undefined if none was. */
+export function notedServer({ name, home }: Pick<MachineRef, "name" | "home">): ReadyServer | undefined {
   const { ready } = hostPaths(name, home);
   return readJson<ReadyServer>(
     ready,

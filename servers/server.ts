@@ -81,6 +81,8 @@ export interface Distribution {
   takes(config: StackConfig): { artifacts: Wanted[]; own: { source: string; name: string }[]; download: boolean };
   /** Whether nodes that join are told the cluster's networks by the server, and take no such keys in their config file. */
   tellsAgents: boolean;
+  /** Whether its kubelet awaits containerd, so that the server can be started beside it, and not after. */
+  awaitsRuntime: boolean;
   /** Whether this project's controllers are in it; if not, they run beside it. */
   hasControllers: boolean;
   /** What of the server's own addons is switched off, by k3s' names. */

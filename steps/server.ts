@@ -15,27 +15,29 @@ export interface ServerParams extends OnMachine {
   server: ServerRef;
   /** What is to be there for it. */
   takes: { artifacts: Wanted[]; own: { source: string; name: string }[] };
+  /** How far it is to come where no other server, or config, was ready before: `api` where a step awaits the node. */
+  stage: Stage;
   /** A hash of what it reads beside its config file, if there is anything. */
   files?: string;
 }
 
 /** What is known where the server is started. */
-type ServerContext = Context & { files: string };
+type ServerContext = Context & Pick<ServerParams, "stage"> & { files: string };
 
 /** Seconds that the server has to end. */
 const STOP = 15;
 
 /**
  * Has the server run with its config (the content), and waits until the API is ready (/readyz, and the default service
- * account is there) and the node is. Where another server or another config was ready before, whose pods run on, it waits
- * until all of the server lives.
+ * account is there). Where another server or another config was ready before, whose pods run on, it waits until all of
+ * the server lives.
  * @throws Error with the end of the server's log if it does not become ready. If another one was ready before, that one
  *   runs again then, with its configuration, and, if it was of another version, with the data as they were
  */
 export const ensureServer: Step<ServerParams> = {
   name: () => "server",
-  async run({ server, takes, files }, given) {
-    const context = { ...given, files: files ?? "" };
+  async run({ server, takes, stage, files }, given) {
+    const context = { ...given, stage, files: files ?? "" };
     const { machine, content: config, say } = context;
     await provideTo(machine, takes, say);
     const { version, distribution, kubectl } = server;
@@ -45,7 +47,7 @@ export const ensureServer: Step<ServerParams> = {
     if (last === undefined) await startFirst(context, server, config);
     else if (last.server === next.server) await restart(context, server, last, next);
     else await upgrade(context, server, last, next);
-    await noteReady(machine.ref, next);
+    await noteReady(machine.ref, { ...next, ...(last === undefined && stage === "api" ? { awaitsNode: true } : {}) });
     if (last === undefined) return;
     await dropCopies(machine, last.server !== next.server);
     if (last.server !== next.server) await openServer(server).tidy?.(machine);
@@ -63,7 +65,7 @@ async function startFirst(context: ServerContext, ref: ServerRef, config: string
     await machine.remove([file("seed"), file("seeded"), file("renames.json")]);
     await machine.write([{ path: file("seed"), content: seed, mode: 0o600 }]);
   }
-  await startServer(context, ref, config, "node");
+  await startServer(context, ref, config, context.stage);
 }
 
 async function startServer(
@@ -80,14 +82,14 @@ async function startServer(
     ...service,
     config: `${files.map(({ content }) => content).join()}${repairs}${context.files}`,
   });
-  await server.reached(machine, stage, config, (context.below ?? 0) > 0);
+  await server.reached(machine, stage, config);
 }
 
 /** The same program, whatever its configuration. */
 async function restart(context: ServerContext, server: ServerRef, last: ReadyServer, next: ReadyServer): Promise<void> {
   await settle(context, last, next);
   const same = isDeepStrictEqual(last, next);
-  await startServer(context, server, next.config, same ? "node" : "agent").catch(async (error: Error) => {
+  await startServer(context, server, next.config, same ? context.stage : "agent").catch(async (error: Error) => {
     throw same ? error : (await back(context, server, last, error)).told;
   });
 }

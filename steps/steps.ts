@@ -20,6 +20,7 @@ import { ensureNetwork } from "./network.ts";
 import type { PodLogsParams } from "./podLogs.ts";
 import { probeQuirks } from "./probe.ts";
 import { ensureProxy } from "./proxy.ts";
+import { awaitNode } from "./ready.ts";
 import { writeRegistries } from "./registries.ts";
 import { buildRuntime, checkRuntime } from "./runtime.ts";
 import { removeSandbox, startSandbox } from "./sandbox.ts";
@@ -41,6 +42,7 @@ export const steps = {
   files: provideFiles,
   "files-remove": removeFiles,
   server: ensureServer,
+  ready: awaitNode,
   kubeconfig: writeKubeconfig,
   network: ensureNetwork,
   proxy: ensureProxy,

@@ -15,10 +15,10 @@ import {
   artifactFolder,
   digest,
   goArch,
-  imageArchives,
   imageName,
   intoPlace,
   type Manifest,
+  plainImages,
 } from "../artifacts/artifacts.ts";
 import { readElf } from "../artifacts/elf.ts";
 import { kubernetesMinors } from "../config/kubernetes.ts";
@@ -242,14 +242,13 @@ async function makeImages(artifact: ArtifactName, folder: string, say: (line: st
   const mkimage = await runnable("mkimage", folder);
   const place = join(folder, "place");
   await writeFile(place, "");
-  for (const archive of imageArchives) {
-    say(`images ${archive}`);
-    const content =
-      archive === "addons"
-        ? addonImages.flatMap((name) => ["--name", imageName(name), "--file", `${place}:/${name}:0755`])
-        : ["--name", imageName(archive), "--file", `${join(folder, archive)}:/${archive}:0755`];
-    await run(mkimage, [...imageRecipe(archive), ...content, "-o", join(folder, `${archive}.tar`)]);
-  }
+  say("images' archive");
+  const content = [
+    ...plainImages.map((name) => ["--name", imageName(name), "--file", `${join(folder, name)}:/${name}:0755`]),
+    addonImages.flatMap((name) => ["--name", imageName(name), "--file", `${place}:/${name}:0755`]),
+  ];
+  const images = imageRecipes().flatMap((recipe, i) => [...(i > 0 ? ["--"] : []), ...recipe, ...content[i]!]);
+  await run(mkimage, ["-o", join(folder, "images.tar"), ...images]);
   if (dirname(mkimage) !== folder) await rm(dirname(mkimage), { recursive: true });
   for (const file of [pause, place]) await rm(file);
 }
@@ -264,10 +263,13 @@ async function runnable(program: string, folder: string): Promise<string> {
   return native;
 }
 
-function imageRecipe(archive: (typeof imageArchives)[number]): string[] {
-  const user = archive === "pause" ? "65535:65535" : "65532:65532";
-  const entrypoint = archive === "addons" ? [] : ["--entrypoint", `/${archive}`];
-  return ["--platform", `linux/${goArch()}`, "--user", user, ...entrypoint];
+/** What the images are beside their files: those with their program, and, as one, those with a place for it. */
+function imageRecipes(): string[][] {
+  const recipe = (user: number, ...more: string[]) => {
+    return ["--platform", `linux/${goArch()}`, "--user", `${user}:${user}`, ...more];
+  };
+  const plain = plainImages.map((name) => recipe(name === "pause" ? 65535 : 65532, "--entrypoint", `/${name}`));
+  return [...plain, recipe(65532)];
 }
 
 function* inputs(name: ArtifactName): Generator<string | Buffer> {
@@ -287,7 +289,7 @@ function* inputs(name: ArtifactName): Generator<string | Buffer> {
     }
   }
   for (const file of fixesOf(name)) yield readFileSync(file);
-  if (name === "images") yield JSON.stringify([imageArchives.map(imageRecipe), addonImages]);
+  if (name === "images") yield JSON.stringify([imageRecipes(), addonImages]);
 }
 
 const compilers = new Map<string, string>();

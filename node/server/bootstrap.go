@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
 	"github.com/k3s-io/kine/pkg/server"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +22,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	scheduling "k8s.io/kubernetes/pkg/apis/scheduling/v1"
+	publisher "k8s.io/kubernetes/pkg/controller/certificates/rootcacertpublisher"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
@@ -29,6 +32,10 @@ import (
 // after the other, is not ready before that is done, and begins a second after its start (wait.Poll in the two hooks):
 // more than half of its start natively. So an empty datastore gets them directly, in the form that the API server
 // stores, and where they are those of this version already, the hooks run beside what else is done.
+//
+// So it is with the first namespaces, and with what a namespace gets from controllers, which take longer to start than
+// the kubelet and need every CPU for it: its service account and the server's CA, without which no pod is taken or
+// started. If they are not as those want them, by an option or after a renewal, they are put right by them as ever.
 
 // bootstrapKey is where the datastore says of which version these objects are, apart from what the API server keeps.
 const bootstrapKey = "/gvisor-k3s/bootstrap"
@@ -53,7 +60,11 @@ func bootstrap(ctx context.Context, c *Config, backend server.Backend) (bool, er
 	if err != nil || count > 0 || hasStorageArgs(c) {
 		return false, err
 	}
-	objects, err := bootstrapObjects()
+	authority, err := os.ReadFile((&pki{config: c}).cert(serverCA))
+	if err != nil {
+		return false, err
+	}
+	objects, err := bootstrapObjects(string(authority))
 	if err != nil {
 		return false, err
 	}
@@ -93,8 +104,13 @@ type stored struct {
 	value []byte
 }
 
+// firstNamespaces are those that the API server makes.
+var firstNamespaces = []string{
+	metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease,
+}
+
 // bootstrapObjects are all of them. The cluster's roles are the last: by them it is seen that all are there.
-func bootstrapObjects() ([]stored, error) {
+func bootstrapObjects(authority string) ([]stored, error) {
 	var objects []stored
 	var problems []error
 	now := metav1.Now()
@@ -104,6 +120,21 @@ func bootstrapObjects() ([]stored, error) {
 		value, err := encodeStored(object, version)
 		objects = append(objects, stored{storageKey(resource, about.GetNamespace(), about.GetName()), value})
 		problems = append(problems, err)
+	}
+	core := corev1.SchemeGroupVersion
+	for _, name := range firstNamespaces {
+		namespace := &corev1.Namespace{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelMetadataName: name}},
+			Spec:       corev1.NamespaceSpec{Finalizers: []corev1.FinalizerName{corev1.FinalizerKubernetes}},
+			Status:     corev1.NamespaceStatus{Phase: corev1.NamespaceActive},
+		}
+		add("namespaces", namespace, namespace, core)
+		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: "default"}}
+		add("serviceaccounts", account, account, core)
+		told := map[string]string{publisher.DescriptionAnnotation: publisher.Description}
+		about := metav1.ObjectMeta{Namespace: name, Name: publisher.RootCACertConfigMapName, Annotations: told}
+		root := &corev1.ConfigMap{ObjectMeta: about, Data: map[string]string{"ca.crt": authority}}
+		add("configmaps", root, root, core)
 	}
 	for _, class := range scheduling.SystemPriorityClasses() {
 		class.Generation = 1

@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"reflect"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/k3s-io/kine/pkg/server"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -84,7 +87,7 @@ func beginBootstrap(t *testing.T, config *Config) {
 	t.Helper()
 	ctx, store, stop := openDatastore(t, config)
 	defer stop()
-	objects, err := bootstrapObjects()
+	objects, err := bootstrapObjects("")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,10 +140,22 @@ func bootstrapped(ctx context.Context, t *testing.T, config *Config) map[string]
 			if role, ok := item.(*rbacv1.ClusterRole); ok && role.AggregationRule != nil {
 				role.Rules = nil // a controller gathers them
 			}
+			if root, ok := item.(*corev1.ConfigMap); ok && root.Data["ca.crt"] == authorityOf(t, config) {
+				root.Data = nil
+			}
 			objects[fmt.Sprintf("%T %s/%s", item, about.GetNamespace(), about.GetName())] = item
 		}
 	}
 	return objects
+}
+
+func authorityOf(t *testing.T, config *Config) string {
+	t.Helper()
+	content, err := os.ReadFile((&pki{config: config}).cert(serverCA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
 }
 
 func bootstrapLists(ctx context.Context, t *testing.T, client kubernetes.Interface) []runtime.Object {
@@ -151,10 +166,11 @@ func bootstrapLists(ctx context.Context, t *testing.T, client kubernetes.Interfa
 	local, err3 := client.RbacV1().Roles("").List(ctx, all)
 	localBindings, err4 := client.RbacV1().RoleBindings("").List(ctx, all)
 	classes, err5 := client.SchedulingV1().PriorityClasses().List(ctx, all)
-	for _, err := range []error{err1, err2, err3, err4, err5} {
-		if err != nil {
-			t.Fatal(err)
-		}
+	namespaces, err6 := client.CoreV1().Namespaces().List(ctx, all)
+	accounts, err7 := client.CoreV1().ServiceAccounts("").List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=default"})
+	roots, err8 := client.CoreV1().ConfigMaps("").List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=kube-root-ca.crt"})
+	if err := errors.Join(err1, err2, err3, err4, err5, err6, err7, err8); err != nil {
+		t.Fatal(err)
 	}
-	return []runtime.Object{roles, bindings, local, localBindings, classes}
+	return []runtime.Object{roles, bindings, local, localBindings, classes, namespaces, accounts, roots}
 }

@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"net"
 	"os"
 	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/klog/v2"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
@@ -70,6 +73,9 @@ func runKubelet(ctx context.Context, c *Config, identity kubeletIdentity) error 
 	if len(c.NodeTaints) > 0 {
 		flags["register-with-taints"] = strings.Join(c.NodeTaints, ",")
 	}
+	if err := awaitRuntime(ctx, c.RuntimeEndpoint); err != nil {
+		return err
+	}
 	readGVisorCgroups("/sys/fs/cgroup")
 	if !hasPodTunables() { // which is gVisor
 		if err := unmountLazily(c.path("agent", "bin")); err != nil {
@@ -83,6 +89,23 @@ func runKubelet(ctx context.Context, c *Config, identity kubeletIdentity) error 
 	command.SetArgs(flagList(c.KubeletArgs, flags))
 	command.SilenceErrors = true
 	return command.ExecuteContext(ctx)
+}
+
+// awaitRuntime waits until containerd listens: the kubelet would end, and with it controllers and scheduler, which take
+// most of a start and need none.
+func awaitRuntime(ctx context.Context, endpoint string) error {
+	told := false
+	return wait.PollUntilContextCancel(ctx, pollEvery, true, func(context.Context) (bool, error) {
+		connection, err := net.DialTimeout("unix", strings.TrimPrefix(endpoint, "unix://"), answer)
+		if err == nil {
+			return true, connection.Close()
+		}
+		if !told {
+			klog.InfoS("the kubelet waits for containerd", "reason", err)
+			told = true
+		}
+		return false, nil
+	})
 }
 
 // providerID tells the server's own node from others that somebody has made.

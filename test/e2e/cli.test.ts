@@ -179,7 +179,7 @@ it("what was edited by hand is told, previewed as a diff, and written again by u
   const preview = await printed("preview", name);
   expect(preview).toContain("~ update containerd-apply: restarts containerd; running pods live on");
   expect(preview).toContain("~ update network-apply");
-  expect(preview).toContain("~ update node-server: waits until the node is Ready again, and restarts nothing");
+  expect(preview).toContain("~ update node-ready: waits until the node is Ready again, and restarts nothing");
   expectNoSecret(preview);
   const { containerd, server } = await services(name);
   const { resources } = await json("up", name);

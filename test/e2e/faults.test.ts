@@ -243,7 +243,7 @@ describe("a change that is killed", () => {
   }
 
   it("while images are imported", async () => {
-    configure(name, { images: [imageArchive("testpod")] });
+    configure(name, { images: [imageArchive()] });
     await killedUp("the step", "images");
     await expectHealed();
   });

@@ -107,7 +107,7 @@ describe("the configuration is refused before anything is made", () => {
     ],
     [
       "an archive that ends too early",
-      () => ({ images: [file("short.tar", readFileSync(imageArchive("pause"), "latin1").slice(0, 3000))] }),
+      () => ({ images: [file("short.tar", readFileSync(imageArchive(), "latin1").slice(0, 3000))] }),
       "it is no tar archive, or a broken one",
     ],
     [

@@ -9,6 +9,8 @@ import { afterAll, describe, expect, it } from "vitest";
 import { inSandbox } from "../../config/paths.ts";
 import { FakeMachine, Killed } from "../../machines/fake.ts";
 import { lastReady } from "../../servers/ready.ts";
+import type { Stage } from "../../servers/server.ts";
+import { awaitNode } from "../../steps/ready.ts";
 import { ensureServer } from "../../steps/server.ts";
 
 // In memory, where it is there: each of some thousand runs syncs its files.
@@ -51,14 +53,14 @@ async function cluster(): Promise<FakeMachine> {
   return machine;
 }
 
-async function run(machine: FakeMachine, server: string, content = "config"): Promise<void> {
-  const { ref } = machine;
-  const params = {
-    machine: ref,
-    server: { distribution: "embedded" as const, server, kubectl: server, version: `v1.${server.slice(-1)}.0` },
-    takes: { artifacts: [], own: [] },
-  };
-  await ensureServer.run(params, { machine, content, incarnation: 1, repairs: 0, say: () => {} });
+const serverOf = (program: string) =>
+  ({ distribution: "embedded", server: program, kubectl: program, version: `v1.${program.slice(-1)}.0` }) as const;
+
+const contextOf = (machine: FakeMachine, content = "") => ({ machine, content, incarnation: 1, repairs: 0, say() {} });
+
+async function run(machine: FakeMachine, server: string, content = "config", stage: Stage = "node"): Promise<void> {
+  const params = { machine: machine.ref, server: serverOf(server), takes: { artifacts: [], own: [] }, stage };
+  await ensureServer.run(params, contextOf(machine, content));
 }
 
 /** The same cluster, as it is now, to be worked on apart. */
@@ -193,5 +195,20 @@ describe("another configuration of the same server", () => {
     await expect(run(picky, old!, "wrong")).rejects.toThrow(/runs again, as it was$/);
     expect(picky.files.get(inSandbox.nodeConfig)).toBe("config");
     expectRunning(picky, old!);
+  });
+});
+
+describe("the first server of a cluster", () => {
+  it("is gone back to only once its node was Ready", async () => {
+    const home = join(folder, String(count++));
+    const machine = new FakeMachine({ kind: "managed", name: "a", home }, { starts });
+    await run(machine, old!, "a kubelet that never is", "api");
+    expect(lastReady(machine.ref)).toBeUndefined();
+    await run(machine, good!, "another", "api");
+    expect(lastReady(machine.ref), "no upgrade: there was nothing before").toBeUndefined();
+    expect(copies(machine)).toEqual([]);
+    await awaitNode.run({ machine: machine.ref, server: serverOf(good!) }, contextOf(machine));
+    expect(lastReady(machine.ref)).toMatchObject({ server: good, config: "another" });
+    await expect(run(machine, broken!, "another", "api")).rejects.toThrow(/runs again, as it was$/);
   });
 });

@@ -161,7 +161,7 @@ describe("the graph", () => {
       runc: ["PatchedRunc", ["runc-build"]],
       runtime: ["RuntimeWrapper", ["runtime-check"]],
       containerd: ["ContainerdConfig", ["containerd-apply", "containerd-registries"]],
-      node: ["K3sNode", ["node-kubeconfig", "node-server"]],
+      node: ["K3sNode", ["node-kubeconfig", "node-ready", "node-server"]],
       network: ["PodNetwork", ["network-apply"]],
       images: ["Images", ["images-import"]],
       proxy: ["ServiceProxy", ["proxy-apply"]],
@@ -179,7 +179,7 @@ describe("the graph", () => {
       "runtime-check",
       "containerd-apply",
       "network-apply",
-      "node-server",
+      "node-ready",
       "testpod-pod",
       "testpod-logs",
     ];
@@ -191,6 +191,8 @@ describe("the graph", () => {
     expect(awaited(plain, "testpod-pod")).toContain("images-import");
     expect(awaited(plain, "images-import")).toContain("containerd-apply");
     expect(awaited(plain, "images-import")).not.toContain("node-server");
+    expect([...awaited(plain, "node-server")], "its kubelet awaits containerd by itself").toEqual(["sandbox-process"]);
+    expect(awaited(plain, "node-ready")).toContain("node-server");
     expect(awaited(plain, "network-apply")).not.toContain("images-import");
     expect([...awaited(plain, "coredns-apply")]).toEqual(
       expect.arrayContaining(["network-apply", "images-import", "proxy-apply"]),
@@ -219,6 +221,7 @@ describe("the graph", () => {
       "metrics-server-apply",
       "network-apply",
       "node-kubeconfig",
+      "node-ready",
       "node-server",
       "proxy-apply",
       "quirks-ask",
@@ -475,7 +478,7 @@ describe("an update touches only what an option is about", () => {
       { kubernetes: "1.36" },
       ["coredns", "metrics-server", "proxy"]
         .map((part) => `${part}-apply.environment`)
-        .concat(["node-server", "sandbox-process"].map((name) => `${name}.environment`))
+        .concat(["node-ready", "node-server", "sandbox-process"].map((name) => `${name}.environment`))
         .sort(),
     ],
     [{ node: { labels: { a: "b" } } }, ["node-server.stdin"]],
@@ -537,6 +540,7 @@ describe("an update touches only what an option is about", () => {
           "facade-apply",
           "metrics-server-apply",
           "network-apply",
+          "node-ready",
           "node-server",
           "proxy-apply",
           "runtime-check",
@@ -559,8 +563,8 @@ describe("an update touches only what an option is about", () => {
     observed = { ...nothing, repairs: { network: 1 } };
     const next = await graph();
     observed = nothing;
-    expect(differences(plain, next)).toEqual(["network-apply.environment", "node-server.environment"]);
-    expect(next["node-server"]!.inputs.environment).toMatchObject({ STEP_REPAIRS: "0", BELOW_REPAIRS: "1" });
+    expect(differences(plain, next)).toEqual(["network-apply.environment", "node-ready.environment"]);
+    expect(next["node-ready"]!.inputs.environment).toMatchObject({ STEP_REPAIRS: "0", BELOW_REPAIRS: "1" });
   });
 
   it("a sandbox that is replaced has everything in it done again", () => {
@@ -600,7 +604,9 @@ describe("an option changes the graph", () => {
       const k3s = await graph({ distribution: "k3s" });
       expect(k3s["node-download"]!.inputs.create).toBe("k3s");
       expect([...awaited(k3s, "node-download")]).toEqual([]);
-      expect(awaited(k3s, "node-server")).toContain("node-download");
+      expect([...awaited(k3s, "node-server")]).toEqual(
+        expect.arrayContaining(["node-download", "containerd-apply", "network-apply"]),
+      );
       expect(paramsOf(k3s, "node-server")).toMatchObject({
         server: {
           distribution: "k3s",

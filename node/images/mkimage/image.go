@@ -29,12 +29,8 @@ const (
 	refNameAnnotation        = "org.opencontainers.image.ref.name"
 )
 
-// write makes the image and puts it at output, where nothing half-written is ever seen.
-func write(s *spec, output string) (err error) {
-	img, err := image(s)
-	if err != nil {
-		return err
-	}
+// write makes the images and puts them at output, where nothing half-written is ever seen.
+func write(images []*spec, output string) (err error) {
 	dir, err := os.MkdirTemp("", "mkimage")
 	if err != nil {
 		return err
@@ -44,14 +40,8 @@ func write(s *spec, output string) (err error) {
 	if err != nil {
 		return fmt.Errorf("writing the OCI layout: %w", err)
 	}
-	for _, tag := range s.Names {
-		err := oci.AppendImage(img,
-			layout.WithPlatform(v1.Platform{OS: "linux", Architecture: s.Arch}),
-			layout.WithAnnotations(map[string]string{
-				containerdNameAnnotation: tag.Name(),
-				refNameAnnotation:        tag.TagStr(),
-			}))
-		if err != nil {
+	for _, s := range images {
+		if err := add(oci, s); err != nil {
 			return fmt.Errorf("writing the OCI layout: %w", err)
 		}
 	}
@@ -65,6 +55,26 @@ func write(s *spec, output string) (err error) {
 		return fmt.Errorf("writing %s: %w", output, err)
 	}
 	return os.Rename(temp.Name(), output)
+}
+
+// add makes an image, and puts it into the layout by each of its names.
+func add(oci layout.Path, s *spec) error {
+	img, err := image(s)
+	if err != nil {
+		return err
+	}
+	for _, tag := range s.Names {
+		err := oci.AppendImage(img,
+			layout.WithPlatform(v1.Platform{OS: "linux", Architecture: s.Arch}),
+			layout.WithAnnotations(map[string]string{
+				containerdNameAnnotation: tag.Name(),
+				refNameAnnotation:        tag.TagStr(),
+			}))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // image is the OCI image: one layer and its configuration.

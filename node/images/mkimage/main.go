@@ -1,9 +1,11 @@
-// Command mkimage makes a container image from files: a tar archive in OCI layout,
+// Command mkimage makes container images from files: a tar archive in OCI layout,
 // as `ctr -n k8s.io images import` takes it. Same input, same bytes: times are the
 // epoch, owners are root, entries are sorted, and the layer is not compressed.
 //
-//	mkimage --name gvisor-k3s.local/pause:1 --platform linux/amd64 --file pause:/pause:0755 \
-//	        --entrypoint /pause --user 65535:65535 -o pause.tar
+//	mkimage -o pause.tar --name gvisor-k3s.local/pause:1 --platform linux/amd64 --file pause:/pause:0755 \
+//	        --entrypoint /pause --user 65535:65535
+//
+// The options of a further image follow after `--`.
 package main
 
 import (
@@ -60,14 +62,30 @@ func main() {
 }
 
 func run(args []string) error {
-	s, output, err := parse(args)
-	if err != nil {
-		return err
+	var images []*spec
+	var output string
+	for more := true; more; {
+		end := slices.Index(args, "--")
+		if more = end >= 0; !more {
+			end = len(args)
+		}
+		s, file, err := parse(args[:end])
+		if err != nil {
+			return err
+		}
+		if file != "" {
+			output = file
+		}
+		images = append(images, s)
+		args = args[min(end+1, len(args)):]
 	}
-	return write(s, output)
+	if output == "" {
+		return errors.New("-o: missing, give the file to write")
+	}
+	return write(images, output)
 }
 
-// parse reads the options. The error lists everything that is wrong with them.
+// parse reads the options of an image. The error lists everything that is wrong with them.
 func parse(args []string) (*spec, string, error) {
 	s := &spec{Labels: map[string]string{}}
 	var problems []error
@@ -76,7 +94,7 @@ func parse(args []string) (*spec, string, error) {
 	flags := flag.NewFlagSet("mkimage", flag.ContinueOnError)
 	platform := flags.String("platform", platforms[0], "`platform`: "+strings.Join(platforms, ", "))
 	flags.StringVar(&s.User, "user", "", "`UID[:GID]` to run as; root where it is not given")
-	output := flags.String("o", "", "archive `file` to write (required)")
+	output := flags.String("o", "", "archive `file` to write (required, with one of the images)")
 	list := func(to *[]string, name, usage string) {
 		flags.Func(name, usage+"; can be repeated", func(v string) error {
 			*to = append(*to, v)
@@ -114,9 +132,6 @@ func parse(args []string) (*spec, string, error) {
 		problem("--platform %q: allowed are %s", *platform, strings.Join(platforms, ", "))
 	}
 	s.Arch = strings.TrimPrefix(*platform, "linux/")
-	if *output == "" {
-		problem("-o: missing, give the file to write")
-	}
 	if s.User != "" && !userForm.MatchString(s.User) {
 		problem("--user %q: give UID or UID:GID in digits", s.User)
 	}

@@ -283,6 +283,28 @@ func TestRoot(t *testing.T) {
 	}
 }
 
+func TestSeveralImages(t *testing.T) {
+	oci := unpack(t, make1(t, "--", "--name", "gvisor-k3s.local/other:1", "--name", "gvisor-k3s.local/third:1",
+		"--file", "/etc/hostname:/b:0644"))
+	index, err := oci.ImageIndex()
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, image := range manifest.Manifests {
+		names = append(names, image.Annotations[containerdNameAnnotation])
+	}
+	want := []string{"gvisor-k3s.local/app:1.2", "gvisor-k3s.local/other:1", "gvisor-k3s.local/third:1"}
+	if !slices.Equal(names, want) || manifest.Manifests[0].Digest == manifest.Manifests[1].Digest ||
+		manifest.Manifests[1].Digest != manifest.Manifests[2].Digest {
+		t.Errorf("the images are %v: %+v", names, manifest.Manifests)
+	}
+}
+
 func TestAllProblemsAtOnce(t *testing.T) {
 	output := filepath.Join(t.TempDir(), "image.tar")
 	err := run([]string{
@@ -308,8 +330,16 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	if _, err := os.Stat(output); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an archive was written: %v", err)
 	}
-	if err := run(nil); err == nil || !strings.Contains(err.Error(), "-o: missing") ||
-		!strings.Contains(err.Error(), "--file: missing") {
+	if err := run(nil); err == nil || !strings.Contains(err.Error(), "--file: missing") {
 		t.Errorf("without options: %v", err)
+	}
+	whole := []string{"--name", "gvisor-k3s.local/pause:1", "--file", "/etc/passwd:/x:0644"}
+	if err := run(whole); err == nil || !strings.Contains(err.Error(), "-o: missing") {
+		t.Errorf("without a file to write: %v", err)
+	}
+	// The last image has no file.
+	err = run(slices.Concat([]string{"-o", output}, whole, []string{"--"}, whole[:2]))
+	if err == nil || !strings.Contains(err.Error(), "--file: missing") {
+		t.Errorf("without a file: %v", err)
 	}
 }
