@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -116,12 +117,19 @@ func readiness(ctx context.Context, c *Config) (state Readiness) {
 		}
 		// Times in the status have no fraction of a second.
 		state.AgentAlive = condition.LastHeartbeatTime.Unix() >= noted.AgentStarted/1000
-		state.NodeReady = state.AgentAlive && condition.Status == corev1.ConditionTrue
+		state.NodeReady = state.AgentAlive && condition.Status == corev1.ConditionTrue && !isTaintedNotReady(node)
 		if !state.NodeReady {
 			state.Message = fmt.Sprintf("node %s is not Ready: %s", c.NodeName, condition.Message)
 		}
 	}
 	return state
+}
+
+// isTaintedNotReady tells whether a controller still keeps pods away from a node that was not Ready before.
+func isTaintedNotReady(node *corev1.Node) bool {
+	return slices.ContainsFunc(node.Spec.Taints, func(taint corev1.Taint) bool {
+		return taint.Key == corev1.TaintNodeNotReady
+	})
 }
 
 func adminClient(c *Config) (*kubernetes.Clientset, error) {
