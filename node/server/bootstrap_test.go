@@ -167,7 +167,9 @@ func bootstrapLists(ctx context.Context, t *testing.T, client kubernetes.Interfa
 	localBindings, err4 := client.RbacV1().RoleBindings("").List(ctx, all)
 	classes, err5 := client.SchedulingV1().PriorityClasses().List(ctx, all)
 	namespaces, err6 := client.CoreV1().Namespaces().List(ctx, all)
-	named := func(name string) metav1.ListOptions { return metav1.ListOptions{FieldSelector: "metadata.name=" + name} }
+	named := func(name string) metav1.ListOptions {
+		return metav1.ListOptions{FieldSelector: "metadata.name=" + name}
+	}
 	accounts, err7 := client.CoreV1().ServiceAccounts("").List(ctx, named("default"))
 	roots, err8 := client.CoreV1().ConfigMaps("").List(ctx, named("kube-root-ca.crt"))
 	if err := errors.Join(err1, err2, err3, err4, err5, err6, err7, err8); err != nil {
