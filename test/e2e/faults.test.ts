@@ -171,11 +171,12 @@ const fileThere = (file: string) => () => existsSync(file);
 /** Where an `up` is killed: what of it, in which step, and when. */
 type Place = [who: keyof typeof victims, step: string, what: string, when?: () => boolean];
 
-describe("an up that is killed while it makes the sandbox", () => {
+describe("an up that is killed while it makes the sandbox, or just after", () => {
   const places: Place[] = [
     ["the command's process group", "sandbox", "nothing is made yet"],
     ["the step", "sandbox", "the supervisor is told what to start", fileThere(paths.spec)],
     ["everything", "sandbox", "the sandbox answers, and Pulumi does not know of it", sandboxAnswers],
+    ["everything", "server", "the server is started", fileThere(join(paths.written, "server.json"))],
   ];
 
   it.each(places)("%s, in the step %s, when %s", async (who, step, _, when) => {
@@ -195,7 +196,7 @@ describe("an up that is killed on its way to a pod", () => {
   const places: Place[] = [
     ["the command", "build", "runc is looked for"],
     ["the step", "containerd", "containerd is started", fileThere(join(paths.written, "containerd.json"))],
-    ["everything", "server", "the server is started", fileThere(join(paths.written, "server.json"))],
+    ["everything", "ready", "the node is waited for"],
     ["the command's process group", "proxy", "the server is ready"],
   ];
 

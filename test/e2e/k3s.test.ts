@@ -120,7 +120,7 @@ it("of another version is one restart of the server, which pods survive", async 
     async (run) => await (await open(name, { ...options, k3s: { ...options.k3s, version: newer } })).up(run),
   );
   expect({ ...changed, update: changed.update!.sort() }).toEqual({
-    update: ["node-download", "node-server"],
+    update: ["node-download", "node-ready", "node-server"],
   });
   expect(await inside(name, "/bin/cat", "/var/log/gvisor-k3s/server.log")).toContain(`Starting k3s ${newer}`);
   expect(await uid()).toBe(before);
