@@ -87,6 +87,10 @@ func (c *components) start(ctx context.Context, name string, run func(context.Co
 
 const outOfPatience = "some components did not end in time"
 
+// farewell is what watches have to end when the API server does, after all other requests were answered: they never end
+// by themselves, and whoever watches asks again.
+const farewell = 200 * time.Millisecond
+
 // patience is what the components of a process have to end; what is started again must find their ports free.
 const patience = 5 * time.Second
 
@@ -177,6 +181,7 @@ func (c *components) serve(ctx context.Context, options apiserveroptions.Complet
 	if err != nil {
 		return err
 	}
+	chain.GenericAPIServer.ShutdownTimeout = farewell
 	prepared, err := chain.PrepareRun()
 	if err != nil {
 		return err

@@ -379,6 +379,7 @@ func startServer(t *testing.T, config *Config) (ctx context.Context, stop func()
 	}
 	return ctx, func() {
 		t.Helper()
+		defer watchAll(ctx, t, config)() // as on every node
 		command.Process.Signal(syscall.SIGTERM)
 		if err := <-exit; err != nil {
 			t.Errorf("SIGTERM should end it without an error: %v", err)
@@ -387,6 +388,20 @@ func startServer(t *testing.T, config *Config) (ctx context.Context, stop func()
 			t.Errorf("it was cut off: %v, or %s", err, outOfPatience)
 		}
 	}
+}
+
+// watchAll has somebody watch until that is stopped: it does not end by itself.
+func watchAll(ctx context.Context, t *testing.T, config *Config) (stop func()) {
+	t.Helper()
+	client, err := adminClient(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watching, err := client.CoreV1().Namespaces().Watch(ctx, metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return watching.Stop
 }
 
 // awaitConfigMaps waits until of the manifests' objects these are there, and no others.
