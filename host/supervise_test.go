@@ -897,6 +897,23 @@ func TestTwoSupervisors(t *testing.T) {
 	}
 }
 
+// One that was killed has the lock until the last of its threads has ended, when it counts as gone already.
+func TestASupervisorThatIsNotGoneYetIsAwaited(t *testing.T) {
+	b := newBox(t)
+	lock, err := os.Create(filepath.Join(b.state, "supervisor.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(200*time.Millisecond, func() { lock.Close() })
+	b.up()
+	if told := b.told(); !runs(told) {
+		t.Errorf("got %+v", told)
+	}
+}
+
 // A sandbox may print as much as it likes, and as fast.
 func TestWhatASandboxPrintsIsBounded(t *testing.T) {
 	b := newBox(t)
