@@ -111,13 +111,13 @@ func newSupervisor(specFile string) (*supervisor, error) {
 }
 
 const (
-	// lockPatience is what a supervisor that was killed has to be gone for good, and lockEvery how often that is looked at.
+	// lockPatience is what a supervisor that was killed has to be gone for good, lockEvery how often that is looked at.
 	lockPatience = 10 * time.Second
 	lockEvery    = 10 * time.Millisecond
 )
 
-// takeLock makes sure that no other supervisor has the sandbox. The kernel lets go of it with the process: when the last
-// of its threads has ended, which is after it has become a zombie.
+// takeLock makes sure that no other supervisor has the sandbox. The kernel lets go of the lock with the last of a
+// process's threads, when the process counts as gone already.
 func takeLock(spec Spec) (*os.File, error) {
 	file, err := os.OpenFile(spec.lockFile(), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
