@@ -117,15 +117,21 @@ func readiness(ctx context.Context, c *Config) (state Readiness) {
 		}
 		// Times in the status have no fraction of a second.
 		state.AgentAlive = condition.LastHeartbeatTime.Unix() >= noted.AgentStarted/1000
-		state.NodeReady = state.AgentAlive && condition.Status == corev1.ConditionTrue && !isTaintedNotReady(node)
+		state.NodeReady = state.AgentAlive && condition.Status == corev1.ConditionTrue
 		if !state.NodeReady {
 			state.Message = fmt.Sprintf("node %s is not Ready: %s", c.NodeName, condition.Message)
 		}
 	}
+	if state.NodeReady && isTaintedNotReady(node) {
+		state.NodeReady = false
+		state.Message = fmt.Sprintf("node %s is Ready, and the controllers still keep pods away from it (taint %s)",
+			c.NodeName, corev1.TaintNodeNotReady)
+	}
 	return state
 }
 
-// isTaintedNotReady tells whether a controller still keeps pods away from a node that was not Ready before.
+// isTaintedNotReady tells whether pods are kept away from a node because it was not Ready a moment ago: one that is made
+// now is refused once, and waits a second.
 func isTaintedNotReady(node *corev1.Node) bool {
 	return slices.ContainsFunc(node.Spec.Taints, func(taint corev1.Taint) bool {
 		return taint.Key == corev1.TaintNodeNotReady

@@ -75,8 +75,9 @@ it("is taken over by an update, with its data and its keys", async () => {
   const { changed } = await changes((options) => stack.up(options));
   const { update, delete: deleted, ...others } = changed;
   expect(update).toContain("sandbox-process");
-  // The test pod's image is another one; its provider is replaced because the data here is another cluster's.
-  expect([...new Set(Object.values(others).flat())].sort()).toEqual(["testpod-pod", "testpod-provider"]);
+  // The node has a step of its own, which awaits it; the test pod's image is another one; its provider is replaced because
+  // the data here is another cluster's.
+  expect([...new Set(Object.values(others).flat())].sort()).toEqual(["node-ready", "testpod-pod", "testpod-provider"]);
   // What was only looked up, the way out, and addons' images are no resources of their own any more.
   expect(deleted!.sort()).toEqual([
     "containerd-build",
