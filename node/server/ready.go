@@ -130,7 +130,7 @@ func readiness(ctx context.Context, c *Config) (state Readiness) {
 	return state
 }
 
-// isTaintedNotReady tells whether pods are kept away from a node because it was not Ready a moment ago: one that is made
+// isTaintedNotReady tells whether pods are kept away from a node since it was not Ready a moment ago: one that is made
 // now is refused once, and waits a second.
 func isTaintedNotReady(node *corev1.Node) bool {
 	return slices.ContainsFunc(node.Spec.Taints, func(taint corev1.Taint) bool {
