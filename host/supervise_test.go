@@ -897,20 +897,19 @@ func TestTwoSupervisors(t *testing.T) {
 	}
 }
 
-// One that was killed has the lock until the last of its threads has ended, when it counts as gone already.
-func TestASupervisorThatIsNotGoneYetIsAwaited(t *testing.T) {
+// It has its lock until the last of its threads has ended, and counts as alive until then.
+func TestASupervisorThatWasKilledMakesWay(t *testing.T) {
 	b := newBox(t)
-	lock, err := os.Create(filepath.Join(b.state, "supervisor.lock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	time.AfterFunc(200*time.Millisecond, func() { lock.Close() })
-	b.up()
-	if told := b.told(); !runs(told) {
-		t.Errorf("got %+v", told)
+	p := b.up()
+	for range 5 {
+		killed := b.told().ID
+		p.kill(t, unix.SIGKILL)
+		for killed.Alive() { // without a pause, in which it would be gone
+		}
+		p = b.up()
+		if told := b.told(); !runs(told) || told.PID == killed.PID {
+			t.Errorf("got %+v after process %d", told, killed.PID)
+		}
 	}
 }
 

@@ -12,10 +12,13 @@ export interface ProcessId {
   startTime: string;
 }
 
-/** When a process started, in clock ticks since boot; undefined if there is none, or only a zombie. */
+/**
+ * When a process started, in clock ticks since boot; undefined if there is none, or only a zombie. Others of a zombie's
+ * threads may run: until the last one has ended its files are open, and what it has locked is.
+ */
 export function processStart(pid: number): string | undefined {
   const fields = statOf(pid);
-  return fields?.[0] === "Z" ? undefined : fields?.[19];
+  return fields?.[0] === "Z" && Number(fields[17]) <= 1 ? undefined : fields?.[19];
 }
 
 /** What the kernel tells of a process, from field 3 on (see proc_pid_stat(5)); undefined if there is none. */

@@ -20,7 +20,8 @@ type ID struct {
 	StartTime string `json:"startTime"`
 }
 
-// Of is the process of a number. There is none where it has ended, which a zombie has.
+// Of is the process of a number. There is none where it has ended, which a zombie has, unless others of its threads
+// have not: until the last one has, its files are open, and what it has locked is.
 func Of(pid int) (ID, bool) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -28,7 +29,7 @@ func Of(pid int) (ID, bool) {
 	}
 	// From field 3 on, since the second one is a name that may have blanks and brackets; see proc_pid_stat(5).
 	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+	if len(fields) < 20 || fields[0] == "Z" && (fields[17] == "0" || fields[17] == "1") || fields[0] == "X" {
 		return ID{}, false
 	}
 	return ID{pid, fields[19]}, true

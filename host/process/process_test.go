@@ -161,3 +161,49 @@ func TestKill(t *testing.T) {
 		t.Error("one with another argument was killed")
 	}
 }
+
+const asLeader = "GVISOR_K3S_TEST_LEADER"
+
+// init is on the program's first thread.
+func init() {
+	if os.Getenv(asLeader) == "" {
+		return
+	}
+	go func() {
+		os.Stdin.Read(make([]byte, 1))
+		os.Exit(0)
+	}()
+	unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0) // of this thread alone
+}
+
+func TestAProcessLivesAsLongAsAnyOfItsThreads(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), asLeader+"=1")
+	input, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	id := of(t, cmd.Process.Pid)
+	for began := time.Now(); ; {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", id.PID))
+		if err != nil || time.Since(began) > patience {
+			t.Fatalf("its first thread does not end: %s, %v", text, err)
+		}
+		if strings.Contains(string(text), ") Z ") {
+			break
+		}
+	}
+	if !id.Alive() {
+		t.Error("others of its threads run, and it counts as gone")
+	}
+	input.Close()
+	for began := time.Now(); id.Alive(); {
+		if time.Since(began) > patience {
+			t.Fatal("all of its threads have ended, and it counts as alive")
+		}
+	}
+	cmd.Wait()
+}

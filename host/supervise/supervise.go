@@ -110,42 +110,26 @@ func newSupervisor(specFile string) (*supervisor, error) {
 	return s, nil
 }
 
-const (
-	// lockPatience is what a supervisor that was killed has to be gone for good, lockEvery how often that is looked at.
-	lockPatience = 10 * time.Second
-	lockEvery    = 10 * time.Millisecond
-)
-
-// takeLock makes sure that no other supervisor has the sandbox. The kernel lets go of the lock with the last of a
-// process's threads, when the process counts as gone already.
+// takeLock makes sure that no other supervisor has the sandbox. The kernel lets go of it with the process.
 func takeLock(spec Spec) (*os.File, error) {
 	file, err := os.OpenFile(spec.lockFile(), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("the sandbox's state folder: %w", err)
 	}
-	for waited := time.Duration(0); ; waited += lockEvery {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return file, nil
-		}
-		if err != unix.EWOULDBLOCK {
-			file.Close()
-			return nil, fmt.Errorf("locking %s: %w", spec.lockFile(), err)
-		}
-		state, unknown := readState(spec.stateFile())
-		alive := unknown == nil && state.Alive()
-		if !alive && waited < lockPatience {
-			time.Sleep(lockEvery)
-			continue
-		}
-		file.Close()
-		who := "another supervisor"
-		if alive {
-			who = fmt.Sprintf("another supervisor (process %d)", state.PID)
-		}
-		return nil, fmt.Errorf("%s has the sandbox %s already: it takes changes of the spec by SIGHUP, and ends by SIGTERM",
-			who, spec.Name)
+	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return file, nil
 	}
+	file.Close()
+	if err != unix.EWOULDBLOCK {
+		return nil, fmt.Errorf("locking %s: %w", spec.lockFile(), err)
+	}
+	who := "another supervisor"
+	if state, err := readState(spec.stateFile()); err == nil && state.Alive() {
+		who = fmt.Sprintf("another supervisor (process %d)", state.PID)
+	}
+	return nil, fmt.Errorf("%s has the sandbox %s already: it takes changes of the spec by SIGHUP, and ends by SIGTERM",
+		who, spec.Name)
 }
 
 func (s *supervisor) main(signals <-chan os.Signal, teller *ready.Teller) error {
