@@ -580,8 +580,8 @@ export const stackSchema = z.strictObject({
               .optional()
               .describe(
                 "The release of k3s of their agent, with `distribution: k3s`, no newer than the server's, and at most three " +
-                  "minor versions older. Default: the server's. Another one starts each agent anew, one node after the other and after the server, while its " +
-                  "pods go on.",
+                  "minor versions older. Default: the server's. Another one starts each agent anew, one node after the " +
+                  "other and after the server, while its pods go on.",
               ),
             path: absolutePath.optional().describe("A k3s binary that is taken as it is, in place of that release."),
           })

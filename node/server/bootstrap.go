@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -60,11 +59,11 @@ func bootstrap(ctx context.Context, c *Config, backend server.Backend) (bool, er
 	if err != nil || count > 0 || hasStorageArgs(c) {
 		return false, err
 	}
-	authority, err := os.ReadFile((&pki{config: c}).cert(serverCA))
+	authority, err := pki{config: c}.read(serverCA)
 	if err != nil {
 		return false, err
 	}
-	objects, err := bootstrapObjects(string(authority))
+	objects, err := bootstrapObjects(authority)
 	if err != nil {
 		return false, err
 	}

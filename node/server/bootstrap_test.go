@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"reflect"
 	"slices"
 	"testing"
@@ -119,6 +118,10 @@ func bootstrapped(ctx context.Context, t *testing.T, config *Config) map[string]
 	if err != nil {
 		t.Fatal(err)
 	}
+	authority, err := pki{config: config}.read(serverCA)
+	if err != nil {
+		t.Fatal(err)
+	}
 	objects := map[string]runtime.Object{}
 	for _, list := range bootstrapLists(ctx, t, client) {
 		items, err := meta.ExtractList(list)
@@ -140,22 +143,13 @@ func bootstrapped(ctx context.Context, t *testing.T, config *Config) map[string]
 			if role, ok := item.(*rbacv1.ClusterRole); ok && role.AggregationRule != nil {
 				role.Rules = nil // a controller gathers them
 			}
-			if root, ok := item.(*corev1.ConfigMap); ok && root.Data["ca.crt"] == authorityOf(t, config) {
+			if root, ok := item.(*corev1.ConfigMap); ok && root.Data["ca.crt"] == authority {
 				root.Data = nil
 			}
 			objects[fmt.Sprintf("%T %s/%s", item, about.GetNamespace(), about.GetName())] = item
 		}
 	}
 	return objects
-}
-
-func authorityOf(t *testing.T, config *Config) string {
-	t.Helper()
-	content, err := os.ReadFile((&pki{config: config}).cert(serverCA))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(content)
 }
 
 func bootstrapLists(ctx context.Context, t *testing.T, client kubernetes.Interface) []runtime.Object {

@@ -118,12 +118,12 @@ func invite(
 		return nil, err
 	}
 	p := pki{config: c}
-	servers, err := os.ReadFile(p.cert(serverCA))
+	servers, err := p.read(serverCA)
 	if err != nil {
 		return nil, err
 	}
-	clients, err := os.ReadFile(p.cert(clientCA))
-	return &invitation{Token: m.token(), ServerCA: string(servers), ClientCA: string(clients)}, err
+	clients, err := p.read(clientCA)
+	return &invitation{Token: m.token(), ServerCA: servers, ClientCA: clients}, err
 }
 
 func newMember() member {

@@ -43,6 +43,13 @@ type pki struct {
 
 func (p pki) cert(name string) string { return p.config.path("server", "tls", name+".crt") }
 func (p pki) key(name string) string  { return p.config.path("server", "tls", name+".key") }
+
+// read is a certificate as its file has it, for those who are to believe it.
+func (p pki) read(name string) (string, error) {
+	content, err := os.ReadFile(p.cert(name))
+	return string(content), err
+}
+
 func (p pki) kubeconfig(name string) string {
 	return p.config.path("server", "cred", name+".kubeconfig")
 }

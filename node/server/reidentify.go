@@ -77,7 +77,7 @@ func forgetKeys(c *Config) error {
 
 // reidentify has what is in the datastore be this cluster's. It may be done again, as it is if it was interrupted.
 func reidentify(ctx context.Context, c *Config, backend server.Backend) error {
-	ca, err := os.ReadFile(pki{config: c}.cert(serverCA))
+	ca, err := pki{config: c}.read(serverCA)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func reidentify(ctx context.Context, c *Config, backend server.Backend) error {
 		backend: backend,
 		name:    c.NodeName,
 		hasNode: !c.DisableAgent,
-		ca:      string(ca),
+		ca:      ca,
 		names:   map[string]string{},
 		noted:   c.path("server", renamesFile),
 	}

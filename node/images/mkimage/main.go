@@ -63,30 +63,26 @@ func main() {
 
 func run(args []string) error {
 	var images []*spec
+	var problems []error
 	var output string
 	for more := true; more; {
-		end := slices.Index(args, "--")
-		if more = end >= 0; !more {
-			end = len(args)
+		options := args
+		if end := slices.Index(args, "--"); end >= 0 {
+			options, args = args[:end], args[end+1:]
+		} else {
+			more = false
 		}
-		s, file, err := parse(args[:end])
-		if err != nil {
-			return err
-		}
-		if file != "" {
-			output = file
-		}
-		images = append(images, s)
-		args = args[min(end+1, len(args)):]
+		s, err := parse(options, &output)
+		images, problems = append(images, s), append(problems, err)
 	}
-	if output == "" {
-		return errors.New("-o: missing, give the file to write")
+	if err := errors.Join(problems...); err != nil {
+		return err
 	}
 	return write(images, output)
 }
 
-// parse reads the options of an image. The error lists everything that is wrong with them.
-func parse(args []string) (*spec, string, error) {
+// parse reads the options of an image; the first has the output. The error lists everything that is wrong with them.
+func parse(args []string, output *string) (*spec, error) {
 	s := &spec{Labels: map[string]string{}}
 	var problems []error
 	problem := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
@@ -94,7 +90,7 @@ func parse(args []string) (*spec, string, error) {
 	flags := flag.NewFlagSet("mkimage", flag.ContinueOnError)
 	platform := flags.String("platform", platforms[0], "`platform`: "+strings.Join(platforms, ", "))
 	flags.StringVar(&s.User, "user", "", "`UID[:GID]` to run as; root where it is not given")
-	output := flags.String("o", "", "archive `file` to write (required, with one of the images)")
+	flags.StringVar(output, "o", *output, "archive `file` to write (required, with the first image)")
 	list := func(to *[]string, name, usage string) {
 		flags.Func(name, usage+"; can be repeated", func(v string) error {
 			*to = append(*to, v)
@@ -112,7 +108,7 @@ func parse(args []string) (*spec, string, error) {
 	list(&s.Env, "env", "`NAME=VALUE` in the environment")
 	list(&labels, "label", "`NAME=VALUE` label")
 	if err := flags.Parse(args); err != nil {
-		return nil, "", err
+		return nil, err
 	}
 
 	if flags.NArg() > 0 {
@@ -132,6 +128,9 @@ func parse(args []string) (*spec, string, error) {
 		problem("--platform %q: allowed are %s", *platform, strings.Join(platforms, ", "))
 	}
 	s.Arch = strings.TrimPrefix(*platform, "linux/")
+	if *output == "" {
+		problem("-o: missing, give the file to write")
+	}
 	if s.User != "" && !userForm.MatchString(s.User) {
 		problem("--user %q: give UID or UID:GID in digits", s.User)
 	}
@@ -177,7 +176,7 @@ func parse(args []string) (*spec, string, error) {
 			problem("%s: given more than once", s.Entries[i].Dest)
 		}
 	}
-	return s, *output, errors.Join(problems...)
+	return s, errors.Join(problems...)
 }
 
 // parseFile splits SRC:DEST:MODE from its end, as SRC may hold a colon.

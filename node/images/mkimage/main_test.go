@@ -330,16 +330,18 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	if _, err := os.Stat(output); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an archive was written: %v", err)
 	}
-	if err := run(nil); err == nil || !strings.Contains(err.Error(), "--file: missing") {
+	if err := run(nil); err == nil || !strings.Contains(err.Error(), "-o: missing") ||
+		!strings.Contains(err.Error(), "--file: missing") {
 		t.Errorf("without options: %v", err)
 	}
 	whole := []string{"--name", "gvisor-k3s.local/pause:1", "--file", "/etc/passwd:/x:0644"}
 	if err := run(whole); err == nil || !strings.Contains(err.Error(), "-o: missing") {
 		t.Errorf("without a file to write: %v", err)
 	}
-	// The last image has no file.
-	err = run(slices.Concat([]string{"-o", output}, whole, []string{"--"}, whole[:2]))
-	if err == nil || !strings.Contains(err.Error(), "--file: missing") {
+	// The first image has no file, and the last one a wrong user.
+	err = run(slices.Concat([]string{"-o", output}, whole[:2], []string{"--"}, whole, []string{"--user", "nobody"}))
+	if err == nil || !strings.Contains(err.Error(), "--file: missing") ||
+		!strings.Contains(err.Error(), `--user "nobody"`) {
 		t.Errorf("without a file: %v", err)
 	}
 }
