@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -149,9 +148,7 @@ func kubeletSettings(c *Config, identity kubeletIdentity) *kubeletconfig.Kubelet
 		EvictionHard:           map[string]string{"memory.available": "12%"},
 		FailSwapOn:             &no,
 		MakeIPTablesUtilChains: &no,
-		// The node is alone: whether it lives is known from its process, so its heartbeats can be rare.
-		NodeStatusUpdateFrequency: metav1.Duration{Duration: 10 * time.Second},
-		EnableServer:              &yes,
+		EnableServer:           &yes,
 	}
 	if c.ResolvConf != "" {
 		settings.ResolverConfig = &c.ResolvConf

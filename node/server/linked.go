@@ -5,6 +5,8 @@ package main
 import (
 	_ "time/tzdata" // the time zones of CronJobs: a sandbox has no files of them
 
+	_ "gvisor-k3s/node/server/unmetered" // and one that no other program has
+
 	_ "k8s.io/client-go/plugin/pkg/client/auth"           // what a kubeconfig of kubectl's may log in with
 	_ "k8s.io/component-base/logs/json/register"          // logging-format=json
 	_ "k8s.io/component-base/metrics/prometheus/clientgo" // metrics of the requests that components make

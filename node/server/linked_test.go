@@ -5,11 +5,14 @@ import (
 	"go/token"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"k8s.io/client-go/util/workqueue"
 )
 
 // What a main package of upstream's imports for its effect alone is in this program too.
@@ -30,6 +33,16 @@ func TestLinksWhatUpstreamLinks(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// A queue with a name would have metrics, and a goroutine that keeps them.
+func TestWorkQueuesSleep(t *testing.T) {
+	queue := workqueue.NewTypedWithConfig(workqueue.TypedQueueConfig[string]{Name: "sleeper"})
+	defer queue.ShutDown()
+	stacks := make([]byte, 1<<20)
+	if all := string(stacks[:runtime.Stack(stacks, true)]); strings.Contains(all, "updateUnfinishedWorkLoop") {
+		t.Errorf("a work queue wakes twice a second:\n%s", all)
 	}
 }
 
