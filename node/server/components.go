@@ -173,6 +173,8 @@ func (c *components) serve(ctx context.Context, options apiserveroptions.Complet
 	if c.bootstrapped {
 		config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks.Insert(bootstrapHooks...)
 	}
+	generic := config.KubeAPIs.ControlPlane.Generic
+	generic.SkipOpenAPIInstallation = true
 	completed, err := config.Complete()
 	if err != nil {
 		return err
@@ -182,10 +184,17 @@ func (c *components) serve(ctx context.Context, options apiserveroptions.Complet
 		return err
 	}
 	chain.GenericAPIServer.ShutdownTimeout = farewell
+	builtIn, ok := chain.GenericAPIServer.NextDelegate().(*server.GenericAPIServer)
+	if !ok {
+		return fmt.Errorf("the aggregator's delegate is a %T", chain.GenericAPIServer.NextDelegate())
+	}
+	serveDocuments(builtIn, generic, c.config.APIServerArgs)
 	prepared, err := chain.PrepareRun()
 	if err != nil {
 		return err
 	}
+	// What is needed of them is made again for each document (GetDefinitions).
+	generic.OpenAPIV3Config.Definitions = nil
 	return prepared.Run(ctx)
 }
 
