@@ -174,7 +174,7 @@ func (c *components) serve(ctx context.Context, options apiserveroptions.Complet
 		config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks.Insert(bootstrapHooks...)
 	}
 	generic := config.KubeAPIs.ControlPlane.Generic
-	generic.SkipOpenAPIInstallation = true
+	leaveDocuments(generic)
 	completed, err := config.Complete()
 	if err != nil {
 		return err

@@ -12,10 +12,13 @@ import (
 	"time"
 
 	"github.com/emicklei/go-restful/v3"
+	"k8s.io/apiserver/pkg/endpoints/openapi"
 	"k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/mux"
 	"k8s.io/apiserver/pkg/server/routes"
 	"k8s.io/component-base/version"
+	"k8s.io/kube-openapi/pkg/common"
+	"k8s.io/kube-openapi/pkg/common/restfuladapter"
 	"k8s.io/kube-openapi/pkg/handler3"
 )
 
@@ -31,8 +34,23 @@ type documents struct {
 	hash string
 }
 
-// serveDocuments has kube-apiserver's documents served from these. It is called before the server is prepared, and the
-// config says SkipOpenAPIInstallation.
+// leaveDocuments has kube-apiserver make no documents of its own. It is called before the server is made.
+func leaveDocuments(config *server.Config) {
+	config.SkipOpenAPIInstallation = true
+	// Without them kube-openapi puts functions here that hold the definitions of all types, in each config.
+	config.OpenAPIConfig.GetOperationIDAndTagsFromRoute = operationOf
+	config.OpenAPIV3Config.GetOperationIDAndTagsFromRoute = operationOf
+}
+
+func operationOf(route common.Route) (string, []string, error) {
+	adapter, ok := route.(*restfuladapter.RouteAdapter)
+	if !ok {
+		return "", nil, fmt.Errorf("a %T is no route of go-restful", route)
+	}
+	return openapi.GetOperationIDAndTags(adapter.Route)
+}
+
+// serveDocuments has kube-apiserver's documents served from these. It is called before the server is prepared.
 // arguments are those of the API server that users give: they turn features, and so APIs, on and off.
 func serveDocuments(served *server.GenericAPIServer, config *server.Config, arguments []string) {
 	content := strings.Join(append([]string{version.Get().GitVersion}, arguments...), "\n")

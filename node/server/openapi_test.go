@@ -27,6 +27,7 @@ func TestDocumentsAreMadeWhenAskedFor(t *testing.T) {
 		config.OpenAPIConfig = server.DefaultOpenAPIConfig(definitions, openapi.NewDefinitionNamer())
 		config.OpenAPIV3Config = server.DefaultOpenAPIV3Config(definitions, openapi.NewDefinitionNamer())
 		config.OpenAPIV3Config.Definitions = nil
+		leaveDocuments(config)
 		handler := server.NewAPIServerHandler("test", config.Serializer, func(h http.Handler) http.Handler { return h }, nil)
 		service := new(restful.WebService).Path("/apis/test/v1")
 		service.Route(service.GET("/last").Operation("readLast").To(func(*restful.Request, *restful.Response) {}))
