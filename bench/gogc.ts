@@ -7,7 +7,7 @@ import { readUsage } from "./cgroup.ts";
 import type { GogcRun } from "./results.ts";
 
 /** Go's default and the server's own choice (node/server/main.go), in turn. */
-const VALUES = [100, 50, 100, 50];
+const VALUES = [100, 40, 100, 40];
 
 /** Starts the server of a node anew with one GOGC after another. */
 export async function measureGogc(machine: Machine, settle: number): Promise<GogcRun[]> {

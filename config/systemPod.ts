@@ -9,6 +9,9 @@ export const systemProbes = (ready: object, live: object): object => ({
   livenessProbe: { ...live, periodSeconds: 30, timeoutSeconds: 5 },
 });
 
+/** How often Go programs collect garbage: memory is what a sandbox is short of, and these are idle most of the time. */
+export const GOGC = "50";
+
 /** An addon's image. */
 export interface ImageOfAddon {
   name: string;
@@ -57,6 +60,7 @@ export function systemPod(
           readOnlyRootFilesystem: true,
           capabilities: { drop: ["ALL"] },
         },
+        env: [{ name: "GOGC", value: GOGC }],
         ...container,
         volumeMounts: mounted.map(({ name, mountPath, readOnly }) => ({ name, mountPath, readOnly })),
       },

@@ -2,6 +2,7 @@ import { dirname } from "node:path";
 import type { Wanted } from "../artifacts/artifacts.ts";
 import { SANDBOX_PATH } from "../config/ociSpec.ts";
 import { inSandbox } from "../config/paths.ts";
+import { GOGC } from "../config/systemPod.ts";
 import type { Machine } from "../machines/machine.ts";
 import { ensureService, serviceGives, serviceLog } from "../machines/services.ts";
 import { provideTo } from "./runtime.ts";
@@ -47,7 +48,7 @@ export const ensureContainerd: Step<ContainerdParams> = {
     await ensureService(machine, {
       name: "containerd",
       command: [containerd, "--config", inSandbox.containerdConfig],
-      env: [path, ...env],
+      env: [path, `GOGC=${GOGC}`, ...env],
       config: `${config}${credentials}${repairs}`,
       stopSeconds: 10,
     });

@@ -94,10 +94,10 @@ func dispatch(args []string) error {
 	}
 	// One process holds several components, and each of them sets up logging; the first one's settings stand.
 	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged
-	// About a tenth less memory of the whole node than with Go's default of 100, for half a second of CPU more at the
-	// start (bench/README.md).
+	// Memory is what a sandbox is short of: less of it than with Go's default of 100, for more CPU time at the start
+	// (bench/README.md).
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
+		debug.SetGCPercent(40)
 	}
 	if args[0] == agentCommand {
 		return runAgent(ctx, config, os.Stdin)
