@@ -31,9 +31,10 @@ interface Step {
   idleCpu: number;
   /** Milliseconds to read a pod, from the host. */
   api: number[];
-  /** From a pod to a pod, by its address and by a Service's. */
+  /** From a pod to a pod, by its address, by a Service's, and by a Service's name. */
   direct: Measurement;
   service: Measurement;
+  named: Measurement;
   /** As `direct`, while there are network policies. */
   filtered: Measurement;
 }
@@ -71,6 +72,7 @@ async function measure(bench: ClusterBench, pods: number, before: number): Promi
   }
   const target = `bench-${pods}`;
   const { status } = await client.readNamespacedPod({ namespace: "default", name: target });
+  const service = await client.readNamespacedService({ namespace: "default", name: target });
   const from = (url: string) => measured(bench, "bench-1", url);
   const direct = `http://${status!.podIP}:8080`;
   /** The target takes what comes from the first pod only, and for the time of an action this is so. */
@@ -104,7 +106,8 @@ async function measure(bench: ClusterBench, pods: number, before: number): Promi
     idleCpu: (cpuSeconds - cpu) / SETTLE,
     api,
     direct: await from(direct),
-    service: await from(`http://${target}`),
+    service: await from(`http://${service.spec!.clusterIP}`),
+    named: await from(`http://${target}`),
     filtered: await filtered(() => from(direct)),
   };
 }
@@ -119,10 +122,11 @@ function table(steps: Step[]): string {
     ["CPUs in use when idle", ({ idleCpu }) => idleCpu.toFixed(2)],
     ["API: reading a pod, p50 / p95, ms", ({ api }) => halfAndMost(api, 1)],
     ["pod to pod, a connection and a request, p50 / p95, ms", ({ direct }) => halfAndMost(direct.milliseconds, 2)],
-    ["the same by a Service", ({ service }) => halfAndMost(service.milliseconds, 2)],
+    ["the same by a Service's address", ({ service }) => halfAndMost(service.milliseconds, 2)],
+    ["the same by a Service's name", ({ named }) => halfAndMost(named.milliseconds, 2)],
     ["pod to pod with a network policy", ({ filtered }) => halfAndMost(filtered.milliseconds, 2)],
     ["pod to pod, MB/s", ({ direct }) => (direct.bytesPerSecond / 1e6).toFixed(0)],
-    ["the same by a Service", ({ service }) => (service.bytesPerSecond / 1e6).toFixed(0)],
+    ["the same by a Service's address", ({ service }) => (service.bytesPerSecond / 1e6).toFixed(0)],
     ["pod to pod with a network policy, MB/s", ({ filtered }) => (filtered.bytesPerSecond / 1e6).toFixed(0)],
   ];
   const ratio = percentile(last.starts, 0.95)[0]! / percentile(first.starts, 0.95)[0]!;
