@@ -293,6 +293,8 @@ describe("an up whose predecessor was killed, and whose step goes on", () => {
       const step = stepOf(first, "server");
       return step && readFileSync(lock, "utf8").startsWith(`server (process ${step.pid}, since `) ? step : undefined;
     });
+    const { sandbox } = supervised(name);
+    signalTo(sandbox!.pid, "SIGSTOP"); // so that the step does not end before it is stopped itself
     const others = victims["all but the step"](first, "server");
     const parent = parentOf(holder.pid);
     for (const { pid } of others) signalTo(pid, "SIGKILL");
@@ -301,6 +303,7 @@ describe("an up whose predecessor was killed, and whose step goes on", () => {
     const gone = () => !others.some(isAlive) && parentOf(holder.pid) !== parent;
     await waitFor("the others are gone", 20, () => gone() || undefined);
     signalTo(holder.pid, "SIGSTOP");
+    signalTo(sandbox!.pid, "SIGCONT");
     expect(isAlive(holder), "the step goes on").toBe(true);
     const second = begin(["up", name]);
     await prints(second, `waiting for server (process ${holder.pid}, since `);
