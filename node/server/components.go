@@ -170,10 +170,10 @@ func (c *components) serve(ctx context.Context, options apiserveroptions.Complet
 	if err != nil {
 		return err
 	}
-	if c.bootstrapped {
-		config.KubeAPIs.ControlPlane.Generic.DisabledPostStartHooks.Insert(bootstrapHooks...)
-	}
 	generic := config.KubeAPIs.ControlPlane.Generic
+	if c.bootstrapped {
+		generic.DisabledPostStartHooks.Insert(bootstrapHooks...)
+	}
 	leaveDocuments(generic)
 	completed, err := config.Complete()
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"weak"
 
 	"github.com/emicklei/go-restful/v3"
 	"k8s.io/apiserver/pkg/endpoints/openapi"
@@ -32,6 +33,11 @@ type documents struct {
 	config *server.Config
 	// hash is what a client knows a document's content by, so that it need not be made to tell whether it is another.
 	hash string
+
+	mutex sync.Mutex
+	// groups serve those that were asked for of late: any pod may ask for many at once, of which each is made once. The
+	// garbage collector takes them.
+	groups map[string]weak.Pointer[handler3.OpenAPIService]
 }
 
 // leaveDocuments has kube-apiserver make no documents of its own. It is called before the server is made.
@@ -54,7 +60,12 @@ func operationOf(route common.Route) (string, []string, error) {
 // arguments are those of the API server that users give: they turn features, and so APIs, on and off.
 func serveDocuments(served *server.GenericAPIServer, config *server.Config, arguments []string) {
 	content := strings.Join(append([]string{version.Get().GitVersion}, arguments...), "\n")
-	documents := &documents{served, config, fmt.Sprintf("%X", sha256.Sum256([]byte(content)))}
+	documents := &documents{
+		server: served,
+		config: config,
+		hash:   fmt.Sprintf("%X", sha256.Sum256([]byte(content))),
+		groups: map[string]weak.Pointer[handler3.OpenAPIService]{},
+	}
 	second := sync.OnceValue(documents.second)
 	paths := served.Handler.NonGoRestfulMux
 	paths.HandleFunc("/openapi/v2", func(w http.ResponseWriter, r *http.Request) { second().ServeHTTP(w, r) })
@@ -77,9 +88,7 @@ func (d *documents) serveIndex(w http.ResponseWriter, r *http.Request) {
 		index.Paths[name] = handler3.OpenAPIV3DiscoveryGroupVersion{ServerRelativeURL: d.address(name)}
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(index); err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-	}
+	json.NewEncoder(w).Encode(index) // it fails for who has gone
 }
 
 func (d *documents) address(name string) string {
@@ -87,31 +96,46 @@ func (d *documents) address(name string) string {
 	return address.String()
 }
 
-// serveGroup makes a document of version 3, as kube-apiserver does for all.
+// serveGroup serves a document of version 3.
 func (d *documents) serveGroup(w http.ResponseWriter, r *http.Request) {
 	name := strings.TrimPrefix(r.URL.Path, openAPIv3+"/")
-	hash := r.URL.Query().Get("hash")
+	group := d.group(name)
+	if group == nil {
+		http.NotFound(w, r)
+		return
+	}
+	if hash := r.URL.Query().Get("hash"); hash != "" {
+		if hash != d.hash {
+			http.Redirect(w, r, d.address(name), http.StatusMovedPermanently)
+			return
+		}
+		// Such an answer stays right for ever: kube-openapi's handler says the same for its own hash.
+		w.Header().Set("Cache-Control", "public, immutable")
+		w.Header().Set("Expires", time.Now().AddDate(1, 0, 0).Format(time.RFC1123))
+		r = r.Clone(r.Context())
+		r.URL.RawQuery = ""
+	}
+	group.HandleGroupVersion(w, r)
+}
+
+// group makes a document of version 3, as kube-apiserver does for all, unless somebody has it; nil if there is no such.
+func (d *documents) group(name string) *handler3.OpenAPIService {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	if made := d.groups[name].Value(); made != nil {
+		return made
+	}
 	services := d.server.Handler.GoRestfulContainer.RegisteredWebServices()
 	for _, service := range slices.Backward(services) { // of two with one path the last is told, as by kube-apiserver
 		if strings.TrimPrefix(service.RootPath(), "/") != name {
 			continue
 		}
-		if hash != "" && hash != d.hash {
-			http.Redirect(w, r, d.address(name), http.StatusMovedPermanently)
-			return
-		}
-		if hash != "" { // such an answer stays right for ever: kube-openapi's handler says the same for its own hash
-			w.Header().Set("Cache-Control", "public, immutable")
-			w.Header().Set("Expires", time.Now().AddDate(1, 0, 0).Format(time.RFC1123))
-			r = r.Clone(r.Context())
-			r.URL.RawQuery = ""
-		}
 		container := restful.NewContainer()
 		container.Add(service)
-		routes.OpenAPI{V3Config: d.config.OpenAPIV3Config}.
-			InstallV3(container, mux.NewPathRecorderMux("openapi-v3")).
-			HandleGroupVersion(w, r)
-		return
+		made := routes.OpenAPI{V3Config: d.config.OpenAPIV3Config}.
+			InstallV3(container, mux.NewPathRecorderMux("openapi-v3"))
+		d.groups[name] = weak.Make(made)
+		return made
 	}
-	http.NotFound(w, r)
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/emicklei/go-restful/v3"
@@ -70,6 +71,15 @@ func TestDocumentsAreMadeWhenAskedFor(t *testing.T) {
 	if plain := get(handler, openAPIv3+"/apis/test/v1"); plain.Code != http.StatusOK ||
 		plain.Header().Get("Cache-Control") != "" {
 		t.Errorf("without a hash: %d %v", plain.Code, plain.Header())
+	}
+	var asked sync.WaitGroup
+	before := made
+	for range 100 {
+		asked.Go(func() { get(handler, address) })
+	}
+	asked.Wait()
+	if made > before+5 { // the garbage collector may have taken one
+		t.Errorf("100 who ask at once have the document made %d times", made-before)
 	}
 	if moved := get(handler, openAPIv3+"/apis/test/v1?hash=old"); moved.Code != http.StatusMovedPermanently ||
 		moved.Header().Get("Location") != address {
